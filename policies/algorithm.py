@@ -1,0 +1,89 @@
+"""What an algorithm is: one module with a Config, a score graph, a learner and a publish step, named by one `Algorithm` value.
+
+Reader and writer are different objects. The reader is an ONNX graph, built once for a problem, plus named arrays that
+change with every publish. The writer is a `Learner` that owns sums. Named arrays are all that passes between them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from policies.features import Encoder
+from policies.surface import Objective
+from policies.types import F32, Arrays, Changes, Head
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options every algorithm has; each adds its own in a subclass. Defaults are the one default configuration."""
+
+    floor: float = 0.02
+    head: Head = "draws"
+    temperature: float = 1.0
+    draws: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What an algorithm is asked to solve: one surface version seen by one policy.
+
+    weights  objective → weight × scale, signs turned so that larger is better; the order is the surface's
+    """
+
+    encoder: Encoder
+    objectives: dict[str, Objective]
+    weights: dict[str, float]
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a publish makes of merged sums.
+
+    arrays       the graph's changing initialisers, by input name (float32)
+    slot_weight  1/(1+(k−1)ρ̂), logged with each decision drawn from this bundle
+    diagnostics  numbers for metrics and the ops page, such as sigma, examples, rho
+    """
+
+    arrays: Arrays
+    slot_weight: float = 1.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """Owns sums. `arrays` is a copy-free view for a commit; `load` takes what `arrays` gave, here or in another process."""
+
+    def learn(self, changes: Changes) -> None: ...
+
+    def arrays(self) -> Arrays: ...
+
+    def load(self, arrays: Arrays) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """One line of the registry.
+
+    graph      (config, problem) → ONNX model; changing arrays are initialisers that are also inputs
+    learner    (config, problem) → Learner with nothing learned; None for algorithms that do not learn
+    merge      sums of several shards → one; for `merges` algorithms addition after aligning reference times
+    publish    (config, problem, merged arrays, now seconds, seed) → Published; pure
+    reference  (config, problem, published arrays, inputs) → scores (n, m) in plain numpy: what the graph must equal
+    inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …)
+    """
+
+    name: str
+    summary: str
+    source: str
+    config: type[Config]
+    graph: Callable[[Any, Problem], "ModelProto"]
+    publish: Callable[[Any, Problem, Arrays, float, int], Published]
+    reference: Callable[[Any, Problem, Arrays, dict[str, F32]], F32]
+    inputs: tuple[str, ...]
+    learner: Callable[[Any, Problem], Learner] | None = None
+    merge: Callable[[Sequence[Arrays]], Arrays] | None = None
+    traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws

@@ -1,0 +1,142 @@
+"""What a data scientist writes: surfaces, their features, objectives and policies. The types are the schema.
+
+A surface document is immutable and named by the hash of its content (`semantics.md` 17): a change is a new version, and
+every decision is joined, rewarded and weighted for its whole life by the version it names.
+"""
+
+import hashlib
+import re
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from policies.errors import Rejected
+
+Aggregate = Literal["sum", "max", "min", "mean", "first", "last"]
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(duration: str | float, at: str = "$") -> float:
+    """Seconds of a duration such as `30m`, `1.5h`, `200ms` or a plain number. Raises Rejected."""
+    if isinstance(duration, int | float):
+        return float(duration)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", duration)
+    if not found:
+        raise Rejected(f"Expected a duration such as 30m, 24h or 200ms, got {duration!r}", at=at)
+    return float(found[1]) * SECONDS[found[2]]
+
+
+class Number(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="number"):
+    """A number; `min` and `max` are the range it is scaled from, values outside are clipped."""
+
+    min: float = 0.0
+    max: float = 1.0
+
+
+class Category(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="category"):
+    """One of `values`; anything else is the reserved category `unseen`."""
+
+    values: list[str]
+
+
+class Bool(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="bool"):
+    """True or false."""
+
+
+class Vector(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="vector"):
+    """`size` numbers, used as they are after clipping to [-clip, clip]."""
+
+    size: int
+    clip: float = 10.0
+
+
+Feature = Number | Category | Bool | Vector
+
+
+class FeatureSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """Named, typed features of the context and the items, and the products of the two that models see."""
+
+    context: dict[str, Feature] = {}
+    items: dict[str, Feature] = {}
+    cross: list[tuple[str, str]] = []  # (context feature, item feature)
+
+
+class Objective(Struct, frozen=True, forbid_unknown_fields=True):
+    """Feedback of one kind inside the horizon, made one number a slot.
+
+    scale    multiplies the number when objectives are weighed against each other; the log and the sums hold it unscaled
+    default  the reward of silence
+    range    (low, high): values outside are clipped and counted; required where an interval or a gate uses the objective
+    """
+
+    kind: str
+    aggregate: Aggregate = "sum"
+    scale: float = 1.0
+    default: float = 0.0
+    better: Literal["higher", "lower"] = "higher"
+    range: tuple[float, float] | None = None
+
+
+class PolicySpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """A named policy of a surface. `options` are the algorithm's own, checked against its Config."""
+
+    algorithm: str
+    objective: str | None = None  # exactly one of objective, objectives; neither: the surface's first objective
+    objectives: dict[str, float] | None = None
+    options: dict[str, Any] = {}  # every further key of the YAML mapping lands here, see `streaming.configuration`
+
+
+class Exploration(Struct, frozen=True, forbid_unknown_fields=True):
+    """The surface's exploration cap: expected non-greedy share of every slot."""
+
+    max_share: float = 1.0
+
+
+class Logging(Struct, frozen=True, forbid_unknown_fields=True):
+    """Share of decisions logged with everything the draw read and its full distributions."""
+
+    sample: float = 0.01
+
+
+class Surface(Struct, frozen=True, forbid_unknown_fields=True):
+    """One place where slates are shown."""
+
+    surface: str
+    slots: int = 10
+    horizon: str | float = "30m"
+    correctable: str | float = "24h"
+    silence: Literal["eager", "wait"] = "eager"
+    credit: Literal["equal", "clicked"] = "equal"
+    features: FeatureSpec = FeatureSpec()
+    objectives: dict[str, Objective] = {}
+    kinds: list[str] = []  # feedback kinds accepted besides the objectives' own
+    policies: dict[str, PolicySpec] = {}
+    live: str | None = None
+    fallback: Literal["given_order", "popular", "uniform"] = "given_order"
+    exploration: Exploration = Exploration()
+    logging: Logging = Logging()
+    learn_pins: bool = False
+
+    @property
+    def horizon_seconds(self) -> float:
+        return seconds(self.horizon, "$.horizon")
+
+    @property
+    def correctable_seconds(self) -> float:
+        return seconds(self.correctable, "$.correctable")
+
+    @property
+    def feedback_kinds(self) -> frozenset[str]:
+        """Kinds a feedback on this surface may have; `shown` is reserved and always there."""
+        return frozenset({o.kind for o in self.objectives.values()} | set(self.kinds) | {"shown"})
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        """The order of objectives in every array."""
+        return tuple(self.objectives)
+
+
+def content_hash(document: Any) -> str:
+    """16 hex digits of BLAKE2b over the canonical JSON (sorted keys) of a document."""
+    return hashlib.blake2b(msgspec.json.encode(document, order="sorted"), digest_size=8).hexdigest()

@@ -1,0 +1,104 @@
+"""Values that every room speaks in.
+
+Arrays are float32 where they cross a wire or enter a graph, float64 where probabilities or sums live.
+Letters: n candidates, k slots, c context features, d item features, o objectives, m posterior draws, D = width of φ.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+ItemId = NewType("ItemId", str)
+DecisionId = NewType("DecisionId", str)
+UnitHash = NewType("UnitHash", str)  # 16 lower-case hex digits
+Value = bool | int | float | str | list[float] | None  # what a raw feature may be
+Features = Mapping[str, Value]
+Arrays = dict[str, NDArray[np.generic]]  # named arrays: all that passes between a learner, a bundle and a store
+
+Head = Literal["draws", "one_draw", "softmax"]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSettings:
+    """How scores become probabilities: one place, logged with every decision.
+
+    floor      ε, the share of every slot's probability spread evenly over the remaining candidates, in [0, 1]
+    max_share  largest expected non-greedy share of a slot, in (0, 1]; 1 = no cap
+    """
+
+    head: Head = "draws"
+    floor: float = 0.02
+    max_share: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slate:
+    """What was drawn, slot by slot (k' ≤ k filled slots), with everything needed to check the draw.
+
+    slots (k',)        slot numbers, ascending; gaps where candidates ran out before a later pin
+    items (k',)        row of the candidate drawn
+    propensities (k',) conditional on the slots before; 1 for a pin
+    remaining (k',)    ∣R_t∣, candidates that could have been drawn
+    greedy (k',)       first row of the greedy set G_t (the pin itself where pinned)
+    alphas (k',)       α_t of the exploration cap; 1 where it did not act
+    pinned (k',)       whether the slot was pinned
+    distributions      (k', n) full conditional distributions, only when asked for
+    """
+
+    slots: I64
+    items: I64
+    propensities: F64
+    remaining: I64
+    greedy: I64
+    alphas: F64
+    pinned: Mask
+    distributions: F64 | None = None
+
+    @property
+    def joint(self) -> float:
+        """Product of the conditional propensities."""
+        return float(np.prod(self.propensities))
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How the evidence about N (decision, slot) pairs moved since it was last learned: each row goes from `before` to `after`.
+
+    A new example goes from presence 0 to 1, a correction stays at 1 and changes its rewards, a slot that turns out
+    unshown goes from 1 to 0. Learners that merge add  weight·(after − before)  to their sums, so state is a function
+    of the set of events and not of their order.
+
+    context (N, c), items (N, d), slots (N,)  what the slot showed, encoded
+    slates (N,)     rows of one decision share a number, 0.. in this batch, ascending; a decision comes with all its slots
+    times (N,)      the decision's time, seconds; forgetting uses it
+    weights (N,)    intra-slate weight logged with the decision
+    present_before, present_after (N,)  0 or 1
+    rewards_before, rewards_after (N, o)  raw reward per objective (not scaled, not weighted), 0 where absent
+    item_hashes (N,) uint64 of the item id, for per-item sums
+    propensities (N,) logged conditional propensities
+    """
+
+    context: F32
+    items: F32
+    slots: I64
+    slates: I64
+    times: F64
+    weights: F64
+    present_before: F64
+    present_after: F64
+    rewards_before: F64
+    rewards_after: F64
+    item_hashes: NDArray[np.uint64]
+    propensities: F64
+
+    def __len__(self) -> int:
+        return len(self.slots)

@@ -1,0 +1,169 @@
+"""The two records of the log, and their bytes.
+
+A `Decision` holds every input of the draw and all that learning and evaluation need; a `Feedback` names its decision.
+Both are keyed by the unit's hash, so what belongs together meets in one partition (`semantics.md` 5, 11, 21).
+Vectors are base64 little-endian float32; a producer that is not ours may send arrays of numbers instead.
+"""
+
+import hashlib
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from policies.errors import Corrupt
+from policies.types import F32
+
+VERSION = 1
+MAX_RECORD_BYTES = 512_000
+Floats = bytes | list[float]
+
+
+class Sample(Struct, frozen=True, omit_defaults=True):
+    """Everything the draw read, logged for the sampled share of decisions.
+
+    distributions  float64 (k', n) little-endian, full conditional distributions
+    uniforms       float64 (k,), one for each slot asked for
+    boosts         float64 (n,), absent when none acted
+    masks          uint8 (k, n), absent when none acted
+    pins           slot → candidate row
+    """
+
+    rate: float
+    distributions: bytes
+    uniforms: bytes
+    boosts: bytes | None = None
+    masks: bytes | None = None
+    pins: dict[int, int] = {}
+
+
+class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="decision", kw_only=True):
+    """One answered request.
+
+    at           decision time, epoch seconds, the scoring service's clock; it only places the event
+    config       content hash of the surface version it was made under
+    slate, slots, propensities, remaining, alphas, greedy, pinned   see `policies.types.Slate`; `greedy` holds candidate rows
+    rows         the slate as candidate rows, so replay needs no search
+    epsilon, head, max_share, temperature   the draw's settings
+    candidates   ids in the order the draw saw them (after exclusion); `catalogue` is the version their features came from
+    context      float32 (c,), encoded;   shown: float32 (k', d), encoded items of the slate
+    matrix       float32 (n, d), encoded items of all candidates: when sampled, or when any came with inline features
+    weights      objective weights of the request when they differ from the policy's
+    weight       intra-slate weight of each slot's example, 1/(1+(k−1)ρ̂) of the bundle
+    defer        not learned from until shown
+    own_id       the decision id was the caller's
+    dropped      unshown candidates left out to keep the record under its size limit
+    """
+
+    decision_id: str
+    unit: str
+    at: float
+    surface: str
+    config: str
+    policy: str
+    bundle: str
+    mode: str
+    slate: list[str]
+    slots: list[int]
+    rows: list[int]
+    propensities: list[float]
+    remaining: list[int]
+    greedy: list[int]
+    context: Floats
+    shown: Floats
+    epsilon: float = 0.0
+    head: str = "draws"
+    max_share: float = 1.0
+    temperature: float = 1.0
+    alphas: list[float] | None = None  # None: all 1
+    pinned: list[int] = []
+    candidates: list[str] = []
+    asked: int = 0  # slots asked for
+    catalogue: int = 0
+    matrix: Floats | None = None
+    weights: dict[str, float] | None = None
+    weight: float = 1.0
+    defer: bool = False
+    own_id: bool = False
+    reason: str | None = None
+    session: str | None = None
+    raw_context: dict[str, Any] | None = None
+    experiment: dict[str, str] | None = None
+    sample: Sample | None = None
+    dropped: int = 0
+    tenant: str = "default"
+    generation: int = 1
+    v: int = VERSION
+
+
+class Feedback(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="feedback", kw_only=True):
+    """What a person did with a decision, or `shown`, or the retraction of an earlier feedback.
+
+    at           epoch seconds; when the caller gave none, the time HTTP accepted it
+    unit         the unit's hash: the record's key
+    feedback_id  scoped to the decision; when the caller gave none, `content_id` of the object as sent
+    slot, item   one of them, or neither: the whole slate
+    slots        only with kind `shown`: the slots that were seen; None = all
+    retracts     feedback_id to take back; then kind is empty
+    revision     tie-break between versions of one feedback_id after `at`
+    accepted_at  epoch seconds at which HTTP accepted it; freshness is measured from here
+    """
+
+    decision_id: str
+    unit: str
+    at: float
+    feedback_id: str = ""
+    kind: str = ""
+    value: float = 1.0
+    slot: int | None = None
+    item: str | None = None
+    slots: list[int] | None = None
+    retracts: str | None = None
+    revision: int = 0
+    accepted_at: float | None = None
+    tenant: str = "default"
+    generation: int = 1
+    v: int = VERSION
+
+
+Event = Decision | Feedback
+
+encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Event).decode
+
+
+def decode(value: bytes) -> Event:
+    """The event in a record's bytes. Raises Corrupt('undecodable' | 'version')."""
+    try:
+        event: Event = _decode(value)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise Corrupt("undecodable", str(error)) from None
+    if event.v != VERSION:
+        raise Corrupt("version", f"v {event.v}, this build reads {VERSION}")
+    return event
+
+
+def unit_hash(unit: str, salt: bytes) -> str:
+    """16 hex digits: BLAKE2b-64 of a raw unit id keyed with the tenant's salt. The raw id goes no further."""
+    return hashlib.blake2b(unit.encode(), digest_size=8, key=salt).hexdigest()
+
+
+def content_id(sent: Any) -> str:
+    """Default feedback id: the hash of the object as sent, before anything is filled in."""
+    return hashlib.blake2b(msgspec.json.encode(sent, order="sorted"), digest_size=12).hexdigest()
+
+
+def floats(vector: Floats, width: int | None = None) -> F32:
+    """float32 array of a vector field, reshaped to (-1, width) when a width is given. Raises Corrupt('bad_vector')."""
+    if isinstance(vector, bytes):
+        if len(vector) % 4:
+            raise Corrupt("bad_vector", f"{len(vector)} bytes are not float32")
+        array = np.frombuffer(vector, "<f4")
+    else:
+        array = np.asarray(vector, np.float32)
+    if width is None:
+        return array
+    if width <= 0 or array.size % width:
+        raise Corrupt("bad_vector", f"{array.size} numbers are not rows of {width}")
+    return array.reshape(-1, width)

@@ -1,0 +1,166 @@
+"""Ports: what the core asks of the outside world. Each is small, each has adapters of the same names in `adapters/`.
+
+An adapter is technology + port: `SqliteLog`, `MemoryLog`. Only a service's `app.py` chooses one, by URL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from policies.types import Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of the log. `appended` is epoch seconds set by the log, never going back within a partition."""
+
+    offset: int
+    appended: float
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a spool has been forwarded: everything of `spool` before (segment, byte) is in the log."""
+
+    spool: str
+    segment: int
+    byte: int
+
+
+class Log(Protocol):
+    """The append-only log of events, partitioned by key. Offsets count from 0 in each partition, without holes."""
+
+    @property
+    def partitions(self) -> int: ...
+
+    def append(self, records: Sequence[tuple[bytes, bytes]], position: Position | None = None) -> None:
+        """Append (key, value) pairs in order; with a position, both become durable in one step. Raises Unavailable."""
+
+    def read(self, partition: int, offset: int, limit: int) -> list[Record]:
+        """Up to `limit` records from `offset`, in order; empty at the end. Raises Unavailable, Corrupt('offset_out_of_range')."""
+
+    def end(self, partition: int) -> tuple[int, float]:
+        """(next offset to be written, newest append time or 0.0)."""
+
+    def position(self, spool: str) -> Position | None:
+        """The last position appended for a spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """One entry of the state record: `value` None means deleted."""
+
+    version: int
+    kind: str  # surface | item | policy-state | release | config-folder | key …
+    key: str
+    value: bytes | None
+
+
+class State(Protocol):
+    """The record `slatewise.state`: items, configuration, releases. Compacted by (tenant, kind, key); versions only grow."""
+
+    def put(self, entries: Sequence[tuple[str, str, bytes | None]], expect: int | None = None) -> int:
+        """Write (kind, key, value) entries in one step; returns the version reached. Raises Rejected(409) when `expect` is stale."""
+
+    def read(self, after: int = 0, limit: int = 10_000) -> list[Versioned]:
+        """Entries newer than a version, in version order."""
+
+    def get(self, kind: str, key: str) -> Versioned | None: ...
+
+    def version(self) -> int: ...
+
+
+class Claims(Protocol):
+    """One answer for each caller's decision id, for an hour."""
+
+    def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
+        """Store `value` if the id is free (or its claim expired) and return None; else the winner's value. Raises Unavailable."""
+
+
+class Bundles(Protocol):
+    """Content-addressed bundle files and one atomic pointer a policy."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store immutable bytes under a name; durable on return, never half-written, repeat is harmless."""
+
+    def get(self, name: str) -> bytes:
+        """Raises Unavailable when there is no such name."""
+
+    def point(self, policy: str, bundle: str, epoch: int) -> None:
+        """Move a policy's pointer. Raises Rejected('fenced') when a higher epoch has written before."""
+
+    def pointers(self) -> dict[str, str]:
+        """policy → bundle, all of them; cheap enough to poll every 20 ms."""
+
+
+class Checkpoints(Protocol):
+    """What a shard commits: one transaction holds joins, statistics and offset (`semantics.md` 13)."""
+
+    def commit(self, commit: "Commit") -> None:
+        """Durable on return, all or nothing."""
+
+    def load(self) -> "Loaded": ...
+
+    def join(self, row: int) -> bytes | None:
+        """One open join by its row number, for those no longer in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The incremental step from one committed state to the next.
+
+    joins       (row, bytes): new or changed open joins; row numbers ascend in order of first arrival, never random
+    ids         (first row, packed little-endian uint64 id hashes of the rows added by this commit, in row order)
+    evicted     rows below this number are gone
+    statistics  learner key → changed arrays
+    """
+
+    partition: int
+    offset: int
+    clock: float
+    epoch: int
+    joins: Sequence[tuple[int, bytes]] = ()
+    ids: tuple[int, bytes] | None = None
+    evicted: int = 0
+    statistics: dict[str, Arrays] | None = None
+    extra: bytes = b""  # early feedback, retractions before their decision, counters
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint as read back at start. `ids` as committed, evicted rows left out."""
+
+    offset: int
+    clock: float
+    epoch: int
+    next_row: int
+    evicted: int
+    ids: Sequence[tuple[int, bytes]]
+    statistics: dict[str, Arrays]
+    extra: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that cannot be used, with where it came from; (partition, offset) names it, so a repeat is harmless."""
+
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    key: bytes
+    value: bytes
+
+
+class DeadLetters(Protocol):
+    """Records set aside: listed, counted, replayed by hand."""
+
+    def put(self, letters: Sequence[DeadLetter]) -> None: ...
+
+    def read(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, DeadLetter]]:
+        """(sequence number, letter) pairs newer than `after`, in order."""
+
+    def count(self) -> dict[str, int]:
+        """reason → number."""
