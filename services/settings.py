@@ -1,0 +1,172 @@
+"""Settings of every process: one frozen value out of environment variables `SLATEWISE_…` and flags; flags win.
+
+An adapter is picked by a URL (`sqlite:///…`, `file:///…`); left out, everything lives under the data directory:
+
+    log.sqlite dead.sqlite state.sqlite claims.sqlite   spool/ bundles/ shards/<partition>.sqlite metrics/
+    server.key salt.*
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from policies.errors import Rejected
+
+PREFIX = "SLATEWISE_"
+ACKNOWLEDGE = ("spool", "log")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a process needs to know before it opens anything.
+
+    http, control_http  host:port of the two listeners
+    data                folder of the embedded state
+    config              folder of surface documents, applied when its content changes; None: what the state record holds
+    log, state, bundles adapter URLs; empty: under `data`
+    partitions          partitions of a log that is created here; an existing log keeps its own number
+    ray                 auto (local when Ray is installed, else inline) | inline | local | ray://host:port
+    workers             scoring processes that share the port
+    spool_bytes         quota of a host's spool
+    ack                 spool: feedback is accepted when it is on this disk; log: when the log has it
+    publish_ms          least time between two publishes of a policy
+    """
+
+    http: str = "127.0.0.1:8080"
+    control_http: str = "127.0.0.1:8081"
+    data: Path = Path(".slatewise")
+    config: Path | None = None
+    log: str = ""
+    state: str = ""
+    bundles: str = ""
+    partitions: int = 4
+    ray: str = "auto"
+    workers: int = 1
+    spool_bytes: int = 1 << 30
+    ack: str = "spool"
+    publish_ms: int = 100
+    log_level: str = "info"
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> "Settings":
+        """Settings of the environment, overridden by the flags that are not None. Raises Rejected, naming the setting."""
+        environ = os.environ if environ is None else environ
+        found: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = PREFIX + field.name.upper()
+            value = flags.pop(field.name, None)
+            if value is None:
+                value = environ.get(variable)
+            if value is not None and value != "":
+                found[field.name] = _typed(field.name, variable, value)
+        if flags:
+            raise TypeError(f"no such settings: {sorted(flags)}")
+        return cls(**found)._checked()
+
+    def _checked(self) -> "Settings":
+        for name in ("http", "control_http"):
+            host, _ = address(getattr(self, name), PREFIX + name.upper())
+            if not _loopback(host):
+                # no keys exist yet to tell callers apart, so nothing but this machine may reach a listener
+                raise Rejected(
+                    f"Expected a loopback address while no keys are configured, got {host}", at=PREFIX + name.upper()
+                )
+        for name in ("partitions", "workers", "spool_bytes", "publish_ms"):
+            if getattr(self, name) < 1:
+                raise Rejected(f"Expected at least 1, got {getattr(self, name)}", at=PREFIX + name.upper())
+        if self.ack not in ACKNOWLEDGE:
+            raise Rejected(f"Expected one of {', '.join(ACKNOWLEDGE)}, got {self.ack!r}", at=PREFIX + "ACK")
+        if self.ray not in ("auto", "inline", "local") and not self.ray.startswith("ray://"):
+            raise Rejected(f"Expected auto, inline, local or ray://host:port, got {self.ray!r}", at=PREFIX + "RAY")
+        return replace(self, data=self.data.absolute(), config=self.config.absolute() if self.config else None)
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as environment variables, for a child process."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {PREFIX + name.upper(): str(value) for name, value in values if value is not None and value != ""}
+
+    @property
+    def http_address(self) -> tuple[str, int]:
+        return address(self.http, PREFIX + "HTTP")
+
+    @property
+    def control_address(self) -> tuple[str, int]:
+        return address(self.control_http, PREFIX + "CONTROL_HTTP")
+
+    @property
+    def log_path(self) -> Path:
+        return path_of(self.log, "sqlite", PREFIX + "LOG") or self.data / "log.sqlite"
+
+    @property
+    def state_path(self) -> Path:
+        return path_of(self.state, "sqlite", PREFIX + "STATE") or self.data / "state.sqlite"
+
+    @property
+    def bundles_path(self) -> Path:
+        return path_of(self.bundles, "file", PREFIX + "BUNDLES") or self.data / "bundles"
+
+    @property
+    def claims_path(self) -> Path:
+        return self.data / "claims.sqlite"
+
+    @property
+    def dead_letters_path(self) -> Path:
+        return self.data / "dead.sqlite"
+
+    @property
+    def spool_path(self) -> Path:
+        return self.data / "spool"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.data / "metrics"
+
+    def shard_path(self, partition: int) -> Path:
+        return self.data / "shards" / f"{partition}.sqlite"
+
+
+def address(text: str, at: str) -> tuple[str, int]:
+    """(host, port) of `host:port`; an IPv6 host stands in brackets. Raises Rejected."""
+    parts = urlsplit(f"//{text}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise Rejected(f"Expected host:port, got {text!r} ({error})", at=at) from None
+    if not host or port is None or parts.path:
+        raise Rejected(f"Expected host:port, got {text!r}", at=at)
+    return host, port
+
+
+def path_of(url: str, scheme: str, at: str) -> Path | None:
+    """The path of `scheme:///path` (three slashes: relative, four: absolute, as SQLAlchemy writes it; file:///x is
+    absolute); None of an empty URL. Raises Rejected, naming what this build can open."""
+    if not url:
+        return None
+    found, _, rest = url.partition("://")
+    if found != scheme or not rest.startswith("/") or len(rest) < 2:
+        raise Rejected(f"Expected {scheme}:///path, got {url!r}", at=at)
+    return Path(rest) if scheme == "file" else Path(rest[1:])
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _typed(name: str, variable: str, value: Any) -> Any:
+    if name in ("data", "config"):
+        return Path(value)
+    if name in ("partitions", "workers", "spool_bytes", "publish_ms"):
+        try:
+            return int(value)
+        except ValueError:
+            raise Rejected(f"Expected int, got {value!r}", at=variable) from None
+    return str(value)

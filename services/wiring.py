@@ -1,0 +1,51 @@
+"""The only place where adapters are chosen, by the URLs of the settings. Everything else speaks ports."""
+
+from services.settings import Settings
+from streaming.adapters.files import FileBundles
+from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
+from streaming.forward import Forwarder
+from streaming.ports import Bundles, Checkpoints, Claims, DeadLetters, Log, State
+from streaming.spool import Spool
+
+
+def open_log(settings: Settings) -> Log:
+    settings.log_path.parent.mkdir(parents=True, exist_ok=True)
+    return SqliteLog(settings.log_path, partitions=settings.partitions)
+
+
+def open_state(settings: Settings) -> State:
+    settings.state_path.parent.mkdir(parents=True, exist_ok=True)
+    return SqliteState(settings.state_path)
+
+
+def open_claims(settings: Settings) -> Claims:
+    settings.data.mkdir(parents=True, exist_ok=True)
+    return SqliteClaims(settings.claims_path)
+
+
+def open_bundles(settings: Settings) -> Bundles:
+    settings.bundles_path.mkdir(parents=True, exist_ok=True)
+    return FileBundles(settings.bundles_path)
+
+
+def open_checkpoints(settings: Settings, partition: int) -> Checkpoints:
+    path = settings.shard_path(partition)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return SqliteCheckpoints(path)
+
+
+def open_dead_letters(settings: Settings) -> DeadLetters:
+    settings.data.mkdir(parents=True, exist_ok=True)
+    return SqliteDeadLetters(settings.dead_letters_path)
+
+
+def open_spool(settings: Settings, spool_id: str | None = None) -> Spool:
+    """A spool of this host, for one writer; without an id a free one is adopted."""
+    settings.spool_path.mkdir(parents=True, exist_ok=True)
+    return Spool(settings.spool_path, spool_id=spool_id, quota_bytes=settings.spool_bytes)
+
+
+def open_forwarder(settings: Settings) -> Forwarder:
+    """The one forwarder of this host. Raises Unavailable while another one holds the folder."""
+    settings.spool_path.mkdir(parents=True, exist_ok=True)
+    return Forwarder(settings.spool_path, open_log(settings))
