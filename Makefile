@@ -1,0 +1,58 @@
+# The commands of this project. A fresh machine needs Python 3.11+ and make; what more a target can use it says itself.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+SECONDS ?= 0
+DATASETS = $(or $(SLATEWISE_DATASETS),)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check bench evidence format clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.service: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the service into $(VENV) (about a minute, once)"
+	$(INSTALL) ".[learning]"
+	@touch $@
+
+$(VENV)/.tools: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the service and the tools its tests want into $(VENV) (a few minutes, once)"
+	$(INSTALL) ".[learning,replay,bench,dev]"
+	@touch $@ $(VENV)/.service
+
+demo: $(VENV)/.service  ## the whole service embedded, simulated users, live progress; SECONDS=60 bounds it
+	$(BIN)/slatewise demo --seconds $(SECONDS)
+
+up: $(VENV)/.service  ## the whole service embedded, until interrupted
+	$(BIN)/slatewise up
+
+test: $(VENV)/.tools  ## everything that can fail, in at most 15 minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.tools  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.tools  ## rewrite the code in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.tools  ## speed beside the machine's floors and beside peers, one run; a table and JSON
+	$(BIN)/slatewise bench --out docs/evidence
+
+evidence: $(VENV)/.tools  ## what takes long: benchmarks and learning on real data (SLATEWISE_DATASETS), as dated tables in docs/evidence
+	@test -n "$(DATASETS)" || { echo "SLATEWISE_DATASETS must name the folder of the public data sets"; exit 2; }
+	$(BIN)/slatewise bench --out docs/evidence
+	$(BIN)/slatewise replay jester --data "$(DATASETS)" --out docs/evidence
+	$(BIN)/slatewise replay streams --data "$(DATASETS)" --out docs/evidence
+
+clean:  ## the virtual environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
