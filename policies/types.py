@@ -4,7 +4,8 @@ Arrays are float32 where they cross a wire or enter a graph, float64 where proba
 Letters: n candidates, k slots, c context features, d item features, o objectives, m posterior draws, D = width of φ.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NewType
 
@@ -24,6 +25,12 @@ Features = Mapping[str, Value]
 Arrays = dict[str, NDArray[np.generic]]  # named arrays: all that passes between a learner, a bundle and a store
 
 Head = Literal["draws", "one_draw", "softmax"]
+
+
+def item_hashes(items: Sequence[str]) -> NDArray[np.uint64]:
+    """BLAKE2b-64 of item ids, little-endian: how per-item sums name an item (`Changes.item_hashes`)."""
+    digests = [hashlib.blake2b(item.encode(), digest_size=8).digest() for item in items]
+    return np.frombuffer(b"".join(digests), "<u8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,19 @@
+"""Every algorithm there is: one line each. Adding one touches nothing else."""
+
+from policies.algorithm import Algorithm
+from policies.algorithms import given_order, uniform
+from policies.errors import Rejected
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "uniform": uniform.ALGORITHM,
+    "given_order": given_order.ALGORITHM,
+}
+
+
+def algorithm(name: str, at: str = "$.algorithm") -> Algorithm:
+    """The algorithm of a name. Raises Rejected, naming those there are."""
+    if name not in ALGORITHMS:
+        raise Rejected(
+            f"No algorithm {name!r}; there are {', '.join(sorted(ALGORITHMS))}", at=at, code="unknown_algorithm"
+        )
+    return ALGORITHMS[name]
