@@ -1,0 +1,194 @@
+"""Metrics and structured logs: one vocabulary for every process.
+
+The hot path adds to plain numbers; `flush`, called every 100 ms and before a scrape, moves them into prometheus-client
+(a metric of its own costs 2 µs an update, a decision has a dozen). With a folder, several processes share one scrape:
+`PROMETHEUS_MULTIPROC_DIR` has to be set before prometheus-client is first imported, which `share` does.
+"""
+
+import logging
+import os
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+PREFIX = "slatewise_"
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name
+LATENCY_BUCKETS = (
+    0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0,
+)  # fmt: skip
+FRESHNESS_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 30.0, 300.0)
+
+
+class Metric(NamedTuple):
+    kind: str  # counter | gauge | histogram
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+METRICS = {
+    "decide_requests_total": Metric("counter", ("surface", "policy", "mode", "reason"), "Decisions answered"),
+    "decide_latency_seconds": Metric(
+        "histogram", ("surface",), "First byte of a request to its answer", LATENCY_BUCKETS
+    ),
+    "decide_stage_seconds": Metric("histogram", ("stage",), "Time of one stage of a decision", LATENCY_BUCKETS),
+    "decide_rejected_total": Metric("counter", ("code",), "Requests refused, by the code of the error body"),
+    "feedback_events_total": Metric("counter", ("surface", "kind", "outcome"), "Feedback received over HTTP"),
+    "join_outcomes_total": Metric("counter", ("surface", "outcome"), "What became of records read by the joiner"),
+    "join_lag_seconds": Metric("gauge", ("partition",), "Age of the oldest record not yet joined"),
+    "learn_examples_total": Metric("counter", ("surface", "policy"), "Examples learned from"),
+    "publish_total": Metric("counter", ("surface", "policy", "outcome"), "Bundles published or refused"),
+    "swap_total": Metric("counter", ("surface", "policy", "outcome"), "Bundles swapped in or refused by scoring"),
+    "freshness_seconds": Metric(
+        "histogram", ("surface", "policy"), "Feedback accepted to first bundle that contains it live", FRESHNESS_BUCKETS
+    ),
+    "bundle_age_seconds": Metric("gauge", ("surface", "policy"), "Age of the bundle drawn from"),
+    "propensity_min": Metric("gauge", ("surface", "policy"), "Smallest propensity drawn since the last flush"),
+    "selection_entropy_nats": Metric("gauge", ("surface", "policy"), "Mean of -log p of the first slot's item"),
+    "exploration_share": Metric("gauge", ("surface", "policy"), "Share of slots that did not show the greedy item"),
+    "exposure_share": Metric("gauge", ("surface", "group"), "Share of slots a group of items was shown in"),
+    "objective_value": Metric("gauge", ("surface", "objective", "policy", "arm"), "Mean reward of a slot"),
+    "constraint_multiplier": Metric("gauge", ("surface", "policy", "objective"), "Multiplier of a constraint"),
+    "spool_bytes": Metric("gauge", (), "Bytes in this host's spools that the log has not acknowledged"),
+    "log_write_errors_total": Metric("counter", (), "Failed writes to the spool or the log"),
+    "log_retention_headroom_ratio": Metric("gauge", ("partition",), "Retention left before unread records are lost"),
+    "dead_letters_total": Metric("counter", ("reason",), "Records set aside"),
+    "ope_value": Metric("gauge", ("surface", "policy", "bound"), "Off-policy value of a policy"),
+}  # names of the contract (`api.md`), `decide_rejected_total` and `swap_total` beside them
+
+
+def share(folder: Path, *, clear: bool = False) -> None:
+    """Let this process and its children share one scrape. Call before the first `Telemetry`; `clear` by the parent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if clear:
+        for stale in folder.glob("*.db"):
+            stale.unlink()
+    os.environ[SHARED] = str(folder)
+
+
+class Telemetry:
+    """Numbers of one process. `add`, `set` and `observe` cost a dictionary update; nothing is exported before `flush`."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry  # after `share`, see the module's docstring
+
+        self._registry = CollectorRegistry()
+        self._exported: dict[str, Any] = {}
+        self._counts: dict[tuple[str, ...], float] = {}
+        self._gauges: dict[tuple[str, ...], float] = {}
+        self._observed: dict[tuple[str, ...], list[float]] = {}
+
+    def add(self, name: str, *labels: str, by: float = 1.0) -> None:
+        key = (name, *labels)
+        self._counts[key] = self._counts.get(key, 0.0) + by
+
+    def set(self, name: str, *labels: str, value: float) -> None:
+        self._gauges[(name, *labels)] = value
+
+    def observe(self, name: str, *labels: str, value: float) -> None:
+        self.series(name, *labels).append(value)
+
+    def series(self, name: str, *labels: str) -> list[float]:
+        """The list of a histogram's values not yet flushed; the hot path keeps it and appends."""
+        return self._observed.setdefault((name, *labels), [])
+
+    def flush(self) -> None:
+        counts, self._counts = self._counts, {}
+        gauges, self._gauges = self._gauges, {}
+        for (name, *labels), count in counts.items():
+            self._child(name, labels).inc(count)
+        for (name, *labels), value in gauges.items():
+            self._child(name, labels).set(value)
+        for (name, *labels), values in self._observed.items():
+            if values:
+                taken = values[:]
+                del values[: len(taken)]
+                _observe_all(self._child(name, labels), METRICS[name].buckets, taken)
+
+    def text(self) -> bytes:
+        """Exposition text of this process, or of all that share its folder."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        self.flush()
+        if SHARED not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped library
+        return generate_latest(registry)
+
+    def _child(self, name: str, labels: Iterable[str]) -> Any:
+        metric = self._exported.get(name)
+        if metric is None:
+            metric = self._exported[name] = _exported(name, self._registry)
+        values = tuple(labels)
+        return metric.labels(*values) if values else metric
+
+
+def forget_process(pid: int) -> None:
+    """Drop the live gauges of a dead process; its counters stay, so that sums never go back."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    if SHARED in os.environ:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]  # untyped library
+
+
+def _exported(name: str, registry: Any) -> Any:
+    from prometheus_client import Counter, Gauge, Histogram
+
+    metric = METRICS[name]
+    if metric.kind == "counter":
+        return Counter(PREFIX + name, metric.help, metric.labels, registry=registry)
+    if metric.kind == "gauge":
+        return Gauge(
+            PREFIX + name,
+            metric.help,
+            metric.labels,
+            registry=registry,
+            multiprocess_mode="livesum" if name == "spool_bytes" else "mostrecent",
+        )
+    return Histogram(PREFIX + name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
+
+
+def _observe_all(child: Any, buckets: tuple[float, ...], values: list[float]) -> None:
+    """Many observations in one step: `Histogram.observe` takes 2 µs a value, the hot path brings thousands a second."""
+    counts = [0] * (len(buckets) + 1)
+    for value in values:
+        counts[bisect_left(buckets, value)] += 1
+    for index, count in enumerate(counts):
+        if count:
+            child._buckets[index].inc(count)
+    child._sum.inc(sum(values))
+
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, event, and whatever `extra` carried (decision ids, reasons)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=repr).decode()
+
+
+def log_to_stderr(level: str = "info") -> None:
+    """Structured logs of this process go to stderr as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
