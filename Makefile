@@ -4,8 +4,10 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
+WARM    := $(BIN)/python -c "from policies.slate import warm; warm()"  # compiles the draw once, so that no start waits for it
+
 SECONDS ?= 0
-DATASETS = $(or $(SLATEWISE_DATASETS),)
+DATASETS = $(SLATEWISE_DATASETS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test check bench evidence format clean
@@ -19,11 +21,13 @@ $(BIN)/python:
 $(VENV)/.service: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the service into $(VENV) (about a minute, once)"
 	$(INSTALL) ".[learning]"
+	$(WARM)
 	@touch $@
 
 $(VENV)/.tools: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the service and the tools its tests want into $(VENV) (a few minutes, once)"
 	$(INSTALL) ".[learning,replay,bench,dev]"
+	$(WARM)
 	@touch $@ $(VENV)/.service
 
 demo: $(VENV)/.service  ## the whole service embedded, simulated users, live progress; SECONDS=60 bounds it
