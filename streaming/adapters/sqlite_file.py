@@ -1,0 +1,78 @@
+"""One SQLite file that several threads and processes share: how every SQLite adapter opens, reads and writes.
+
+Write-ahead log, so readers never wait for a writer; writers take the lock at the start of a transaction (IMMEDIATE),
+so none is refused half way. Failures become the error tree: a busy, full or unreadable file is Unavailable, a file
+that is not a sound database is Corrupt('database').
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from policies.errors import Corrupt, Unavailable
+
+# unixepoch('subsec') needs SQLite 3.42; this is the same clock, which counts whole milliseconds.
+NOW_SECONDS = "round((julianday('now') - 2440587.5) * 86400000) / 1000"
+
+
+class SqliteFile:
+    """A connection with its lock. `synchronous` FULL: a commit is on the disk; NORMAL: it survives the process only."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        schema: str,
+        *,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        page_bytes: int = 4096,
+        wait_seconds: float = 30.0,
+    ) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        with _named(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                self.path, timeout=wait_seconds, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            self._db.execute(f"PRAGMA page_size={page_bytes}")  # acts on a new file only
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(f"PRAGMA synchronous={synchronous}")
+        with self.write() as db:
+            for statement in schema.split(";"):  # executescript would commit the transaction we are in
+                db.execute(statement)
+
+    def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of one query, from one consistent state of the file."""
+        with self._lock, _named(self.path):
+            return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it or nothing, whatever is raised inside."""
+        with self._lock, _named(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.ProgrammingError, OSError) as error:
+        raise Unavailable(f"{path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise Corrupt("database", f"{path}: {error}") from error
