@@ -1,0 +1,176 @@
+"""The learning service: drives the shards, publishes what they learned, says how far it is.
+
+    log ─► shards (inline or Ray actors): join, learn, commit ─► publisher ─► bundle, pointer ─► scoring
+
+The prior is published first, before Ray is up, so that scoring has something to draw from; from then on a policy is
+published when a commit changed its sums, at most once every `publish_ms` and never with more than a quarter of the time
+spent on publishing.
+"""
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from policies.errors import Rejected, Unavailable
+from services.learning.inline import InlineShards
+from services.learning.shards import Engine, open_shards, take_epoch
+from services.lifetime import stopping
+from services.releases import holds
+from services.settings import Settings
+from services.wiring import open_bundles, open_log, open_state
+from streaming.configuration import Compiled, CompiledPolicy, Configs
+from streaming.ports import State
+from streaming.publish import MOST_FRESH, Publisher, pointer_name
+from streaming.shard import Statistics, StepReport
+
+log = logging.getLogger("slatewise.learning")
+FOLLOW_SECONDS = 0.25
+IDLE_SECONDS = 0.005
+SHARE = 4  # a publish that took t is followed by at least (SHARE − 1)·t without one
+AWAY_SECONDS = 0.5
+
+
+class Learning:
+    """One run of the loop over an engine."""
+
+    def __init__(self, state: State, configs: Configs, publisher: Publisher, least_seconds: float) -> None:
+        self._state, self._configs, self._publisher = state, configs, publisher
+        self._least_seconds = least_seconds
+        self._changed: set[str] = set()  # learner keys
+        self._fresh: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._held: frozenset[str] = frozenset()
+        self._refused: set[tuple[str, str]] = (
+            set()
+        )  # (pointer, learner key): not tried again until something is learned
+        self._next_publish = self._next_follow = 0.0
+
+    def follow(self) -> None:
+        """Read what changed in the record: configuration, and which policies are held at a bundle."""
+        self._configs.follow(self._state)
+        before, self._held = self._held, frozenset(holds(self._state))
+        self._changed.update(policy.key for policy in self._policies() if pointer_name(policy) in before - self._held)
+        self._next_follow = time.monotonic() + FOLLOW_SECONDS
+
+    def begin(self, statistics: Sequence[Statistics]) -> None:
+        """Publish every policy whose pointer names no bundle of the current configuration."""
+        for policy in self._wanting():
+            self._publish(policy, statistics)
+
+    def turn(self, engine: Engine) -> int:
+        """One turn: step, and publish when it is time; the number of records read."""
+        reports = engine.step()
+        for report in reports:
+            self._note(report)
+        now = time.monotonic()
+        if now >= self._next_follow:
+            self.follow()
+            if self._wanting():
+                self.begin(engine.statistics())
+        if self._changed and now >= self._next_publish:
+            self._publish_changed(engine)
+        return sum(report.records for report in reports)
+
+    def finish(self, engine: Engine) -> None:
+        """Publish what was learned since the last publish."""
+        if self._changed:
+            self._publish_changed(engine)
+
+    def _note(self, report: StepReport) -> None:
+        self._changed.update(report.learned)
+        for surface, policy, accepted_at in report.fresh:
+            self._fresh[surface, policy].append(accepted_at)
+
+    def _publish_changed(self, engine: Engine) -> None:
+        started = time.monotonic()
+        changed, self._changed = self._changed, set()
+        statistics = engine.statistics()
+        for policy in self._policies():
+            if policy.key in changed:
+                self._publish(policy, statistics)
+        took = time.monotonic() - started
+        self._next_publish = started + max(self._least_seconds, SHARE * took)
+
+    def _publish(self, policy: CompiledPolicy, statistics: Sequence[Statistics]) -> None:
+        pointer = pointer_name(policy)
+        if pointer in self._held:
+            return
+        surface = pointer.split("/")[0]
+        fresh = self._fresh.pop((surface, policy.name), [])
+        sums = [one.arrays[policy.key] for one in statistics if policy.key in one.arrays]
+        through = {one.partition: one.offset for one in statistics}
+        outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh[-MOST_FRESH:])
+        if outcome.result != "published":
+            log.warning("publish", extra={"policy": pointer, "result": outcome.result, "detail": outcome.detail})
+            if outcome.result == "behind":
+                self._changed.add(policy.key)
+            else:
+                self._refused.add((pointer, policy.key))
+
+    def _wanting(self) -> list[CompiledPolicy]:
+        return [
+            policy
+            for policy in self._policies()
+            if not self._publisher.current(policy)
+            and pointer_name(policy) not in self._held
+            and (pointer_name(policy), policy.key) not in self._refused
+        ]
+
+    def _policies(self) -> list[CompiledPolicy]:
+        """Every policy that scoring may draw from: those written down, and the fallback."""
+        return [policy for compiled in _current(self._configs) for policy in published_policies(compiled)]
+
+
+def published_policies(compiled: Compiled) -> list[CompiledPolicy]:
+    """Policies of a surface that get bundles: those written down, and the one it falls back to."""
+    names = dict.fromkeys([*compiled.surface.policies, compiled.surface.fallback])
+    return [compiled.policies[name] for name in names]
+
+
+def _current(configs: Configs) -> list[Compiled]:
+    found = (configs.current(name) for name in configs.surfaces())
+    return [compiled for compiled in found if compiled is not None]
+
+
+def run(settings: Settings) -> None:
+    """Learn until SIGTERM."""
+    stop = stopping()
+    state, configs = open_state(settings), Configs()
+    epoch = take_epoch(state)
+    learning = Learning(state, configs, Publisher(open_bundles(settings), configs, epoch), settings.publish_ms / 1000)
+    learning.follow()
+    learning.begin([])
+    engine = _engine(settings, configs, epoch, open_log(settings).partitions)
+    learning.begin(engine.statistics())
+    try:
+        serve(learning, engine, stop)
+    finally:
+        engine.close()
+
+
+def serve(learning: Learning, engine: Engine, stop: threading.Event) -> None:
+    """Turn until `stop`; when a store is away, wait for it: everything uncommitted is read again."""
+    while not stop.is_set():
+        try:
+            if learning.turn(engine) == 0:
+                stop.wait(IDLE_SECONDS)
+        except Unavailable as error:
+            log.warning("away", extra={"error": str(error)})
+            stop.wait(AWAY_SECONDS)
+    learning.finish(engine)
+
+
+def _engine(settings: Settings, configs: Configs, epoch: int, partitions: int) -> Engine:
+    if settings.ray != "inline":
+        try:
+            from services.learning.rays import RayShards  # the only file that needs Ray, and not everyone has it
+
+            return RayShards(settings, partitions, epoch)
+        except ImportError as error:
+            if settings.ray != "auto":
+                raise Rejected(
+                    f"Ray is not installed ({error}): pip install 'slatewise[learning]'", at="SLATEWISE_RAY"
+                ) from None
+            log.warning("inline", extra={"why": f"Ray is not installed ({error})"})
+    return InlineShards(open_shards(settings, configs, epoch, list(range(partitions))))

@@ -1,0 +1,52 @@
+"""How long a process lives: until it is told to stop, and never longer than the supervisor that started it."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+PARENT = "SLATEWISE_PARENT"  # pid of the supervisor, set for the processes it starts
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def follow_parent() -> None:
+    """Ask for SIGTERM when the supervisor that started this process dies, even by kill -9 (Linux; elsewhere a poll).
+
+    Without a supervisor nothing happens.
+    """
+    parent = os.environ.pop(PARENT, "")
+    if not parent:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    else:
+        threading.Thread(target=_watch, args=(int(parent),), name="parent", daemon=True).start()
+    if os.getppid() != int(parent):  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopping() -> threading.Event:
+    """An event that SIGTERM and SIGINT set. Call in the main thread."""
+    stop = threading.Event()
+    on_stop(stop.set)
+    return stop
+
+
+def on_stop(act: Callable[[], None]) -> None:
+    """Call `act` at SIGTERM and SIGINT."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        act()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def _watch(parent: int) -> None:
+    pause = threading.Event()
+    while os.getppid() == parent:
+        pause.wait(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,134 @@
+"""`slatewise up`: starts the processes of one machine, starts a dead one again, stops them in an order that loses nothing.
+
+Order of stopping: scoring answers what it has admitted and closes its spools, the forwarder brings the rest of them to
+the log, learning commits, control ends. Each process leads a session of its own, so that a terminal's Ctrl-C reaches
+only the supervisor, and so that what a killed process leaves behind can be told from everything else on the machine.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psutil
+
+from services.lifetime import PARENT
+from services.settings import Settings
+
+log = logging.getLogger("slatewise.supervisor")
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 10.0
+STEADY_SECONDS = 30.0  # alive for this long: the next death starts with the first pause again
+DRAIN_SECONDS = 20.0  # a process that has not ended by then is killed
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A process to keep alive: the arguments of `slatewise` that start it."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+PARTS = (
+    Part("scoring", ("scoring",)),
+    Part("forwarder", ("forwarder",)),
+    Part("learning", ("learning",)),
+    Part("control", ("control",)),
+)
+
+
+def prepare(settings: Settings) -> None:
+    """Make the data folder and apply the configuration, before any process starts. Raises ConfigInvalid."""
+    from services.configuring import apply_folder, apply_quickstart  # a restart of a process needs none of this
+    from services.wiring import open_state
+
+    settings.data.mkdir(parents=True, exist_ok=True)
+    state = open_state(settings)
+    if settings.config is not None:
+        apply_folder(state, settings.config)
+    else:
+        apply_quickstart(state)
+
+
+@dataclass(slots=True)
+class _Child:
+    part: Part
+    process: subprocess.Popen[bytes]
+    started: float
+    pause: float = FIRST_PAUSE_SECONDS
+    again_at: float | None = None  # dead: when to start it again
+
+
+@dataclass
+class Supervisor:
+    """Keeps `parts` alive until `stop` is set."""
+
+    settings: Settings
+    parts: Sequence[Part] = PARTS
+    stop: threading.Event = field(default_factory=threading.Event)
+    restarts: int = 0
+
+    def run(self) -> None:
+        children = {part.name: self._start(part) for part in self.parts}
+        try:
+            while not self.stop.wait(POLL_SECONDS):
+                for child in children.values():
+                    self._keep(child)
+        finally:
+            for part in self.parts:
+                _end(children[part.name].process, part.name)
+
+    def _start(self, part: Part) -> _Child:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli", *part.arguments],
+            env={**os.environ, **self.settings.environment(), PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        log.info("started", extra={"part": part.name, "pid": process.pid})
+        return _Child(part, process, time.monotonic())
+
+    def _keep(self, child: _Child) -> None:
+        now = time.monotonic()
+        if child.again_at is None:
+            code = child.process.poll()
+            if code is None:
+                return
+            sweep(child.process.pid)
+            if now - child.started > STEADY_SECONDS:
+                child.pause = FIRST_PAUSE_SECONDS
+            child.again_at = now + child.pause
+            child.pause = min(2 * child.pause, LONGEST_PAUSE_SECONDS)
+            log.warning("died", extra={"part": child.part.name, "pid": child.process.pid, "exit": code})
+        if now >= child.again_at:
+            child.process = self._start(child.part).process
+            child.started, child.again_at = now, None
+            self.restarts += 1
+
+
+def sweep(session: int) -> None:
+    """Kill what is left of the session that a process of ours led: its workers, when it died without stopping them."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if process.pid != session and os.getsid(process.pid) == session:
+                process.kill()
+
+
+def _end(process: subprocess.Popen[bytes], name: str) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(DRAIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("killed", extra={"part": name, "pid": process.pid})
+            process.kill()
+            process.wait()
+    sweep(process.pid)

@@ -1,0 +1,154 @@
+"""Merges the sums of all partitions into a bundle, passes it through the gate, stores it, moves the pointer.
+
+    committed sums ─ merge ─► Algorithm.publish ─► bundle.build ─► bundle.verify ─► files ─► pointer "surface/policy"
+
+Everything up to the files is pure, and the last two steps are harmless to repeat. A publish skips while a partition is
+behind what was last published (`semantics.md` 14), so what scoring draws from never goes back in time. A bundle that
+fails the gate is stored nowhere and pointed at by nobody. The graph is built once for a configuration; a publish makes
+arrays.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from policies import bundle as bundling
+from policies.errors import Corrupt, Rejected, Unavailable
+from policies.types import F32, Arrays
+from streaming.configuration import CompiledPolicy, Configs
+from streaming.ports import Bundles
+from streaming.scorer import Scorer
+
+MOST_FRESH = 32  # acceptance times a manifest carries, to measure freshness by
+Result = Literal["published", "behind", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a publish: `detail` says why when it is not `published`, `manifest` is there when it is."""
+
+    result: Result
+    pointer: str
+    manifest: bundling.Manifest | None = None
+    detail: str = ""
+
+
+class Publisher:
+    """Publishes for one epoch of the learning service. Raises Rejected('fenced') once a later epoch has published."""
+
+    def __init__(self, bundles: Bundles, configs: Configs, epoch: int) -> None:
+        self._bundles, self._configs, self._epoch = bundles, configs, epoch
+        self._last: dict[str, bundling.Manifest] = {}
+        self._scorers: dict[bytes, Scorer] = {}
+
+    def last(self, policy: CompiledPolicy) -> bundling.Manifest | None:
+        """What the policy's pointer names, by this publisher or by one before it; None when nothing that can be read."""
+        pointer = pointer_name(policy)
+        if pointer not in self._last:
+            name = self._bundles.pointers().get(pointer)
+            if name is None:
+                return None
+            try:
+                self._last[pointer] = bundling.read(name, self._bundles.get).manifest
+            except (Corrupt, Unavailable):  # a lost or spoilt file: the next publish replaces it
+                return None
+        return self._last[pointer]
+
+    def current(self, policy: CompiledPolicy) -> bool:
+        """Whether the policy's pointer already names a bundle of this very configuration."""
+        last = self.last(policy)
+        return last is not None and last.config == self._config(policy) and last.key == policy.key
+
+    def publish(
+        self,
+        policy: CompiledPolicy,
+        sums: Sequence[Arrays],
+        trained_through: Mapping[int, int],
+        now: float,
+        number: int | None = None,
+        fresh: Sequence[float] = (),
+    ) -> Outcome:
+        """A bundle of what the partitions have committed.
+
+        sums             learned arrays of the policy's key, of the partitions that have any; none: the prior
+        trained_through  partition → offset each partition has applied
+        number           of the publish, which seeds the pool; None: one more than the last
+        fresh            acceptance times of feedback that this bundle is the first to contain
+        """
+        pointer, last = pointer_name(policy), self.last(policy)
+        if last is not None and last.key == policy.key:
+            behind = [p for p, offset in last.trained_through.items() if trained_through.get(int(p), 0) < offset]
+            if behind:
+                return Outcome("behind", pointer, detail=f"partitions {', '.join(behind)}")
+        if number is None:
+            number = last.number + 1 if last else 0
+        try:
+            made = self._make(policy, sums, trained_through, now, number, fresh)
+        except Corrupt as error:
+            return Outcome("refused", pointer, detail=str(error))
+        for name, data in bundling.files(made).items():
+            self._bundles.put(name, data)
+        self._bundles.point(pointer, made.manifest.bundle, self._epoch)
+        self._last[pointer] = made.manifest
+        return Outcome("published", pointer, made.manifest)
+
+    def _make(
+        self,
+        policy: CompiledPolicy,
+        sums: Sequence[Arrays],
+        trained_through: Mapping[int, int],
+        now: float,
+        number: int,
+        fresh: Sequence[float],
+    ) -> bundling.Bundle:
+        algorithm = policy.algorithm
+        tenant, surface = policy.key.split("/")[:2]
+        published = algorithm.publish(policy.config, policy.problem, merged(policy, sums), now, number)
+        made = bundling.build(
+            algorithm,
+            policy.config,
+            policy.problem,
+            published,
+            tenant=tenant,
+            surface=surface,
+            policy=policy.name,
+            key=policy.key,
+            config_hash=self._config(policy),
+            number=number,
+            seed=number,
+            created_at=now,
+            trained_through={str(partition): offset for partition, offset in trained_through.items()},
+            epoch=self._epoch,
+            fresh=list(fresh)[-MOST_FRESH:],
+            score=self._score,
+        )
+        bundling.verify(made, schema=policy.problem.encoder.schema, algorithm=algorithm, score=self._score)
+        return made
+
+    def _config(self, policy: CompiledPolicy) -> str:
+        compiled = self._configs.current(policy.key.split("/")[1])
+        if compiled is None:
+            raise Rejected(f"No surface {policy.key.split('/')[1]}", code="unknown_surface", status=404)
+        return compiled.hash
+
+    def _score(self, graph: bytes, arrays: Arrays, inputs: Mapping[str, F32]) -> F32:
+        if graph not in self._scorers:
+            self._scorers[graph] = Scorer(graph)
+        return self._scorers[graph].scores(inputs, arrays)
+
+
+def merged(policy: CompiledPolicy, sums: Sequence[Arrays]) -> Arrays:
+    """One state of several; of none, what the learner starts from; empty for algorithms that do not learn."""
+    algorithm = policy.algorithm
+    if algorithm.learner is None:
+        return {}
+    if not sums:
+        return algorithm.learner(policy.config, policy.problem).arrays()
+    if len(sums) == 1 or algorithm.merge is None:
+        return dict(sums[0])
+    return algorithm.merge(sums)
+
+
+def pointer_name(policy: CompiledPolicy) -> str:
+    """`surface/policy`: the name of the pointer that scoring follows."""
+    return f"{policy.key.split('/')[1]}/{policy.name}"
