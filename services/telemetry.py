@@ -170,12 +170,17 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, event, and whatever `extra` carried (decision ids, reasons)."""
+    """One JSON object a line: time, level, process, logger, event, and what `extra` carried (decision ids, reasons)."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            "process": self._process,
             "logger": record.name,
             "event": record.getMessage(),
         }
@@ -185,10 +190,10 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=repr).decode()
 
 
-def log_to_stderr(level: str = "info") -> None:
-    """Structured logs of this process go to stderr as JSON lines."""
+def configure_logs(process: str, level: str = "info") -> None:
+    """Structured logs of this process go to stderr as JSON lines, each with the name of the process."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(process))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -1,0 +1,244 @@
+"""The items of a tenant as a replica sees them: rows of encoded features, availability, and filters by attribute.
+
+Belongs to the event loop: a decision is synchronous, so it never sees half a change. Work that takes long (decoding,
+encoding) happens in `prepare`, which any thread may call; `apply` only moves rows in.
+
+The last row of every array stands for an item the catalogue does not know: all features missing, allowed. So row −1,
+which is what an unknown id gets, needs no case of its own.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from policies.errors import Rejected
+from policies.features import Encoder
+from policies.types import F32, F64, I64, Features, Mask
+from services.scoring.wire import Item, Scalar, epoch_seconds
+from streaming.ports import Versioned
+
+log = logging.getLogger("slatewise.scoring")
+KIND = "item"
+FIRST_ROWS = 1_024
+MAX_FILTERS = 4_096  # remembered (attribute, value) masks; beyond it all are forgotten
+_decode = msgspec.json.Decoder(Item).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Changes read from the state record, decoded and encoded: `items` None where deleted."""
+
+    version: int
+    ids: list[str]
+    items: list[Item | None]
+    encoded: dict[str, F32] = field(default_factory=dict)  # schema → (len(ids), d)
+
+
+class Catalogue:
+    """id → row of the arrays. `version` is the state version reached."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.index: dict[str, int] = {}
+        self._items: list[Item | None] = []
+        self._free: list[int] = []
+        self._encoders: dict[str, Encoder] = {}
+        self._matrices: dict[str, F32] = {}
+        self._live: Mask = np.zeros(FIRST_ROWS + 1, bool)  # in the catalogue and not expired
+        self._available: Mask = np.zeros(FIRST_ROWS + 1, bool)
+        self._expires: F64 = np.full(FIRST_ROWS + 1, np.inf)
+        self._live[-1] = self._available[-1] = True
+        self.allowed: Mask = self._live & self._available
+        self._next_expiry = math.inf
+        self._filters: dict[tuple[str, bool, Scalar], Mask] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def get(self, item: str) -> Item | None:
+        row = self.index.get(item, -1)
+        return self._items[row] if row >= 0 else None
+
+    def features(self, item: str) -> Features:
+        """Raw features of an item; none when it is unknown."""
+        found = self.get(item)
+        return found.features if found else {}
+
+    def id_of(self, row: int) -> str:
+        item = self._items[row]
+        assert item is not None  # rows come from `eligible`, which sees living items only
+        return item.id
+
+    def matrix(self, schema: str) -> F32:
+        """(rows + 1, d) encoded features; the last row is that of unknown items."""
+        return self._matrices[schema]
+
+    def attach(self, encoder: Encoder) -> None:
+        """Keep a matrix for an encoder; items it refuses count as items without features."""
+        if encoder.schema in self._encoders:
+            return
+        matrix: F32 = np.zeros((len(self._live), encoder.item_size), np.float32)
+        rows = [row for row, item in enumerate(self._items) if item is not None]
+        if rows:
+            matrix[rows] = _encode(encoder, [self._items[row] for row in rows])
+        self._matrices[encoder.schema] = matrix
+        self._encoders[encoder.schema] = encoder
+
+    def detach(self, schemas: Iterable[str]) -> None:
+        """Forget all matrices but those of the given schemas."""
+        keep = set(schemas)
+        for schema in [s for s in self._encoders if s not in keep]:
+            del self._encoders[schema], self._matrices[schema]
+
+    def prepare(self, entries: Sequence[Versioned]) -> Prepared:
+        """Decode and encode entries of the state record; safe in another thread while decisions run."""
+        last: dict[str, bytes | None] = {entry.key: entry.value for entry in entries if entry.kind == KIND}
+        items = [None if value is None else _decode(value) for value in last.values()]
+        encoded = {schema: _encode(encoder, items) for schema, encoder in list(self._encoders.items())}
+        version = max((entry.version for entry in entries), default=self.version)
+        return Prepared(version, list(last), items, encoded)
+
+    def apply(self, change: Prepared, now: float) -> None:
+        """Move prepared changes in. Cheap; call on the event loop."""
+        for place, (key, item) in enumerate(zip(change.ids, change.items, strict=True)):
+            row = self.index.get(key, -1)
+            if item is None:
+                if row >= 0:
+                    self._remove(key, row)
+                continue
+            if row < 0:
+                row = self._new_row(key)
+            self._items[row] = item
+            expires = math.inf if item.expires_at is None else epoch_seconds(item.expires_at, "$.expires_at")
+            self._expires[row] = expires
+            self._live[row], self._available[row] = expires > now, item.available
+            self._next_expiry = min(self._next_expiry, expires if expires > now else math.inf)
+            for schema, matrix in self._matrices.items():
+                rows = change.encoded.get(schema)
+                matrix[row] = _encode(self._encoders[schema], [item])[0] if rows is None else rows[place]
+            for (name, _, value), mask in self._filters.items():
+                mask[row] = _matches(item, name, value)
+        self.allowed = self._live & self._available
+        self.version = max(self.version, change.version)
+
+    def expire(self, now: float) -> None:
+        """Take items out whose time has come; called often, cheap when there are none."""
+        if now < self._next_expiry:
+            return
+        gone = self._live & (self._expires <= now)
+        self._live[gone] = False
+        self.allowed = self._live & self._available
+        left = self._expires[self._live]
+        self._next_expiry = float(left.min(initial=math.inf))
+
+    def eligible(self, where: dict[str, Scalar | list[Scalar]]) -> I64:
+        """Rows of all items that pass a filter, ascending. Unavailable items pass only a filter that asks for them."""
+        mask = self._passing(where).copy()
+        mask[-1] = False  # unknown items are not part of the catalogue
+        return np.flatnonzero(mask)
+
+    def passing(self, rows: I64, where: dict[str, Scalar | list[Scalar]]) -> Mask:
+        """(n,) which of the rows pass a filter; row −1 passes only an empty one."""
+        return self._passing(where)[rows]
+
+    def _passing(self, where: dict[str, Scalar | list[Scalar]]) -> Mask:
+        if not where:
+            return self.allowed
+        mask = self._live if "available" in where else self.allowed
+        for name, wanted in where.items():
+            values = wanted if isinstance(wanted, list) else [wanted]
+            either: Mask = np.zeros(len(mask), bool)
+            for value in values:
+                either |= self._filter(name, value)
+            mask = mask & either
+        return mask
+
+    def _filter(self, name: str, value: Scalar) -> Mask:
+        key = (name, isinstance(value, bool), value)  # True == 1 in a dict
+        mask = self._filters.get(key)
+        if mask is None:
+            if len(self._filters) >= MAX_FILTERS:
+                self._filters.clear()
+            mask = np.zeros(len(self._live), bool)
+            for row, item in enumerate(self._items):
+                if item is not None and _matches(item, name, value):
+                    mask[row] = True
+            self._filters[key] = mask
+        return mask
+
+    def _new_row(self, key: str) -> int:
+        if self._free:
+            row = self._free.pop()
+        else:
+            row = len(self._items)
+            self._items.append(None)
+            if row == len(self._live) - 1:
+                self._grow(2 * row)
+        self.index[key] = row
+        return row
+
+    def _remove(self, key: str, row: int) -> None:
+        del self.index[key]
+        self._items[row] = None
+        self._live[row] = self._available[row] = False
+        self._expires[row] = np.inf
+        for mask in self._filters.values():
+            mask[row] = False
+        self._free.append(row)
+
+    def _grow(self, rows: int) -> None:
+        self._live = _grown(self._live, rows)
+        self._available = _grown(self._available, rows)
+        self._expires = _grown(self._expires, rows)
+        self._matrices = {schema: _grown(matrix, rows) for schema, matrix in self._matrices.items()}
+        self._filters.clear()
+
+
+def checked_item(item: Item, encoders: Iterable[Encoder], at: str) -> None:
+    """Raise Rejected, with the path, when an item's features are wrong for a surface that names them."""
+    if item.expires_at is not None:
+        epoch_seconds(item.expires_at, f"{at}.expires_at")
+    for encoder in encoders:
+        encoder.item(_named(item, encoder), f"{at}.features")
+
+
+def _encode(encoder: Encoder, items: Sequence[Item | None]) -> F32:
+    features = [{} if item is None else _named(item, encoder) for item in items]
+    try:
+        return encoder.rows(features, "$")
+    except Rejected:
+        pass  # a feature changed its type since the item was written: find which items
+    out: F32 = np.zeros((len(items), encoder.item_size), np.float32)
+    for row, values in enumerate(features):
+        try:
+            out[row] = encoder.item(values)
+        except Rejected as error:
+            item = items[row]
+            log.warning("item_without_features", extra={"item": item.id if item else "", "why": str(error)})
+    return out
+
+
+def _named(item: Item, encoder: Encoder) -> Features:
+    """The features of an item that an encoder's surface names; other surfaces have their own."""
+    known = encoder.spec.items
+    return {name: value for name, value in item.features.items() if name in known}
+
+
+def _matches(item: Item, name: str, value: Scalar) -> bool:
+    """Whether an attribute (or the feature of that name) is the value, or holds it when it is a list."""
+    if name == "available":
+        return item.available is value
+    found = item.attributes.get(name, item.features.get(name))
+    among = found if isinstance(found, list) else [found]
+    return any(one == value and isinstance(one, bool) == isinstance(value, bool) for one in among)
+
+
+def _grown(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]", rows: int):  # type: ignore[no-untyped-def]
+    """The array with `rows` rows and its last one, that of unknown items, still last."""
+    grown = np.zeros((rows + 1, *array.shape[1:]), array.dtype)
+    grown[: len(array) - 1], grown[-1] = array[:-1], array[-1]
+    return grown
