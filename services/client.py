@@ -48,7 +48,7 @@ class Decision(Struct, frozen=True):
     slate: list[Shown]
     propensity: float
     policy: str
-    bundle: str
+    bundle: str | None = None
     reason: str | None = None
     retry_unchecked: bool = False
     logged: bool = True
@@ -175,6 +175,10 @@ class Slatewise:
     def delete_item(self, item: str) -> int:
         """Remove a catalogue item; the version from which decisions no longer see it."""
         return int(self._call("DELETE", f"/v1/items/{item}", None, dict)["version"])
+
+    def metrics(self) -> str:
+        """The Prometheus text of the service."""
+        return self._http.get("/metrics").raise_for_status().text
 
     def _call(self, method: str, path: str, body: Any, answer: type[T]) -> T:
         deadline = time.monotonic() + self._timeout
