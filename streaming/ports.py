@@ -5,13 +5,12 @@ An adapter is technology + port: `SqliteLog`, `MemoryLog`. Only a service's `app
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from policies.types import Arrays
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):  # a tuple, because the log is read faster than dataclasses can be made
     """One record of the log. `appended` is epoch seconds set by the log, never going back within a partition."""
 
     offset: int
@@ -62,7 +61,11 @@ class State(Protocol):
     """The record `slatewise.state`: items, configuration, releases. Compacted by (tenant, kind, key); versions only grow."""
 
     def put(self, entries: Sequence[tuple[str, str, bytes | None]], expect: int | None = None) -> int:
-        """Write (kind, key, value) entries in one step; returns the version reached. Raises Rejected(409) when `expect` is stale."""
+        """Write (kind, key, value) entries in one step, each at a version of its own; returns the version reached.
+
+        `expect` is the version the writer has seen, of the record or of the entry (0: it must not exist): Rejected(409)
+        when one of these entries has been written after it.
+        """
 
     def read(self, after: int = 0, limit: int = 10_000) -> list[Versioned]:
         """Entries newer than a version, in version order."""
@@ -93,6 +96,9 @@ class Bundles(Protocol):
 
     def pointers(self) -> dict[str, str]:
         """policy → bundle, all of them; cheap enough to poll every 20 ms."""
+
+    def epochs(self) -> dict[str, int]:
+        """policy → the epoch its pointer was last moved with, which a rollback must at least have."""
 
 
 class Checkpoints(Protocol):

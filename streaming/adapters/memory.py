@@ -1,10 +1,14 @@
 """Every port in memory: for tests, and for trying things out in one process. Same promises but durability."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from policies.errors import Corrupt
+from policies.errors import Corrupt, Unavailable
+from streaming.adapters.rules import NOTHING, copied, next_row, refuse_outrun, refuse_stale, without
 from streaming.partition import partitions_of
-from streaming.ports import Position, Record
+from streaming.ports import Commit, DeadLetter, Loaded, Position, Record, Versioned
 
 
 def _epoch() -> float:
@@ -51,3 +55,119 @@ class MemoryLog:
         before = min(max(before, first), end)
         del self._records[partition][: before - first]
         self._first[partition] = before
+
+
+class MemoryState:
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str], Versioned] = {}  # in version order: a rewritten entry moves to the end
+        self._version = 0
+
+    def put(self, entries: Sequence[tuple[str, str, bytes | None]], expect: int | None = None) -> int:
+        if expect is not None:
+            refuse_stale(expect, (self._entries.get((kind, key)) for kind, key, _ in entries))
+        for kind, key, value in entries:
+            self._version += 1
+            self._entries.pop((kind, key), None)
+            self._entries[kind, key] = Versioned(self._version, kind, key, value)
+        return self._version
+
+    def read(self, after: int = 0, limit: int = 10_000) -> list[Versioned]:
+        return [entry for entry in self._entries.values() if entry.version > after][:limit]
+
+    def get(self, kind: str, key: str) -> Versioned | None:
+        return self._entries.get((kind, key))
+
+    def version(self) -> int:
+        return self._version
+
+
+class MemoryClaims:
+    def __init__(self, *, life_seconds: float = 3600.0) -> None:
+        self._life_seconds = life_seconds
+        self._claims: dict[tuple[str, str], tuple[float, bytes]] = {}  # oldest first
+
+    def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
+        expires, winner = self._claims.get((tenant, decision_id), (now, b""))
+        if expires > now:
+            return winner
+        self._claims.pop((tenant, decision_id), None)
+        self._claims[tenant, decision_id] = (now + self._life_seconds, value)
+        for name, (expires, _) in list(itertools.islice(self._claims.items(), 2)):
+            if expires <= now:
+                del self._claims[name]
+        return None
+
+
+class MemoryDeadLetters:
+    def __init__(self) -> None:
+        self._letters: dict[tuple[int, int], DeadLetter] = {}
+
+    def put(self, letters: Sequence[DeadLetter]) -> None:
+        for letter in letters:
+            self._letters.setdefault((letter.partition, letter.offset), letter)
+
+    def read(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, DeadLetter]]:
+        return list(enumerate(self._letters.values(), 1))[after : after + limit]
+
+    def count(self) -> dict[str, int]:
+        return dict(Counter(letter.reason for letter in self._letters.values()))
+
+
+class MemoryCheckpoints:
+    def __init__(self) -> None:
+        self._loaded = NOTHING
+        self._joins: dict[int, bytes] = {}
+
+    def commit(self, commit: Commit) -> None:
+        before = self._loaded
+        refuse_outrun(commit.epoch, before.epoch)
+        ids = [*before.ids, *([commit.ids] if commit.ids else [])]
+        evicted = max(before.evicted, commit.evicted)
+        statistics = {key: dict(arrays) for key, arrays in before.statistics.items()}
+        for key, arrays in (commit.statistics or {}).items():
+            statistics.setdefault(key, {}).update({name: array.copy() for name, array in arrays.items()})
+        self._loaded = Loaded(
+            offset=commit.offset,
+            clock=commit.clock,
+            epoch=commit.epoch,
+            next_row=next_row(before.next_row, commit),
+            evicted=evicted,
+            ids=without(ids, evicted),
+            statistics=statistics,
+            extra=commit.extra,
+        )
+        self._joins.update(commit.joins)
+        for row in [row for row in self._joins if row < evicted]:
+            del self._joins[row]
+
+    def load(self) -> Loaded:
+        copies = {key: copied(arrays) for key, arrays in self._loaded.statistics.items()}
+        return replace(self._loaded, statistics=copies)
+
+    def join(self, row: int) -> bytes | None:
+        return self._joins.get(row)
+
+
+class MemoryBundles:
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+        self._pointers: dict[str, tuple[str, int]] = {}
+
+    def put(self, name: str, data: bytes) -> None:
+        self._files[name] = bytes(data)
+
+    def get(self, name: str) -> bytes:
+        try:
+            return self._files[name]
+        except KeyError:
+            raise Unavailable(f"no bundle file {name}") from None
+
+    def point(self, policy: str, bundle: str, epoch: int) -> None:
+        refuse_outrun(epoch, self._pointers.get(policy, ("", epoch))[1])
+        self._pointers[policy] = (bundle, epoch)
+
+    def pointers(self) -> dict[str, str]:
+        return {policy: bundle for policy, (bundle, _) in self._pointers.items()}
+
+    def epochs(self) -> dict[str, int]:
+        return {policy: epoch for policy, (_, epoch) in self._pointers.items()}

@@ -5,14 +5,17 @@ Every file may be opened by several processes at once.
 
 import os
 from collections.abc import Sequence
-from itertools import starmap
 
 from policies.errors import Corrupt, Rejected
+from streaming.adapters.rules import refuse_stale
+from streaming.adapters.sqlite_checkpoints import SqliteCheckpoints
 from streaming.adapters.sqlite_file import NOW_SECONDS, SqliteFile
 from streaming.partition import partitions_of
-from streaming.ports import Position, Record
+from streaming.ports import DeadLetter, Position, Record, Versioned
 
-__all__ = ["SqliteLog"]
+__all__ = ["SqliteCheckpoints", "SqliteClaims", "SqliteDeadLetters", "SqliteLog", "SqliteState"]
+
+_SWEEP_EVERY = 256  # claims between two removals of expired ones
 
 
 class SqliteLog:
@@ -32,7 +35,8 @@ class SqliteLog:
             path,
             "CREATE TABLE IF NOT EXISTS ends (partition INTEGER PRIMARY KEY, next INTEGER, first INTEGER, clock REAL);"
             "CREATE TABLE IF NOT EXISTS positions (spool TEXT PRIMARY KEY, segment INTEGER, byte INTEGER)",
-            page_bytes=16384,  # a record of a few kB stays in one page
+            page_bytes=32768,  # records of a few kB share a page instead of filling chains of overflow pages
+            wal_bytes=64 << 20,  # fewer, larger copies from the write-ahead log into the file
         )
         with self._file.write() as db:
             (made,) = db.execute("SELECT count(*) FROM ends").fetchone()
@@ -64,9 +68,7 @@ class SqliteLog:
                     f"INSERT INTO log_{p} VALUES (?, ?, ?, ?)",
                     [(start + i, appended, key, value) for i, (key, value) in enumerate(batch)],
                 )
-                db.execute(
-                    "UPDATE ends SET next = ?, clock = ? WHERE partition = ?", (start + len(batch), appended, p)
-                )
+                db.execute("UPDATE ends SET next = ?, clock = ? WHERE partition = ?", (start + len(batch), appended, p))
             if position is not None:
                 db.execute(
                     "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
@@ -79,7 +81,7 @@ class SqliteLog:
             ((first, end),) = self._file.read("SELECT first, next FROM ends WHERE partition = ?", (partition,))
             if not first <= offset <= end:
                 raise Corrupt("offset_out_of_range", f"partition {partition} has {first}..{end}, not {offset}")
-        return list(starmap(Record, rows))
+        return list(map(Record._make, rows))
 
     def end(self, partition: int) -> tuple[int, float]:
         ((end, clock),) = self._file.read("SELECT next, clock FROM ends WHERE partition = ?", (partition,))
@@ -96,6 +98,115 @@ class SqliteLog:
             before = min(max(before, first), end)
             db.execute(f"DELETE FROM log_{partition} WHERE offset < ?", (before,))
             db.execute("UPDATE ends SET first = ? WHERE partition = ?", (before, partition))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SqliteState:
+    """Each entry written takes the next version; an entry written again leaves its old version (compaction)."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file = SqliteFile(
+            path,
+            "CREATE TABLE IF NOT EXISTS entries"
+            " (version INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB, UNIQUE (kind, key));"
+            "CREATE TABLE IF NOT EXISTS reached (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL);"
+            "INSERT OR IGNORE INTO reached VALUES (1, 0)",
+        )
+
+    def put(self, entries: Sequence[tuple[str, str, bytes | None]], expect: int | None = None) -> int:
+        with self._file.write() as db:
+            version: int = db.execute("SELECT version FROM reached").fetchone()[0]
+            if expect is not None:
+                refuse_stale(expect, (self.get(kind, key) for kind, key, _ in entries))
+            db.executemany(
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)",
+                [(version + i, kind, key, value) for i, (kind, key, value) in enumerate(entries, 1)],
+            )
+            version += len(entries)
+            db.execute("UPDATE reached SET version = ?", (version,))
+            return version
+
+    def read(self, after: int = 0, limit: int = 10_000) -> list[Versioned]:
+        query = "SELECT version, kind, key, value FROM entries WHERE version > ? ORDER BY version LIMIT ?"
+        return [Versioned(*row) for row in self._file.read(query, (after, limit))]
+
+    def get(self, kind: str, key: str) -> Versioned | None:
+        query = "SELECT version, kind, key, value FROM entries WHERE kind = ? AND key = ?"
+        rows = self._file.read(query, (kind, key))
+        return Versioned(*rows[0]) if rows else None
+
+    def version(self) -> int:
+        version: int = self._file.read("SELECT version FROM reached")[0][0]
+        return version
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SqliteClaims:
+    """Claims can be drawn afresh, so a commit survives the process and not the power; a wait for the lock is short,
+    because the caller has an answer without a claim (`semantics.md` 6)."""
+
+    def __init__(self, path: str | os.PathLike[str], *, life_seconds: float = 3600.0) -> None:
+        self._life_seconds = life_seconds
+        self._since_sweep = 0
+        self._file = SqliteFile(
+            path,
+            "CREATE TABLE IF NOT EXISTS claims (tenant TEXT, decision_id TEXT, value BLOB NOT NULL, expires REAL,"
+            " PRIMARY KEY (tenant, decision_id));"
+            "CREATE INDEX IF NOT EXISTS claims_by_expiry ON claims (expires)",
+            synchronous="NORMAL",
+            wait_seconds=0.25,
+        )
+
+    def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
+        with self._file.write() as db:
+            query = "SELECT value FROM claims WHERE tenant = ? AND decision_id = ? AND expires > ?"
+            winner = db.execute(query, (tenant, decision_id, now)).fetchone()
+            if winner:
+                held: bytes = winner[0]
+                return held
+            row = (tenant, decision_id, value, now + self._life_seconds)
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", row)
+            self._since_sweep += 1
+            if self._since_sweep >= _SWEEP_EVERY:
+                self._since_sweep = 0
+                expired = "SELECT rowid FROM claims WHERE expires <= ? ORDER BY expires LIMIT ?"
+                db.execute(f"DELETE FROM claims WHERE rowid IN ({expired})", (now, 2 * _SWEEP_EVERY))
+            return None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SqliteDeadLetters:
+    """Numbered as they come; a second letter for the same (partition, offset) changes nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file = SqliteFile(
+            path,
+            "CREATE TABLE IF NOT EXISTS letters (sequence INTEGER PRIMARY KEY AUTOINCREMENT, partition INTEGER,"
+            ' "offset" INTEGER, reason TEXT, detail TEXT, key BLOB, value BLOB, UNIQUE (partition, "offset"));'
+            "CREATE INDEX IF NOT EXISTS letters_by_reason ON letters (reason)",
+        )
+
+    def put(self, letters: Sequence[DeadLetter]) -> None:
+        if not letters:
+            return
+        with self._file.write() as db:
+            db.executemany(
+                'INSERT OR IGNORE INTO letters (partition, "offset", reason, detail, key, value) VALUES (?,?,?,?,?,?)',
+                [(x.partition, x.offset, x.reason, x.detail, x.key, x.value) for x in letters],
+            )
+
+    def read(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, DeadLetter]]:
+        query = "SELECT * FROM letters WHERE sequence > ? ORDER BY sequence LIMIT ?"
+        return [(row[0], DeadLetter(*row[1:])) for row in self._file.read(query, (after, limit))]
+
+    def count(self) -> dict[str, int]:
+        return dict(self._file.read("SELECT reason, count(*) FROM letters GROUP BY reason"))
 
     def close(self) -> None:
         self._file.close()

@@ -8,8 +8,9 @@ that is not a sound database is Corrupt('database').
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from policies.errors import Corrupt, Unavailable
 
 # unixepoch('subsec') needs SQLite 3.42; this is the same clock, which counts whole milliseconds.
 NOW_SECONDS = "round((julianday('now') - 2440587.5) * 86400000) / 1000"
+
+_ATTEMPTS, _PAUSE_SECONDS = 250, 0.02
 
 
 class SqliteFile:
@@ -29,6 +32,7 @@ class SqliteFile:
         *,
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         page_bytes: int = 4096,
+        wal_bytes: int = 4 << 20,
         wait_seconds: float = 30.0,
     ) -> None:
         self.path = Path(path)
@@ -39,11 +43,21 @@ class SqliteFile:
                 self.path, timeout=wait_seconds, isolation_level=None, check_same_thread=False, cached_statements=256
             )
             self._db.execute(f"PRAGMA page_size={page_bytes}")  # acts on a new file only
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._write_ahead()
             self._db.execute(f"PRAGMA synchronous={synchronous}")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={wal_bytes // page_bytes}")
         with self.write() as db:
             for statement in schema.split(";"):  # executescript would commit the transaction we are in
                 db.execute(statement)
+
+    def _write_ahead(self) -> None:
+        """Switching a new file to the write-ahead log does not wait for another process doing the same: try again."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            time.sleep(_PAUSE_SECONDS)
+        self._db.execute("PRAGMA journal_mode=WAL")
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of one query, from one consistent state of the file."""

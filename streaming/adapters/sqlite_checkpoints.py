@@ -1,0 +1,70 @@
+"""What a shard commits, in one SQLite file a partition; a load reads packed id hashes and statistics, never join rows."""
+
+import json
+import os
+
+import numpy as np
+
+from policies.types import Arrays
+from streaming.adapters.rules import NOTHING, next_row, refuse_outrun, without
+from streaming.adapters.sqlite_file import SqliteFile
+from streaming.ports import Commit, Loaded
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS head (one INTEGER PRIMARY KEY CHECK (one = 1), partition INTEGER, "offset" INTEGER,
+  clock REAL, epoch INTEGER, next_row INTEGER, evicted INTEGER, extra BLOB);
+CREATE TABLE IF NOT EXISTS joins (row INTEGER PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS ids (first INTEGER PRIMARY KEY, packed BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS statistics (key TEXT, name TEXT, dtype TEXT, shape TEXT, data BLOB, PRIMARY KEY (key, name))
+"""
+_HEAD = 'SELECT "offset", clock, epoch, next_row, evicted, extra FROM head'
+
+
+class SqliteCheckpoints:
+    """One transaction a commit, durable on return. Raises Rejected('fenced') for an epoch below the one committed."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        # rows of about 2 kB: eight share a page, where a page of 4 kB would hold one and waste the rest
+        self._file = SqliteFile(path, _SCHEMA, page_bytes=16384, wal_bytes=64 << 20)
+
+    def commit(self, commit: Commit) -> None:
+        with self._file.write() as db:
+            row = db.execute("SELECT epoch, next_row, evicted FROM head").fetchone()
+            epoch, reached, evicted = row or (0, 0, 0)
+            refuse_outrun(commit.epoch, epoch)
+            db.executemany("INSERT OR REPLACE INTO joins VALUES (?, ?)", commit.joins)
+            if commit.ids:
+                db.execute("INSERT OR REPLACE INTO ids VALUES (?, ?)", commit.ids)
+            evicted = max(evicted, commit.evicted)
+            db.execute("DELETE FROM joins WHERE row < ?", (evicted,))
+            db.execute("DELETE FROM ids WHERE first < ? AND first + length(packed) / 8 <= ?", (evicted, evicted))
+            db.executemany(
+                "INSERT OR REPLACE INTO statistics VALUES (?, ?, ?, ?, ?)",
+                [
+                    (key, name, array.dtype.str, json.dumps(array.shape), array.tobytes())
+                    for key, arrays in (commit.statistics or {}).items()
+                    for name, array in arrays.items()
+                ],
+            )
+            head = (commit.partition, commit.offset, commit.clock, commit.epoch, next_row(reached, commit), evicted)
+            db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?, ?, ?, ?, ?)", (*head, commit.extra))
+
+    def load(self) -> Loaded:
+        with self._file.write() as db:  # a transaction, so that no other owner commits between the queries
+            head = db.execute(_HEAD).fetchone()
+            if head is None:
+                return NOTHING
+            ids = db.execute("SELECT first, packed FROM ids ORDER BY first").fetchall()
+            statistics: dict[str, Arrays] = {}
+            for key, name, dtype, shape, data in db.execute("SELECT * FROM statistics"):
+                array = np.frombuffer(bytearray(data), dtype).reshape(json.loads(shape))  # bytearray: writable
+                statistics.setdefault(key, {})[name] = array
+        offset, clock, epoch, reached, evicted, extra = head
+        return Loaded(offset, clock, epoch, reached, evicted, without(ids, evicted), statistics, extra)
+
+    def join(self, row: int) -> bytes | None:
+        rows = self._file.read("SELECT value FROM joins WHERE row = ?", (row,))
+        return rows[0][0] if rows else None
+
+    def close(self) -> None:
+        self._file.close()
