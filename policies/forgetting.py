@@ -1,0 +1,45 @@
+"""Forgetting by event time, in sums that still add up.
+
+An example of time t weighs 2^(t/H − index), H the half-life in seconds, `index` a whole number of half-lives that the sums
+carry. Two indices differ by a whole number, so moving sums from one to the other is a power of two: exact, and an example
+has the same weight to the last bit whenever it is learned, corrected or taken back.
+"""
+
+import math
+
+import numpy as np
+
+from policies.surface import seconds
+from policies.types import F64, Arrays
+
+BLOCK = (
+    16  # the index moves in steps of 16 half-lives: a function of the newest time alone, and weights stay below 2^16
+)
+
+
+def half_life_seconds(half_life: str | float | None) -> float:
+    """Seconds, infinite when nothing is forgotten. Raises ValueError unless above zero; Rejected when unreadable."""
+    if half_life is None:
+        return math.inf
+    value = seconds(half_life, "$.half_life")
+    if not value > 0:
+        raise ValueError(f"half_life must be longer than zero, got {half_life!r}")
+    return value
+
+
+def age(times: F64, half_life: float) -> F64:
+    """Times in half-lives, (N,); all zero when nothing is forgotten."""
+    return times / half_life
+
+
+def index_for(newest: float, index: float) -> float:
+    """The index sums should carry once they hold an example of age `newest`."""
+    return max(index, BLOCK * math.floor(newest / BLOCK))
+
+
+def shift(sums: Arrays, names: tuple[str, ...], halvings: float) -> Arrays:
+    """Copies of the named sums, halved so often; the rest as they are. Exact above the smallest normal number."""
+    if not halvings:
+        return sums
+    power = -int(min(halvings, 4_000))  # beyond 2^-2100 every double is zero; ldexp wants a C int
+    return {name: np.ldexp(value, power) if name in names else value for name, value in sums.items()}
