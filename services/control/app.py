@@ -1,0 +1,297 @@
+"""The control service: surfaces, policies, bundles, releases, dead letters, and the page `/ops`.
+
+One process writes the record; every write compares the version it read (`If-Match`). Surfaces that a config folder
+brought are edited there, not here (409).
+"""
+
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from msgspec import Struct
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from policies.errors import Corrupt, Rejected, Unavailable
+from policies.surface import Surface
+from services.configuring import applied, apply_folder
+from services.control.overview import Overview
+from services.releases import Releases, holds
+from services.settings import Settings
+from services.wiring import open_dead_letters
+from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
+from streaming.ports import DeadLetters
+
+log = logging.getLogger("slatewise.control")
+LARGEST_BODY = 1 << 20
+MOST_LETTERS = 1_000
+FOLDER_SECONDS = 2.0
+
+
+class Release(Struct, frozen=True, forbid_unknown_fields=True):
+    """A step of a policy's pointer. Rollback: to a bundle, or to what answered so long ago; resume: follow learning."""
+
+    policy: str  # surface/policy
+    action: str  # rollback | resume
+    to: str | None = None
+    before: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the routes work on."""
+
+    releases: Releases
+    configs: Configs
+    dead: DeadLetters
+    overview: Overview
+    config_folder: Path | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Control":
+        releases, dead, configs = Releases.of(settings), open_dead_letters(settings), Configs()
+        configs.follow(releases.state)
+        return cls(releases, configs, dead, Overview(releases, configs, dead, settings.http), settings.config)
+
+
+def create_app(control: Control) -> FastAPI:
+    """The ASGI app over a control."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        watch = threading.Thread(target=_watch, args=(control, stop), name="config-folder", daemon=True)
+        control.overview.start()
+        watch.start()
+        yield
+        stop.set()
+        await run_in_threadpool(watch.join)
+        await run_in_threadpool(control.overview.stop)
+
+    app = FastAPI(title="Slatewise control", version="1", lifespan=lifespan)
+    page = (files("services") / "control" / "ops.html").read_bytes()
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return _json({"status": "alive"})
+
+    @app.get("/ops", include_in_schema=False)
+    def ops() -> Response:
+        return Response(page, media_type="text/html; charset=utf-8", headers={"cache-control": "no-cache"})
+
+    @app.get("/v1/overview")
+    def overview() -> Response:
+        return _json(control.overview.report())
+
+    @app.get("/v1/surfaces")
+    def surfaces() -> Response:
+        control.configs.follow(control.releases.state)
+        return _json({"surfaces": [_surface_line(control, name) for name in control.configs.surfaces()]})
+
+    @app.get("/v1/surfaces/{name}")
+    def surface(name: str) -> Response:
+        control.configs.follow(control.releases.state)
+        compiled = control.configs.current(name)
+        if compiled is None:
+            raise Rejected(f"No surface {name!r}", at="$.name", code="unknown_surface", status=404)
+        return _json(document(compiled.surface), etag=compiled.hash)
+
+    @app.put("/v1/surfaces/{name}", openapi_extra=_BODY)
+    async def put_surface(name: str, request: Request) -> Response:
+        body = await _body(request)
+        match = request.headers.get("if-match", "").strip('" ')
+        digest, created = await run_in_threadpool(_put_surface, control, name, body, match)
+        return _json({"surface": name, "hash": digest}, etag=digest, status=201 if created else 200)
+
+    @app.get("/v1/policies")
+    def policies() -> Response:
+        control.configs.follow(control.releases.state)
+        names = control.configs.surfaces()
+        lines = [{"surface": name, **line} for name in names for line in control.overview.policies(name)]
+        return _json({"policies": lines})
+
+    @app.get("/v1/bundles")
+    def bundles() -> Response:
+        held = holds(control.releases.state)
+        pointers = sorted(control.releases.bundles.pointers().items())
+        return _json({"bundles": [{"policy": p, "bundle": b, "held": p in held} for p, b in pointers]})
+
+    @app.get("/v1/bundles/{bundle}")
+    def bundle(bundle: str) -> Response:
+        return _json(msgspec.to_builtins(control.releases.read(bundle).manifest))
+
+    @app.get("/v1/releases")
+    def releases() -> Response:
+        return _json({"holds": holds(control.releases.state)})
+
+    @app.post("/v1/releases", openapi_extra=_BODY)
+    async def release(request: Request) -> Response:
+        asked = _decoded(await _body(request))
+        bundle = await run_in_threadpool(_release, control, asked)
+        return _json({"policy": asked.policy, "action": asked.action, "bundle": bundle})
+
+    @app.get("/v1/dead-letters")
+    def dead_letters(after: int = 0, limit: int = 100) -> Response:
+        if after < 0 or not 1 <= limit <= MOST_LETTERS:
+            raise Rejected(f"Expected after ≥ 0 and 1 ≤ limit ≤ {MOST_LETTERS}", at="$.limit")
+        letters = [
+            {
+                "number": number,
+                "partition": letter.partition,
+                "offset": letter.offset,
+                "reason": letter.reason,
+                "detail": letter.detail,
+                "key": letter.key.decode(errors="replace"),
+                "value": letter.value.decode(errors="replace"),
+            }
+            for number, letter in control.dead.read(after, limit)
+        ]
+        return _json({"counts": control.dead.count(), "letters": letters})
+
+    _errors(app)
+    return app
+
+
+def document(surface: Surface) -> dict[str, Any]:
+    """The surface as it is written: an algorithm's options beside `algorithm`, not under `options`."""
+    plain: dict[str, Any] = msgspec.to_builtins(surface)
+    for policy in plain["policies"].values():
+        policy.update(policy.pop("options"))
+        for name in ("objective", "objectives"):
+            if policy[name] is None:
+                del policy[name]
+    return plain
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM."""
+    host, port = settings.control_address
+    app = create_app(Control.of(settings))
+    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+
+
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+def _surface_line(control: Control, name: str) -> dict[str, Any]:
+    compiled = control.configs.current(name)
+    if compiled is None:  # gone between the two looks
+        return {"surface": name}
+    return {
+        "surface": name,
+        "hash": compiled.hash,
+        "live": compiled.surface.live or compiled.surface.fallback,
+        "slots": compiled.surface.slots,
+        "policies": list(compiled.surface.policies),
+        "managed": "file" if name in _managed(control) else "api",
+    }
+
+
+def _managed(control: Control) -> list[str]:
+    last = applied(control.releases.state)
+    return last.surfaces if last is not None and last.managed else []
+
+
+def _put_surface(control: Control, name: str, body: bytes, match: str) -> tuple[str, bool]:
+    if name in _managed(control):
+        raise Rejected(f"Surface {name!r} is managed: file; edit the config folder", code="managed", status=409)
+    documents = parse(body.decode(errors="replace"), "body")  # JSON is YAML: one reader names every mistake
+    if len(documents) != 1 or documents[0].surface != name:
+        raise Rejected(f"Expected one document of surface {name!r}", at="$.surface")
+    control.configs.follow(control.releases.state)
+    current = control.configs.current(name)
+    if current is not None and match != current.hash:
+        raise Rejected(
+            f'Expected If-Match: "{current.hash}", the version you edit; got {match or "none"}',
+            at="$.headers.if-match",
+            code="stale" if match else "match_required",
+            status=412 if match else 428,
+        )
+    digest = publish_surface(control.releases.state, documents[0])
+    control.configs.follow(control.releases.state)
+    return digest, current is None
+
+
+def _release(control: Control, asked: Release) -> str | None:
+    if asked.action == "rollback":
+        return control.releases.rollback(asked.policy, to=asked.to, before=asked.before)
+    control.releases.resume(asked.policy)
+    return control.releases.bundles.pointers().get(asked.policy)
+
+
+def _decoded(body: bytes) -> Release:
+    try:
+        asked = msgspec.json.decode(body, type=Release)
+    except msgspec.ValidationError as error:
+        raise Rejected(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise Rejected(str(error), code="undecodable", status=400) from None
+    if asked.action not in ("rollback", "resume"):
+        raise Rejected(f"Expected rollback or resume, got {asked.action!r}", at="$.action")
+    return asked
+
+
+async def _body(request: Request) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _watch(control: Control, stop: threading.Event) -> None:
+    """Apply the config folder when its content changes; a mistake in it is logged and changes nothing."""
+    said = ""
+    while control.config_folder is not None and not stop.wait(FOLDER_SECONDS):
+        try:
+            if apply_folder(control.releases.state, control.config_folder):
+                log.info("configuration applied", extra={"folder": str(control.config_folder)})
+            said = ""
+        except (ConfigInvalid, Unavailable, OSError) as error:
+            if str(error) != said:
+                log.error("configuration not applied", extra={"error": str(error)})
+            said = str(error)
+
+
+def _json(content: Any, *, etag: str = "", status: int = 200) -> Response:
+    headers = {"etag": f'"{etag}"'} if etag else {}
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+def _error(code: str, message: str, at: str, status: int) -> Response:
+    return _json({"error": {"code": code, "message": message, "at": at}}, status=status)
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error has the body of the contract."""
+    answers: dict[type[Exception], Callable[[Any], Response]] = {
+        Rejected: lambda e: _error(e.code, e.message, e.at, e.status),
+        ConfigInvalid: lambda e: _json(
+            {
+                "error": {"code": "invalid", "message": str(e), "at": e.mistakes[0].path if e.mistakes else "$"},
+                "mistakes": [msgspec.to_builtins(mistake) for mistake in e.mistakes],
+            },
+            status=422,
+        ),
+        Unavailable: lambda e: _error("unavailable", str(e), "$", 503),
+        Corrupt: lambda e: _error(e.reason, str(e), "$", 422),
+        RequestValidationError: lambda e: _error("invalid", str(e.errors()[0]["msg"]), "$", 422),
+        HTTPException: lambda e: _error("http", str(e.detail), "$", e.status_code),
+    }
+    for kind, answer in answers.items():
+
+        def handle(_request: Request, error: Exception, answer: Callable[[Any], Response] = answer) -> Response:
+            return answer(error)
+
+        app.add_exception_handler(kind, handle)

@@ -1,0 +1,127 @@
+"""What `/ops` and `GET /v1/overview` show: traffic and reward from the log, latency and freshness from scoring's metrics,
+bundles and holds from the stores. Whatever is away is left out and named in `missing`."""
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import httpx
+
+from policies.errors import SlatewiseError
+from services.control.window import Window
+from services.exposition import Exposition, quantile
+from services.releases import Releases, holds
+from streaming.ports import DeadLetters
+from streaming.configuration import Configs
+
+log = logging.getLogger("slatewise.control")
+RECENT_SECONDS = 30.0  # quantiles are of what happened in the last so many seconds
+TURN_SECONDS = 1.0
+
+
+class Overview:
+    """Follows log and metrics in a thread of its own, answers from memory."""
+
+    def __init__(self, releases: Releases, configs: Configs, dead: DeadLetters, scoring: str) -> None:
+        self._releases, self._configs, self._dead = releases, configs, dead
+        self._window = Window(releases.events, configs)
+        self._http = httpx.Client(base_url=f"http://{scoring}", timeout=2.0)
+        self._scrapes: deque[tuple[float, Exposition]] = deque()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="overview", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._http.close()
+
+    def report(self) -> dict[str, Any]:
+        surfaces = {
+            name: {**self._window.report(name), "bundles": self.policies(name)} for name in self._configs.surfaces()
+        }
+        latest = self._scrapes[-1] if self._scrapes else None
+        fresh = latest is not None and time.time() - latest[0] < 5 * TURN_SECONDS
+        return {
+            "at": time.time(),
+            "surfaces": surfaces,
+            "scoring": self._numbers() if fresh else None,
+            "dead_letters": self._dead.count(),
+            "missing": [] if fresh else ["scoring"],
+        }
+
+    def policies(self, surface: str) -> list[dict[str, Any]]:
+        """Every policy of a surface with the bundle it points to."""
+        compiled = self._configs.current(surface)
+        if compiled is None:
+            return []
+        pointers, held = self._releases.bundles.pointers(), holds(self._releases.state)
+        found = []
+        for name in dict.fromkeys([*compiled.surface.policies, compiled.surface.fallback]):
+            pointer = f"{surface}/{name}"
+            entry: dict[str, Any] = {
+                "policy": name,
+                "algorithm": compiled.policies[name].algorithm.name,
+                "live": name == (compiled.surface.live or compiled.surface.fallback),
+                "bundle": pointers.get(pointer),
+                "held": pointer in held,
+            }
+            try:
+                manifest = self._releases.read(pointer).manifest if pointer in pointers else None
+            except SlatewiseError as error:
+                entry["error"] = str(error)
+            else:
+                if manifest is not None:
+                    entry |= {
+                        "number": manifest.number,
+                        "created_at": manifest.created_at,
+                        "slot_weight": manifest.slot_weight,
+                        "diagnostics": manifest.diagnostics,
+                    }
+            found.append(entry)
+        return found
+
+    def _numbers(self) -> dict[str, Any]:
+        newest, oldest = self._scrapes[-1][1], self._scrapes[0][1]
+        seconds = max(self._scrapes[-1][0] - self._scrapes[0][0], 1e-9)
+
+        def recent(name: str, q: float) -> float | None:
+            return quantile(newest.buckets(name), q, oldest.buckets(name))
+
+        requests = newest.total("decide_requests_total") - oldest.total("decide_requests_total")
+        return {
+            "decisions_total": newest.total("decide_requests_total"),
+            "decisions_per_second": max(requests, 0.0) / seconds if len(self._scrapes) > 1 else 0.0,
+            "feedback": newest.by("feedback_events_total", "outcome"),
+            "latency_seconds": {
+                "p50": recent("decide_latency_seconds", 0.5),
+                "p99": recent("decide_latency_seconds", 0.99),
+            },
+            "freshness_seconds": {"p50": recent("freshness_seconds", 0.5), "p95": recent("freshness_seconds", 0.95)},
+            "spool_bytes": newest.total("spool_bytes"),
+            "published": newest.total("publish_total", outcome="published"),
+        }
+
+    def _run(self) -> None:
+        while not self._stop.wait(TURN_SECONDS):
+            try:
+                self._configs.follow(self._releases.state)
+                while self._window.follow() and not self._stop.is_set():
+                    pass
+                self._scrape()
+            except SlatewiseError as error:  # a store is away: the page says what it has
+                log.warning("overview", extra={"error": str(error)})
+
+    def _scrape(self) -> None:
+        try:
+            text = self._http.get("/metrics").raise_for_status().text
+        except httpx.HTTPError:
+            return  # `report` names it missing
+        now = time.time()
+        self._scrapes.append((now, Exposition.parse(text)))
+        while len(self._scrapes) > 2 and self._scrapes[0][0] < now - RECENT_SECONDS:
+            self._scrapes.popleft()

@@ -1,0 +1,172 @@
+"""The last decisions of the log with what was heard about them: what `/ops` shows of traffic and reward.
+
+A view, not the record: it starts a little before the end of the log, keeps the newest decisions in memory, and forgets. The reward of uniform slates is estimated from the same decisions by their logged propensities:
+
+    V_t = Σ w r_t / Σ w,  w = (1/∣R_t∣) / p_t,   V = Σ_t V_t        (self-normalised, first order)
+
+First order: a slot is judged given the slots before it as they were shown. The spread is the standard error of the
+ratio estimator, slots taken as independent. Source: Swaminathan and Joachims, NeurIPS 2015 (SNIPS).
+"""
+
+import threading
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from policies.errors import Corrupt
+from policies.rewards import WHOLE_SLATE, Heard
+from policies.types import F64
+from streaming.configuration import Compiled, CompiledPolicy, Configs
+from streaming.events import Decision, Feedback, decode
+from streaming.ports import Log
+
+KEPT = 8_000  # decisions; at 500 a second the last 16 s, at 10 a second the last 13 minutes
+BACK = 4_000  # records before the end of a partition to start from
+READ = 2_000
+SERIES = 60  # points of the drawn line
+
+
+@dataclass(slots=True)
+class _Seen:
+    appended: float
+    decision: Decision
+    heard: dict[str, Heard | None] = field(default_factory=dict)  # feedback id → heard, None once retracted
+
+
+class Window:
+    """Follows the log from near its end. `follow` and `report` may run in different threads."""
+
+    def __init__(self, events: Log, configs: Configs) -> None:
+        self._events, self._configs = events, configs
+        self._offsets = [max(0, events.end(partition)[0] - BACK) for partition in range(events.partitions)]
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def follow(self) -> int:
+        """Read what is new; the number of records."""
+        count = 0
+        for partition, offset in enumerate(self._offsets):
+            records = self._events.read(partition, offset, READ)
+            with self._lock:
+                for record in records:
+                    try:
+                        self._take(record.appended, decode(record.value))
+                    except Corrupt:  # the shard sets it aside and counts it
+                        continue
+            self._offsets[partition] = offset + len(records)
+            count += len(records)
+        return count
+
+    def report(self, surface: str) -> dict[str, Any]:
+        """Traffic, reward a slate, and the estimate for uniform slates, of the kept decisions of a surface."""
+        compiled = self._configs.current(surface)
+        with self._lock:
+            seen = [one for one in self._seen.values() if one.decision.surface == surface]
+        if compiled is None or not seen:
+            return {"decisions": 0}
+        rewards = [self._rewards(compiled, one) for one in seen]
+        values = np.array([reward.sum() for reward in rewards])
+        times = np.array([one.appended for one in seen])
+        uniform, spread = _uniform([one.decision for one in seen], rewards)
+        span = max(float(times[-1] - times[0]), 1e-9)
+        return {
+            "decisions": len(seen),
+            "from": float(times[0]),
+            "to": float(times[-1]),
+            "per_second": len(seen) / span if len(seen) > 1 else 0.0,
+            "modes": _count(one.decision.mode for one in seen),
+            "policies": _count(one.decision.policy for one in seen),
+            "reward": float(values.mean()),
+            "reward_error": float(values.std() / np.sqrt(len(values))),
+            "uniform": uniform,
+            "uniform_error": spread,
+            "greedy_share": _greedy([one.decision for one in seen]),
+            "series": _series(times, values),
+        }
+
+    def _take(self, appended: float, event: Decision | Feedback) -> None:
+        if isinstance(event, Decision):
+            if event.decision_id in self._seen:  # delivered twice
+                return
+            self._seen[event.decision_id] = _Seen(appended, event)
+            if len(self._seen) > KEPT:
+                self._seen.popitem(last=False)
+            return
+        one = self._seen.get(event.decision_id)
+        if one is None:
+            return
+        if event.retracts is not None:
+            one.heard[event.retracts] = None
+        elif event.kind != "shown" and one.heard.get(event.feedback_id, event) is not None:
+            position = _position(one.decision, event)
+            if position is not None:
+                one.heard[event.feedback_id] = Heard(position, event.kind, event.value, event.at)
+
+    def _rewards(self, compiled: Compiled, one: _Seen) -> F64:
+        """(k',) weighed reward of each slot, by the surface's own version and the objective of the live policy."""
+        version = self._configs.get(one.decision.config) or compiled
+        horizon = one.decision.at + version.surface.horizon_seconds
+        heard = [h for h in one.heard.values() if h is not None and one.decision.at <= h.at <= horizon]
+        rewards, _ = version.rewards(len(one.decision.slots), heard)
+        return np.asarray(rewards @ _weights(version), np.float64)
+
+
+def _weights(compiled: Compiled) -> F64:
+    live: CompiledPolicy = compiled.policies[compiled.surface.live or compiled.surface.fallback]
+    return np.array([live.problem.weights.get(name, 0.0) for name in compiled.surface.objective_names], np.float64)
+
+
+def _position(decision: Decision, feedback: Feedback) -> int | None:
+    """Index into the slate; None when the feedback names what was not shown."""
+    if feedback.slot is not None:
+        return decision.slots.index(feedback.slot) if feedback.slot in decision.slots else None
+    if feedback.item is not None:
+        return decision.slate.index(feedback.item) if feedback.item in decision.slate else None
+    return WHOLE_SLATE
+
+
+def _uniform(decisions: list[Decision], rewards: list[F64]) -> tuple[float | None, float | None]:
+    """(value, standard error) of uniform slates."""
+    weights: dict[int, list[float]] = defaultdict(list)
+    earned: dict[int, list[float]] = defaultdict(list)
+    for decision, reward in zip(decisions, rewards, strict=True):
+        for index, (p, left) in enumerate(zip(decision.propensities, decision.remaining, strict=True)):
+            if p > 0 and left > 0:
+                weights[index].append(1 / (left * p))
+                earned[index].append(float(reward[index]))
+    if not weights:
+        return None, None
+    value = variance = 0.0
+    for index, found in weights.items():
+        w, r = np.array(found), np.array(earned[index])
+        mean = float(w @ r / w.sum())
+        value += mean
+        variance += float(np.square(w * (r - mean)).sum() / w.sum() ** 2)
+    return value, float(np.sqrt(variance))
+
+
+def _greedy(decisions: list[Decision]) -> float:
+    """Share of slots that showed the candidate with the largest mean score."""
+    same = total = 0
+    for decision in decisions:
+        same += sum(row == greedy for row, greedy in zip(decision.rows, decision.greedy, strict=True))
+        total += len(decision.rows)
+    return same / max(total, 1)
+
+
+def _series(times: F64, values: F64) -> list[dict[str, float]]:
+    """At most SERIES points: mean time, mean reward, decisions."""
+    return [
+        {"at": float(t.mean()), "reward": float(v.mean()), "decisions": len(v)}
+        for t, v in zip(np.array_split(times, SERIES), np.array_split(values, SERIES), strict=True)
+        if len(v)
+    ]
+
+
+def _count(names: Any) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for name in names:
+        counts[name] += 1
+    return dict(counts)
