@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, load_from_string, numpy_helper
 
 from policies.types import Arrays
 
@@ -64,3 +64,10 @@ def node(kind: str, inputs: Sequence[str], output: str, **attributes: object) ->
 def whole(*numbers: int) -> NDArray[np.int64]:
     """int64 vector: what shapes, axes and rows are in ONNX."""
     return np.array(numbers, np.int64)
+
+
+def requests(graph: bytes) -> list[str]:
+    """Names of the inputs a request must bring: those that no initialiser stands for."""
+    body = load_from_string(graph).graph
+    changing = {array.name for array in body.initializer}
+    return [i.name for i in body.input if i.name not in changing]

@@ -1,12 +1,13 @@
 """Every algorithm there is: one line each. Adding one touches nothing else."""
 
 from policies.algorithm import Algorithm
-from policies.algorithms import given_order, linear_thompson, uniform
+from policies.algorithms import given_order, linear_thompson, popular, uniform
 from policies.errors import Rejected
 
 ALGORITHMS: dict[str, Algorithm] = {
     "uniform": uniform.ALGORITHM,
     "given_order": given_order.ALGORITHM,
+    "popular": popular.ALGORITHM,
     "linear_thompson": linear_thompson.ALGORITHM,
 }
 
