@@ -1,0 +1,221 @@
+"""What is kept of a decision while feedback may still change it, and the rules that turn what was heard into evidence.
+
+A `Join` is a decision as drawn, the versions heard of each feedback id, and what learners have been taught of it so far.
+The functions here are pure: evidence depends on the set of what was heard, never on its order.
+
+    in force   of the versions of a feedback id the greatest (at, revision, content hash) among those dated inside the
+               horizon, else among all; none once the id was taken back. A later-dated correction so neither changes the
+               reward nor undoes the one before it (`semantics.md` 3, 7)
+    presence   with `shown` in force: the slots it names (several add up) and those with feedback of their own;
+               without: every slot, or with `defer` only those with feedback; pins only with `learn_pins`
+    rewards    the surface version's rule over what is in force and inside the horizon; 0 where absent
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import Struct
+
+from policies.rewards import Heard
+from streaming.configuration import Compiled, CompiledPolicy
+from streaming.events import Feedback, Floats
+
+SHOWN = "shown"
+WHOLE = -1
+
+
+class Drawn(Struct, frozen=True, gc=False, tag_field="type", tag="decision", kw_only=True):
+    """What learning needs of a `Decision`: decoded without its candidates, which are most of the record."""
+
+    decision_id: str
+    unit: str
+    at: float
+    surface: str
+    config: str
+    policy: str
+    bundle: str
+    mode: str
+    slate: tuple[str, ...]
+    slots: tuple[int, ...]
+    propensities: tuple[float, ...]
+    context: Floats
+    shown: Floats
+    pinned: tuple[int, ...] = ()
+    weight: float = 1.0
+    defer: bool = False
+    tenant: str = "default"
+    v: int = 1
+
+
+class Version(Struct, frozen=True, array_like=True, gc=False):
+    """One content of a feedback id. `positions` index the filled slots: one, those seen (`shown`), or none: the whole slate."""
+
+    at: float
+    revision: int
+    kind: str
+    value: float
+    positions: tuple[int, ...]
+
+
+class Early(Struct, frozen=True, array_like=True, gc=False):
+    """A feedback that came before its decision: its record, to be judged when the decision comes."""
+
+    offset: int
+    appended: float
+    key: bytes
+    value: bytes
+
+
+class Join(Struct, array_like=True):
+    """One row. `heard`: feedback id → versions, empty once taken back. `present` and `rewards`: taught so far, b"" = nothing."""
+
+    row: int
+    key: str
+    drawn: Drawn | None
+    heard: dict[str, list[Version]] = {}
+    early: list[Early] = []
+    present: bytes = b""  # k bytes of 0 or 1
+    rewards: bytes = b""  # float64 (k, o)
+    due: bool = True  # False: `wait` surface, horizon not passed
+
+    def alive(self, clock: float, correctable: float) -> bool:
+        """Whether the row still answers for its id: twice `correctable`, so that what is too late is told from what is early."""
+        return self.drawn is None or self.drawn.at + 2.0 * correctable >= clock
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Join).decode
+
+
+def pack(join: Join) -> bytes:
+    return _encode(join)
+
+
+def unpack(data: bytes) -> Join:
+    return _decode(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A surface version as the joiner reads it: everything a record is checked and rewarded by, looked up once."""
+
+    compiled: Compiled
+    surface: str
+    slots: int
+    horizon: float
+    correctable: float
+    kinds: frozenset[str]
+    context_bytes: int
+    item_bytes: int
+    objectives: int
+    wait: bool
+    learn_pins: bool
+    learners: tuple[CompiledPolicy, ...]  # every learning policy of the version learns from every decision of it
+    silence: dict[int, bytes] = field(default_factory=dict)  # k → rewards of silence
+    everywhere: dict[int, bytes] = field(default_factory=dict)  # k → all present
+
+    @classmethod
+    def of(cls, compiled: Compiled) -> "Terms":
+        surface, encoder = compiled.surface, compiled.encoder
+        return cls(
+            compiled=compiled,
+            surface=surface.surface,
+            slots=surface.slots,
+            horizon=surface.horizon_seconds,
+            correctable=surface.correctable_seconds,
+            kinds=surface.feedback_kinds,
+            context_bytes=4 * encoder.context_size,
+            item_bytes=4 * encoder.item_size,
+            objectives=len(surface.objectives),
+            wait=surface.silence == "wait",
+            learn_pins=surface.learn_pins,
+            learners=tuple(p for p in compiled.policies.values() if p.algorithm.learner is not None),
+        )
+
+
+def content_order(version: Version) -> tuple[float, int, bytes]:
+    """What decides between versions of one feedback id."""
+    return version.at, version.revision, hashlib.blake2b(_encode(version), digest_size=16).digest()
+
+
+def in_force(versions: list[Version], until: float) -> Version | None:
+    """The version of one feedback id that counts; None once taken back."""
+    if len(versions) < 2:
+        return versions[0] if versions else None
+    return max([v for v in versions if v.at <= until] or versions, key=content_order)
+
+
+def evidence(join: Join, terms: Terms) -> tuple[bytes, bytes, int]:
+    """(present, rewards, clipped) of a join as it stands: what learners should have been taught of it."""
+    drawn = join.drawn
+    assert drawn is not None  # callers hold decisions; a join without one teaches nothing
+    k = len(drawn.slate)
+    if not join.due or not k:
+        return b"", b"", 0
+    if not join.heard and not drawn.defer and (terms.learn_pins or not drawn.pinned):
+        return terms.everywhere.get(k) or _everywhere(terms, k), terms.silence.get(k) or _silence(terms, k), 0
+    until = drawn.at + terms.horizon
+    force = [(v.at, name, v) for name, versions in join.heard.items() if (v := in_force(versions, until)) is not None]
+    if len(force) > 1:
+        force.sort(key=lambda entry: entry[:2])
+    present = presence(drawn, terms, [version for _, _, version in force])
+    if not any(present):
+        return b"", b"", 0
+    heard = [
+        Heard(v.positions[0] if v.positions else WHOLE, v.kind, v.value, v.at)
+        for _, _, v in force
+        if v.kind != SHOWN and v.at <= until
+    ]
+    if not heard:
+        rewards, clipped = terms.silence.get(k) or _silence(terms, k), 0
+    else:
+        values, clipped = terms.compiled.rewards(k, heard)
+        rewards = values.tobytes()
+    if not all(present):
+        width, zero = 8 * terms.objectives, bytes(8 * terms.objectives)
+        rewards = b"".join(rewards[i * width : (i + 1) * width] if on else zero for i, on in enumerate(present))
+    return bytes(present), rewards, clipped
+
+
+def presence(drawn: Drawn, terms: Terms, force: list[Version]) -> bytearray:
+    """1 for each filled slot that is an example for learning."""
+    k = len(drawn.slate)
+    present, named = bytearray(k), False
+    for version in force:
+        named = named or version.kind == SHOWN
+        for position in version.positions:
+            present[position] = 1
+    if not named and not drawn.defer:
+        present = bytearray(b"\1" * k)
+    if drawn.pinned and not terms.learn_pins:
+        for position, slot in enumerate(drawn.slots):
+            if slot in drawn.pinned:
+                present[position] = 0
+    return present
+
+
+def positions_of(drawn: Drawn, feedback: Feedback) -> tuple[int, ...] | None:
+    """Which of the filled slots a feedback is about; None when it names a slot or an item that the slate does not have."""
+    if feedback.kind == SHOWN and feedback.slot is None and feedback.item is None:
+        if feedback.slots is None:
+            return tuple(range(len(drawn.slots)))
+        if not set(feedback.slots) <= set(drawn.slots):
+            return None
+        return tuple(sorted({drawn.slots.index(slot) for slot in feedback.slots}))
+    if feedback.slot is not None:
+        if feedback.slot not in drawn.slots:
+            return None
+        position = drawn.slots.index(feedback.slot)
+        return (position,) if feedback.item is None or drawn.slate[position] == feedback.item else None
+    if feedback.item is not None:
+        return (drawn.slate.index(feedback.item),) if feedback.item in drawn.slate else None
+    return ()
+
+
+def _everywhere(terms: Terms, k: int) -> bytes:
+    return terms.everywhere.setdefault(k, b"\1" * k)
+
+
+def _silence(terms: Terms, k: int) -> bytes:
+    return terms.silence.setdefault(k, terms.compiled.rewards(k, [])[0].tobytes())

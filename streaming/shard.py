@@ -1,0 +1,200 @@
+"""One partition, read → join → learn → commit: all of a batch or nothing of it, exactly once in effect.
+
+The commit holds joins, statistics and offset in one transaction, so state is always that of a prefix of the log. Dead
+letters go first; they are named by (partition, offset), so writing them again changes nothing. When anything fails after
+the first change in memory, memory is thrown away and the next step starts from the last commit.
+
+State is per partition, so moving a partition to another worker moves its checkpoint. A learner of a version that is not
+known here any more keeps its committed sums without being able to add to them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from policies.algorithm import Learner
+from policies.errors import Rejected
+from policies.types import Arrays
+from streaming.configuration import Configs
+from streaming.join import Applied, Joiner
+from streaming.ports import Checkpoints, Commit, DeadLetters, Log
+
+FRESH_EACH = 32  # acceptance times reported for a policy and step: enough for a percentile
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did, for metrics. `learned` counts changed (decision, slot) rows by learner key.
+
+    offset, clock  where the partition stands after it;   lag_records  how many the log holds beyond
+    fresh          (surface, policy, accepted_at) of feedback now in committed statistics, at most 32 for each policy
+    """
+
+    partition: int
+    records: int
+    decisions: int
+    feedback: int
+    outcomes: dict[tuple[str, str], int]
+    dead: dict[str, int]
+    offset: int
+    clock: float
+    lag_records: int
+    fresh: list[tuple[str, str, float]] = field(default_factory=list)
+    learned: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Committed sums of one partition: those of every record before `offset`. `examples`: pairs present, by learner key."""
+
+    partition: int
+    offset: int
+    epoch: int
+    clock: float
+    arrays: dict[str, Arrays]
+    examples: dict[str, int]
+
+
+class Shard:
+    """Owner of one partition for one epoch. A repeated `step()` is harmless; nothing is passed in but time.
+
+    refresh    follows the configuration record; called when a decision names a version not seen yet
+    hot_limit  joins kept in memory between steps
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        log: Log,
+        checkpoints: Checkpoints,
+        configs: Configs,
+        dead_letters: DeadLetters,
+        *,
+        epoch: int,
+        read_limit: int = 2000,
+        refresh: Callable[[], object] | None = None,
+        hot_limit: int = 32_768,
+    ) -> None:
+        self._partition, self._log, self._checkpoints = partition, log, checkpoints
+        self._configs, self._dead_letters = configs, dead_letters
+        self._epoch, self._read_limit, self._refresh, self._hot_limit = epoch, read_limit, refresh, hot_limit
+        self._joiner: Joiner | None = None
+        self._learners: dict[str, Learner] = {}
+        self._resting: dict[str, Arrays] = {}  # committed sums whose learner was not needed yet
+        self._offset = 0
+
+    @property
+    def partition(self) -> int:
+        return self._partition
+
+    @property
+    def offset(self) -> int:
+        """Records before this one are in the committed statistics."""
+        self._state()
+        return self._offset
+
+    def step(self, now: float | None = None) -> StepReport:
+        """One batch. `now` lets an idle partition give back rows; it never changes statistics or a verdict.
+
+        Raises Unavailable (a port is away: call again), Corrupt('offset_out_of_range' …) and Rejected('fenced').
+        """
+        joiner = self._state()
+        try:
+            records = self._log.read(self._partition, self._offset, self._read_limit)
+            if not records:
+                if now is not None and joiner.idle(now):
+                    self._commit(joiner, self._offset, {})
+                return self._report(Applied(), 0, joiner)
+            applied = joiner.apply(records)
+            learned = self._learn(applied)
+            if applied.letters:
+                self._dead_letters.put(applied.letters)
+            self._commit(joiner, records[-1].offset + 1, learned)
+        except BaseException:
+            self._joiner = None  # memory may be ahead of the commit: start again from what is durable
+            raise
+        return self._report(applied, len(records), joiner, learned)
+
+    def statistics(self) -> Statistics:
+        """Committed sums, copied."""
+        joiner = self._state()
+        held = self._resting | {key: learner.arrays() for key, learner in self._learners.items()}
+        arrays = {key: {name: np.array(array) for name, array in sums.items()} for key, sums in held.items()}
+        return Statistics(self._partition, self._offset, self._epoch, joiner.clock, arrays, dict(joiner.examples))
+
+    def _state(self) -> Joiner:
+        if self._joiner is None:
+            loaded = self._checkpoints.load()
+            if loaded.epoch > self._epoch:
+                message = f"partition {self._partition} belongs to epoch {loaded.epoch}, this is {self._epoch}"
+                raise Rejected(message, code="fenced", status=409)
+            joiner = Joiner(
+                self._partition,
+                self._configs,
+                self._checkpoints.join,
+                refresh=self._refresh,
+                hot_limit=self._hot_limit,
+            )
+            joiner.restore(loaded)
+            self._learners, self._resting = {}, dict(loaded.statistics)
+            self._offset, self._joiner = loaded.offset, joiner
+        return self._joiner
+
+    def _learn(self, applied: Applied) -> dict[str, int]:
+        learned: dict[str, int] = {}
+        for terms, changes in applied.changes:
+            for policy in terms.learners:
+                learner = self._learners.get(policy.key)
+                if learner is None:
+                    assert policy.algorithm.learner is not None  # `Terms.learners` are those that have one
+                    learner = self._learners[policy.key] = policy.algorithm.learner(policy.config, policy.problem)
+                    if policy.key in self._resting:
+                        learner.load(self._resting.pop(policy.key))
+                learner.learn(changes)
+                learned[policy.key] = learned.get(policy.key, 0) + len(changes)
+        return learned
+
+    def _commit(self, joiner: Joiner, offset: int, learned: dict[str, int]) -> None:
+        pieces = joiner.pieces()
+        self._checkpoints.commit(
+            Commit(
+                partition=self._partition,
+                offset=offset,
+                clock=joiner.clock,
+                epoch=self._epoch,
+                joins=pieces.joins,
+                ids=pieces.ids,
+                evicted=pieces.evicted,
+                statistics={key: self._learners[key].arrays() for key in learned},
+                extra=pieces.extra,
+            )
+        )
+        joiner.committed()
+        self._offset = offset
+
+    def _report(
+        self, applied: Applied, records: int, joiner: Joiner, learned: dict[str, int] | None = None
+    ) -> StepReport:
+        fresh: dict[tuple[str, str], list[float]] = {}
+        for terms, accepted_at in applied.heard:
+            for policy in terms.learners:
+                times = fresh.setdefault((terms.surface, policy.name), [])
+                if len(times) < FRESH_EACH:
+                    times.append(accepted_at)
+        dead: dict[str, int] = {}
+        for letter in applied.letters:
+            dead[letter.reason] = dead.get(letter.reason, 0) + 1
+        return StepReport(
+            partition=self._partition,
+            records=records,
+            decisions=applied.decisions,
+            feedback=applied.feedback,
+            outcomes=applied.outcomes,
+            dead=dead,
+            offset=self._offset,
+            clock=joiner.clock,
+            lag_records=self._log.end(self._partition)[0] - self._offset,
+            fresh=[(surface, policy, at) for (surface, policy), times in fresh.items() for at in times],
+            learned=learned or {},
+        )
