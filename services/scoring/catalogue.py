@@ -38,12 +38,19 @@ class Prepared:
     encoded: dict[str, F32] = field(default_factory=dict)  # schema → (len(ids), d)
 
 
+class _Rows(dict[str, int]):
+    """id → row; −1 for an unknown id without storing it, so that looking up a list stays in C."""
+
+    def __missing__(self, item: str) -> int:
+        return -1
+
+
 class Catalogue:
     """id → row of the arrays. `version` is the state version reached."""
 
     def __init__(self) -> None:
         self.version = 0
-        self.index: dict[str, int] = {}
+        self.index: dict[str, int] = _Rows()
         self._items: list[Item | None] = []
         self._free: list[int] = []
         self._encoders: dict[str, Encoder] = {}
@@ -60,13 +67,12 @@ class Catalogue:
         return len(self.index)
 
     def get(self, item: str) -> Item | None:
-        row = self.index.get(item, -1)
+        row = self.index[item]
         return self._items[row] if row >= 0 else None
 
-    def features(self, item: str) -> Features:
-        """Raw features of an item; none when it is unknown."""
-        found = self.get(item)
-        return found.features if found else {}
+    def rows(self, ids: Sequence[str]) -> I64:
+        """(n,) row of each id, −1 where it is unknown."""
+        return np.fromiter(map(self.index.__getitem__, ids), np.int64, len(ids))
 
     def id_of(self, row: int) -> str:
         item = self._items[row]
@@ -105,7 +111,7 @@ class Catalogue:
     def apply(self, change: Prepared, now: float) -> None:
         """Move prepared changes in. Cheap; call on the event loop."""
         for place, (key, item) in enumerate(zip(change.ids, change.items, strict=True)):
-            row = self.index.get(key, -1)
+            row = self.index[key]
             if item is None:
                 if row >= 0:
                     self._remove(key, row)

@@ -217,7 +217,7 @@ def error_body(error: Rejected) -> ErrorBody:
 
 
 def error_detail(error: Rejected) -> ErrorDetail:
-    return ErrorDetail(error.code, str(error), error.at)
+    return ErrorDetail(error.code, error.message, error.at)
 
 
 def epoch_seconds(time: float | str, at: str) -> float:

@@ -1,0 +1,188 @@
+"""Query and policy to slate, answer and record: pure and synchronous. The time, the key and the policy are arguments.
+
+Everything that acts on the distribution acts in `policies.slate.draw`; nothing touches the slate afterwards.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from policies.bundle import item_rows
+from policies.errors import Rejected
+from policies.slate import draw, uniforms
+from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
+from services.scoring.admission import Recent
+from services.scoring.query import Query
+from services.scoring.wire import DecisionAnswer, Explanation, SlotAnswer
+from streaming.events import Decision, Sample
+from streaming.evidence import ItemHashes
+
+_item_hashes = ItemHashes()
+
+
+class Scores(Protocol):
+    """The reader of a policy: inputs by name → scores (n, m). Raises Corrupt."""
+
+    def __call__(self, inputs: Mapping[str, Any]) -> F32: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A policy as it is drawn from: one bundle, one configuration.
+
+    weights      default objective weights (o,) with scale and sign, None when the scorer reads none
+    signs        objective → scale with its sign, in the order of `weights`: for weights that come with a request
+    slot_weight  logged with every decision: what a slot's example counts
+    known_items  arrays with the sorted `item_hashes` that the scorer's `item_rows` count in, None when it reads none
+    recent       how long this policy took lately
+    """
+
+    policy: str
+    bundle: str
+    scores: Scores
+    settings: DrawSettings
+    weights: F32 | None = None
+    signs: dict[str, float] = field(default_factory=dict)
+    known_items: Arrays | None = None
+    slot_weight: float = 1.0
+    created_at: float = 0.0
+    recent: Recent = field(default_factory=Recent)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A slate with what made it."""
+
+    served: Served
+    scores: F32
+    slate: Slate
+    u: F64
+    sampled: bool
+
+
+def inputs_of(served: Served, query: Query) -> Arrays:
+    """What scorers may read of a query; each takes what its graph knows. Raises Rejected."""
+    inputs: Arrays = {"context": query.context, "items": query.items}
+    if served.known_items is not None:
+        hashes = np.fromiter(map(_item_hashes.__getitem__, query.ids), np.uint64, len(query.ids))
+        inputs["item_rows"] = item_rows(served.known_items, hashes)
+    weights = served.weights
+    if weights is not None:
+        named = query.weights
+        if named is not None:
+            weights = np.array([named.get(name, 0.0) * sign for name, sign in served.signs.items()], np.float32)
+            if not weights.any():
+                raise Rejected(
+                    f"Policy {served.policy} weighs only: {', '.join(served.signs)}",
+                    at="$.objectives",
+                    code="unknown_objective",
+                )
+        inputs["weights"] = weights
+    return inputs
+
+
+def drawn_from(served: Served, query: Query, scores: F32, decision_id: str, key: bytes, rate: float) -> Drawn:
+    """Draw a slate. `rate` is the sampled share, decided by the decision's id before the draw. Raises Corrupt."""
+    u = uniforms(key, decision_id, "slate", query.slots)
+    sampled = rate > 0.0 and float(uniforms(key, decision_id, "sample", 1)[0]) < rate
+    slate = draw(scores, query.slots, u, served.settings, pins=query.pins, full=sampled)
+    return Drawn(served, scores, slate, u, sampled)
+
+
+def answer_of(
+    drawn: Drawn, query: Query, *, decision_id: str, unit: str, surface: str, mode: str, reason: str | None
+) -> DecisionAnswer:
+    ids = query.ids
+    slate = drawn.slate
+    slots, rows, propensities = slate.slots.tolist(), slate.items.tolist(), slate.propensities.tolist()
+    return DecisionAnswer(
+        decision_id=decision_id,
+        key=unit,
+        surface=surface,
+        mode=mode,
+        reason=reason,
+        slate=[SlotAnswer(slot, ids[row], p) for slot, row, p in zip(slots, rows, propensities, strict=True)],
+        propensity=slate.joint,
+        policy=drawn.served.policy,
+        bundle=drawn.served.bundle,
+    )
+
+
+def explanation_of(drawn: Drawn, query: Query) -> list[Explanation]:
+    """Mean and spread of every candidate's posterior scores, and the pins that acted."""
+    means, spreads = drawn.scores.mean(axis=1).tolist(), drawn.scores.std(axis=1).tolist()
+    pinned = set((query.pins or {}).values())
+    return [
+        Explanation(item, mean, spread, rules=["pinned"] if row in pinned else [])
+        for row, (item, mean, spread) in enumerate(zip(query.ids, means, spreads, strict=True))
+    ]
+
+
+def record_of(
+    drawn: Drawn,
+    query: Query,
+    answer: DecisionAnswer,
+    *,
+    now: float,
+    config: str,
+    catalogue: int,
+    rate: float,
+    session: str | None,
+    defer: bool,
+    own_id: bool,
+) -> Decision:
+    """The log's record of an answer: every input of the draw, and what learning and evaluation need."""
+    slate, settings = drawn.slate, drawn.served.settings
+    rows = slate.items
+    alphas = slate.alphas.tolist()
+    return Decision(
+        decision_id=answer.decision_id,
+        unit=answer.key,
+        at=now,
+        surface=answer.surface,
+        config=config,
+        policy=answer.policy,
+        bundle=answer.bundle,
+        mode=answer.mode,
+        reason=answer.reason,
+        slate=[slot.id for slot in answer.slate],
+        slots=slate.slots.tolist(),
+        rows=rows.tolist(),
+        propensities=slate.propensities.tolist(),
+        remaining=slate.remaining.tolist(),
+        greedy=slate.greedy.tolist(),
+        alphas=alphas if min(alphas, default=1.0) < 1.0 else None,
+        pinned=_pinned_slots(slate),
+        context=query.context.tobytes(),
+        shown=query.items[rows].tobytes(),
+        epsilon=settings.floor,
+        head=settings.head,
+        max_share=settings.max_share,
+        temperature=settings.temperature,
+        candidates=list(query.ids),
+        asked=query.slots,
+        catalogue=catalogue,
+        matrix=query.items.tobytes() if query.inline or drawn.sampled else None,
+        weights=query.weights,
+        weight=drawn.served.slot_weight,
+        defer=defer,
+        own_id=own_id,
+        session=session,
+        sample=_sample(drawn, query, rate) if drawn.sampled else None,
+    )
+
+
+def _pinned_slots(slate: Slate) -> list[int]:
+    slots: I64 = slate.slots[slate.pinned]
+    return slots.tolist() if len(slots) else []
+
+
+def _sample(drawn: Drawn, query: Query, rate: float) -> Sample | None:
+    distributions = drawn.slate.distributions
+    if distributions is None:
+        return None
+    return Sample(
+        rate=rate, distributions=distributions.tobytes(), uniforms=drawn.u.tobytes(), pins=dict(query.pins or {})
+    )

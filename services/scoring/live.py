@@ -1,0 +1,205 @@
+"""What is drawn from right now: one immutable value, swapped whole. A request keeps the one it started with.
+
+The follower reads pointers and configuration, and lets a bundle in only through the gate. What fails the gate is named in
+the log and the metrics once, and what served before goes on serving. A new surface version takes over when a bundle for
+it has passed, so a change of configuration costs no answer either.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from policies import bundle as bundling
+from policies.errors import Corrupt, Unavailable
+from policies.surface import Surface
+from policies.types import F32, Arrays, DrawSettings
+from services.scoring.decide import Scores, Served
+from services.scoring.query import Reader
+from services.telemetry import Telemetry
+from streaming.configuration import Compiled, CompiledPolicy, Configs
+from streaming.ports import Bundles
+from streaming.scorer import Scorer
+
+log = logging.getLogger("slatewise.scoring")
+RETRY_POLLS = 50  # a bundle whose files could not be read is tried again after as many polls
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSurface:
+    """A surface version with the policies it is served by; `policy` None while no bundle has passed the gate."""
+
+    surface: Surface
+    config: str
+    schema: str
+    reader: Reader
+    policy: Served | None
+    fallback: Served
+
+    @property
+    def rate(self) -> float:
+        return self.surface.logging.sample
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Everything a decision reads besides its request and the catalogue."""
+
+    surfaces: Mapping[str, LiveSurface] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset().union(*(found.surface.feedback_kinds for found in self.surfaces.values()))
+
+    @property
+    def correctable_seconds(self) -> float:
+        return max((found.surface.correctable_seconds for found in self.surfaces.values()), default=0.0)
+
+
+class Follower:
+    """Follows the bundles' pointers and the configuration. `poll` may run in a thread; one at a time."""
+
+    def __init__(self, bundles: Bundles, configs: Configs, telemetry: Telemetry) -> None:
+        self._bundles, self._configs, self._telemetry = bundles, configs, telemetry
+        self._scorers: dict[str, Scorer] = {}
+        self._served: dict[tuple[str, str], Served] = {}  # (pointer, config) → the last that passed
+        self._tried: dict[str, tuple[str, str]] = {}  # pointer → (bundle, config) last looked at
+        self._away: dict[str, int] = {}
+        self._readers: dict[str, Reader] = {}
+        self.manifests: dict[str, bundling.Manifest] = {}
+
+    def poll(self, live: Live) -> Live:
+        """The value to serve from now on: `live` itself when nothing changed."""
+        pointers = self._bundles.pointers()
+        surfaces = {name: self._surface(name, pointers, live.surfaces.get(name)) for name in self._configs.surfaces()}
+        found = {name: surface for name, surface in surfaces.items() if surface is not None}
+        if len(found) == len(live.surfaces) and all(live.surfaces.get(name) is found[name] for name in found):
+            return live
+        return Live(found)
+
+    def _surface(self, name: str, pointers: Mapping[str, str], before: LiveSurface | None) -> LiveSurface | None:
+        compiled = self._configs.current(name)
+        if compiled is None:
+            return before
+        wanted = compiled.surface.live
+        policy = self._policy(compiled, compiled.policies[wanted], pointers) if wanted else None
+        fallback = self._fallback(compiled, pointers)
+        if before is not None and before.config == compiled.hash:
+            if before.policy is policy and before.fallback is fallback:
+                return before
+        elif before is not None and policy is None and before.policy is not None and wanted is not None:
+            return before  # the new version has no bundle yet: the old one goes on, whole
+        return LiveSurface(
+            compiled.surface, compiled.hash, compiled.encoder.schema, self._reader(compiled), policy, fallback
+        )
+
+    def _reader(self, compiled: Compiled) -> Reader:
+        if compiled.hash not in self._readers:
+            self._readers[compiled.hash] = Reader(compiled.surface, compiled.encoder)
+        return self._readers[compiled.hash]
+
+    def _fallback(self, compiled: Compiled, pointers: Mapping[str, str]) -> Served:
+        policy = compiled.policies[compiled.surface.fallback]
+        return self._policy(compiled, policy, pointers) or self._without_bundle(compiled, policy)
+
+    def _without_bundle(self, compiled: Compiled, policy: CompiledPolicy) -> Served:
+        """An algorithm by its reference in numpy: what has nothing to learn needs no bundle; what does serves its prior."""
+        key = (f"{compiled.surface.surface}/{policy.name}!", compiled.hash)
+        if key not in self._served:
+            algorithm, arrays = policy.algorithm, prior(policy)
+
+            def scores(inputs: Mapping[str, Any]) -> F32:
+                return algorithm.reference(policy.config, policy.problem, arrays, dict(inputs))
+
+            self._served[key] = served(policy, compiled.surface, scores, arrays)
+        return self._served[key]
+
+    def _policy(self, compiled: Compiled, policy: CompiledPolicy, pointers: Mapping[str, str]) -> Served | None:
+        pointer = f"{compiled.surface.surface}/{policy.name}"
+        name, key = pointers.get(pointer), (pointer, compiled.hash)
+        before = self._served.get(key)
+        if name is None:
+            return None if policy.algorithm.learner else self._without_bundle(compiled, policy)
+        if self._tried.get(pointer) == (name, compiled.hash):
+            if pointer not in self._away:
+                return before
+            self._away[pointer] -= 1
+            if self._away[pointer] > 0:
+                return before
+        self._tried[pointer] = (name, compiled.hash)
+        self._away.pop(pointer, None)
+        try:
+            loaded = self._load(name, compiled, policy)
+        except Unavailable as error:
+            self._away[pointer] = RETRY_POLLS
+            self._refused(pointer, name, "unavailable", str(error))
+            return before
+        except Corrupt as error:
+            self._refused(pointer, name, error.reason, error.detail)
+            return before
+        self._served[key] = loaded
+        self._telemetry.add("swap_total", compiled.surface.surface, policy.name, "swapped")
+        log.info("bundle_swapped", extra={"policy": pointer, "bundle": name})
+        return loaded
+
+    def _load(self, name: str, compiled: Compiled, policy: CompiledPolicy) -> Served:
+        """Read, check, bind. Raises Corrupt with a reason, Unavailable."""
+        bundle = bundling.read(name, self._bundles.get)
+        manifest = bundle.manifest
+        if manifest.key != policy.key:
+            raise Corrupt("schema", f"learned as {manifest.key}, this version is {policy.key}")
+        bundling.verify(bundle, schema=compiled.encoder.schema, algorithm=policy.algorithm.name, score=self._score)
+        self.manifests[f"{manifest.surface}/{manifest.policy}"] = manifest
+        bound = self._scorer(bundle.graph).bind(bundle.arrays)
+        return served(policy, compiled.surface, bound.scores, bundle.arrays, manifest)
+
+    def _scorer(self, graph: bytes) -> Scorer:
+        name = bundling.digest(graph)
+        if name not in self._scorers:
+            self._scorers[name] = Scorer(graph)
+        return self._scorers[name]
+
+    def _score(self, graph: bytes, arrays: Arrays, inputs: Mapping[str, Any]) -> F32:
+        return self._scorer(graph).scores(inputs, arrays)
+
+    def _refused(self, pointer: str, name: str, reason: str, detail: str) -> None:
+        surface, _, policy = pointer.partition("/")
+        self._telemetry.add("swap_total", surface, policy, reason)
+        log.error("bundle_refused", extra={"policy": pointer, "bundle": name, "reason": reason, "detail": detail})
+
+
+def served(
+    policy: CompiledPolicy,
+    surface: Surface,
+    scores: Scores,
+    arrays: Arrays,
+    manifest: bundling.Manifest | None = None,
+) -> Served:
+    """A policy ready to be drawn from: its bundle's scores under its configuration's settings."""
+    config, problem = policy.config, policy.problem
+    several = len(problem.weights) > 1 and "weights" in policy.algorithm.inputs
+    return Served(
+        policy=policy.name,
+        bundle=manifest.bundle if manifest else "",
+        scores=scores,
+        settings=DrawSettings(config.head, config.floor, surface.exploration.max_share, config.temperature),
+        weights=np.array(list(problem.weights.values()), np.float32) if several else None,
+        signs={name: signed_scale(surface, name) for name in problem.weights} if several else {},
+        known_items=arrays if "item_rows" in policy.algorithm.inputs else None,
+        slot_weight=manifest.slot_weight if manifest else 1.0,
+        created_at=manifest.created_at if manifest else 0.0,
+    )
+
+
+def signed_scale(surface: Surface, objective: str) -> float:
+    found = surface.objectives[objective]
+    return found.scale if found.better == "higher" else -found.scale
+
+
+def prior(policy: CompiledPolicy) -> Arrays:
+    """Arrays of a policy that has learned nothing."""
+    algorithm = policy.algorithm
+    sums = algorithm.learner(policy.config, policy.problem).arrays() if algorithm.learner else {}
+    return algorithm.publish(policy.config, policy.problem, sums, 0.0, 0).arrays

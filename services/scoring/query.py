@@ -1,0 +1,191 @@
+"""From a request to the arrays a policy scores: candidates resolved, filtered, encoded; everything of the request checked.
+
+What a request may ask is decided here, before anything is drawn or written; later stages trust what they get.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from policies.errors import Rejected
+from policies.features import Encoder
+from policies.surface import FeatureSpec, Surface
+from policies.types import F32, I64, Features, Mask
+from services.scoring.catalogue import Catalogue
+from services.scoring.wire import MAX_CANDIDATES, Candidate, Columns, DecisionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A checked request: n candidates that may be shown.
+
+    ids (n,)      in the order given, or of the catalogue
+    items (n, d)  encoded;   context (c,)   encoded
+    inline        whether any features came with the request, so that the log must carry them
+    pins          slot → row, None without any
+    weights       objective → weight of the request, None when it names none
+    """
+
+    ids: Sequence[str]
+    items: F32
+    context: F32
+    slots: int
+    inline: bool
+    pins: dict[int, int] | None
+    weights: dict[str, float] | None
+
+
+class Reader:
+    """Makes queries for one surface version. Built once for each; `read` is the hot path."""
+
+    def __init__(self, surface: Surface, encoder: Encoder) -> None:
+        self._surface, self._encoder = surface, encoder
+        self._columns = {
+            name: _columns_of(encoder, name) for name in encoder.spec.items
+        }  # where each feature stands in an encoded item
+
+    def read(self, request: DecisionRequest, catalogue: Catalogue) -> Query:
+        """Raises Rejected with the path of what is wrong."""
+        context = self._encoder.context(request.context)
+        weights = self._weights(request.objectives) if request.objectives else None
+        candidates = request.candidates
+        inline: F32 | None = None
+        if candidates is None:
+            rows = catalogue.eligible(request.where)
+            if len(rows) > MAX_CANDIDATES:
+                raise Rejected(
+                    f"{len(rows)} items are eligible, at most {MAX_CANDIDATES} can be ranked: narrow `where`, "
+                    "or send candidates",
+                    at="$.where",
+                    code="too_many_candidates",
+                )
+            ids: list[str] = [catalogue.id_of(row) for row in rows.tolist()]
+            keep: Mask | None = None
+        else:
+            if isinstance(candidates, Columns):
+                ids = candidates.ids
+                path = "$.candidates.ids"
+            else:
+                ids, path = cast("list[str]", candidates), "$.candidates"
+            try:
+                distinct = len(set(ids))
+            except TypeError:  # some are objects, which do not hash
+                ids = [c.id if isinstance(c, Candidate) else c for c in cast("list[str | Candidate]", candidates)]
+                distinct = len(set(ids))
+                inline = self._mixed(cast("list[str | Candidate]", candidates), catalogue)
+            if distinct != len(ids):
+                raise _duplicate(ids, path)
+            rows = catalogue.rows(ids)
+            if isinstance(candidates, Columns) and candidates.features:
+                inline = self._from_columns(candidates, rows, catalogue)
+            keep = catalogue.passing(rows, request.where)
+            if keep.all():
+                keep = None
+        if request.exclude:
+            keep = _without(ids, request.exclude, keep)
+        if keep is not None:
+            ids = [item for item, stays in zip(ids, keep.tolist(), strict=True) if stays]
+            rows = rows[keep]
+            inline = None if inline is None else inline[keep]
+        if not ids:
+            raise Rejected(
+                "No candidate is left to show: none given, or none available that passes `where` and `exclude`",
+                at="$.candidates",
+                code="no_candidates",
+            )
+        slots = request.slots or self._surface.slots
+        return Query(
+            ids,
+            catalogue.matrix(self._encoder.schema).take(rows, axis=0) if inline is None else inline,
+            context,
+            slots,
+            inline is not None,
+            _pins(request.pins, ids, slots) if request.pins else None,
+            weights,
+        )
+
+    def _weights(self, wanted: Mapping[str, float]) -> dict[str, float]:
+        known = self._surface.objectives
+        for name in wanted:
+            if name not in known:
+                raise Rejected(
+                    f"Unknown objective, expected one of: {', '.join(known) or 'none'}",
+                    at=f"$.objectives.{name[:64]}",
+                    code="unknown_objective",
+                )
+        if not any(wanted.values()):
+            raise Rejected("Expected a weight other than 0", at="$.objectives")
+        return dict(wanted)
+
+    def _mixed(self, candidates: Sequence[str | Candidate], catalogue: Catalogue) -> F32 | None:
+        """(n, d) of candidates of which some are objects; None when none of those brings features."""
+        if not any(isinstance(c, Candidate) and c.features for c in candidates):
+            return None
+        given: list[Features] = [c.features if isinstance(c, Candidate) else {} for c in candidates]
+        encoded = self._encoder.rows(given, "$.candidates")
+        known = catalogue.rows([c.id if isinstance(c, Candidate) else c for c in candidates])
+        stored = catalogue.matrix(self._encoder.schema)
+        everything = len(self._columns)
+        for place, (features, row) in enumerate(zip(given, known.tolist(), strict=True)):
+            if row >= 0 and len(features) < everything:
+                mine = stored[row].copy()
+                for name in features:
+                    mine[self._columns[name]] = encoded[place, self._columns[name]]
+                encoded[place] = mine
+        return encoded
+
+    def _from_columns(self, given: Columns, rows: I64, catalogue: Catalogue) -> F32:
+        """(n, d): columns of the request over what the catalogue knows."""
+        encoded = self._encoder.columns(given.features, len(given.ids), "$.candidates.features")
+        if len(given.features) < len(self._columns) and (rows >= 0).any():
+            stored = catalogue.matrix(self._encoder.schema)[rows]
+            for name in given.features:
+                stored[:, self._columns[name]] = encoded[:, self._columns[name]]
+            return stored
+        return encoded
+
+
+def _columns_of(encoder: Encoder, name: str) -> I64:
+    alone = Encoder(FeatureSpec(items={name: encoder.spec.items[name]})).item_names
+    places = {column: place for place, column in enumerate(encoder.item_names)}
+    return np.array([places[column] for column in alone], np.int64)
+
+
+def _without(ids: Sequence[str], exclude: Sequence[str], keep: Mask | None) -> Mask | None:
+    """Excluded ids that are no candidates are no mistake: callers send what was seen lately."""
+    gone = set(exclude)
+    if gone.isdisjoint(ids):
+        return keep
+    stays: Mask = np.array([item not in gone for item in ids], bool)
+    return stays if keep is None else keep & stays
+
+
+def _pins(pins: Mapping[int, str], ids: Sequence[str], slots: int) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for slot, item in pins.items():
+        at = f"$.pins.{slot}"
+        if slot >= slots:
+            raise Rejected(f"Expected a slot below {slots}", at=at, code="unknown_slot")
+        try:
+            row = ids.index(item)
+        except ValueError:
+            raise Rejected(
+                "Pinned item is not among the candidates that may be shown", at=at, code="unknown_candidate"
+            ) from None
+        if row in found.values():
+            raise Rejected("Item is pinned to two slots", at=at, code="duplicate_pin")
+        found[slot] = row
+    return found
+
+
+def _duplicate(ids: Sequence[str], path: str) -> Rejected:
+    seen: set[str] = set()
+    for place, item in enumerate(ids):
+        if item in seen:
+            return Rejected(
+                f"Candidate {item[:64]!r} is given twice", at=f"{path}[{place}]", code="duplicate_candidate"
+            )
+        seen.add(item)
+    raise AssertionError("called with distinct ids")
