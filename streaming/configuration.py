@@ -1,18 +1,14 @@
-"""Surface documents to what services run on: read, checked, compiled, and followed as immutable versions.
+"""Surfaces compiled to what services run on, and followed as immutable versions named by the hash of their content.
 
-A version is named by the hash of its canonical content (`semantics.md` 17): names sorted and a policy's implied objective
-written out, so that the order of keys in a file means nothing, and never moves a column of an array.
+Every decision is joined, rewarded and weighed for its whole life by the version it names (`semantics.md` 17), so versions
+are stored before they are used and none is ever forgotten by a running process.
 """
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path as FilePath
-from typing import Any
 
 import msgspec
-from msgspec import inspect as shapes
 
 from policies.algorithm import Algorithm, Config, Problem
 from policies.errors import Rejected
@@ -20,10 +16,11 @@ from policies.features import Encoder
 from policies.registry import ALGORITHMS, algorithm
 from policies.rewards import RewardRule
 from policies.surface import PolicySpec, Surface, content_hash, seconds
-from streaming import checks, documents
+from streaming import checks
 from streaming.checks import RESERVED
-from streaming.documents import ConfigInvalid, Document, Fit, Mistake, Path
+from streaming.documents import ConfigInvalid, Document, Mistake
 from streaming.ports import State
+from streaming.surfaces import canonical, config_of, from_json, load_folder, parse
 
 __all__ = [
     "Compiled",
@@ -41,7 +38,6 @@ __all__ = [
 ]
 
 VERSION, POINTER = "surface-version", "surface"  # kinds in the state record
-_POLICY_KEYS = [field.encode_name for field in msgspec.structs.fields(PolicySpec)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,169 +62,19 @@ class Compiled:
     policies: dict[str, CompiledPolicy]
 
 
-def parse(text: str, file: str) -> list[Surface]:
-    """Every surface of a YAML stream. Raises ConfigInvalid with all mistakes."""
-    return [surface for surface, _ in _read(text, file)]
-
-
-def load_folder(folder: FilePath) -> list[Surface]:
-    """Every surface of a folder's *.yaml and *.yml files, hidden ones left out. Raises ConfigInvalid with all mistakes."""
-    if not folder.is_dir():
-        raise ConfigInvalid([Mistake(str(folder), 1, "document", "no such folder", "a folder of *.yaml files")])
-    surfaces: list[Surface] = []
-    places: dict[str, str] = {}
-    mistakes: list[Mistake] = []
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml") and path.name[0] != "."):
-        try:
-            found = _read(file.read_text(encoding="utf-8"), str(file))
-        except UnicodeDecodeError as error:
-            mistakes.append(Mistake(str(file), 1, "document", f"not UTF-8: {error.reason}", "UTF-8 text"))
-        except ConfigInvalid as error:
-            mistakes += error.mistakes
-        else:
-            for surface, line in found:
-                here = f"{file}:{line}"
-                if places.setdefault(surface.surface, here) != here:
-                    mistakes.append(_twice(str(file), line, surface.surface, places[surface.surface]))
-                surfaces.append(surface)
-    if mistakes:
-        raise ConfigInvalid(mistakes)
-    return surfaces
-
-
-def from_json(data: bytes) -> Surface:
-    """The surface of a JSON document, in the same form as YAML. Raises ConfigInvalid, Rejected(400)."""
-    document = documents.from_json(data, "document")
-    surface = _surface(document)
-    if document.mistakes or surface is None:
-        raise ConfigInvalid(document.mistakes)
-    return surface
-
-
-def _twice(file: str, line: int, name: str, first: str) -> Mistake:
-    return Mistake(file, line, "surface", f"{name!r} is already defined at {first}", "each surface once")
-
-
-def _read(text: str, file: str) -> list[tuple[Surface, int]]:
-    found: list[tuple[Surface, int]] = []
-    places: dict[str, int] = {}
-    mistakes: list[Mistake] = []
-    for document in documents.from_yaml(text, file):
-        surface = _surface(document)
-        if surface is not None and not document.mistakes:
-            line = document.line(("surface",))
-            if places.setdefault(surface.surface, line) != line:
-                mistakes.append(_twice(file, line, surface.surface, f"line {places[surface.surface]}"))
-            found.append((surface, line))
-        mistakes += document.mistakes
-    if mistakes:
-        raise ConfigInvalid(sorted(mistakes, key=lambda mistake: mistake.line))
-    return found
-
-
-@cache
-def _shape(kind: type) -> shapes.StructType:
-    shape = shapes.type_info(kind)
-    assert isinstance(shape, shapes.StructType)
-    return shape
-
-
-def _surface(document: Document) -> Surface | None:
-    """The canonical surface of a document; every mistake is said to the document."""
-    if not isinstance(document.value, dict):
-        if not document.mistakes:
-            document.say((), f"expected a mapping, got {documents.got(document.value)}", "a surface document")
-        return None
-    fit = Fit(document)
-    value = dict(document.value)
-    if isinstance(value.get("policies"), dict):
-        value["policies"] = {name: _policy(raw, name, fit) for name, raw in value["policies"].items()}
-    fitted = fit.fit(value, _shape(Surface), ())
-    try:
-        surface = msgspec.convert(fitted, Surface)
-    except msgspec.ValidationError as error:  # a constraint of the types that `Fit` does not know
-        document.say((), str(error))
-        return None
-    configs = {}
-    for name, policy in surface.policies.items():
-        if policy.algorithm in ALGORITHMS:
-            try:
-                configs[name] = _config(policy)
-            except Rejected as error:
-                path: Path = ("policies", name, *error.at.removeprefix("$").lstrip(".").split("."))
-                if document.sound(path):
-                    document.say(path if path[-1] else path[:-1], error.message)
-    for path, message, expected in checks.faults(surface, configs):
-        if document.sound(path):
-            document.say(path, message, expected)
-    return None if document.mistakes else canonical(surface)
-
-
-def _policy(raw: Any, name: str, fit: Fit) -> Any:
-    """A policy's mapping with the algorithm's own keys moved into `options`, which may also be written out."""
-    if not isinstance(raw, dict):
-        return raw
-    path: Path = ("policies", name)
-    own = {key: value for key, value in raw.items() if key in _POLICY_KEYS}
-    flat = {key: value for key, value in raw.items() if key not in _POLICY_KEYS}
-    nested = raw.get("options", {})
-    if not isinstance(nested, dict) or raw.get("algorithm") not in ALGORITHMS:
-        return own  # one mistake is enough: what is no mapping, or has no algorithm, is said elsewhere
-    shape = _shape(ALGORITHMS[raw["algorithm"]].config)
-    known = [field.encode_name for field in shape.fields]
-    options: dict[str, Any] = {}
-    for here, given in ((path, flat), ((*path, "options"), nested)):
-        for key in given.keys() - set(known):
-            hint, expected = documents.unknown(key, [*_POLICY_KEYS[:-1], *known])
-            fit.document.say((*here, key), f"unknown key{hint}", expected)
-        options |= fit.struct({key: value for key, value in given.items() if key in known}, shape, here)
-    return {**own, "options": options}
-
-
-def _config(policy: PolicySpec) -> Config:
-    """Raises Rejected at the option."""
-    kind = algorithm(policy.algorithm).config
-    try:
-        return msgspec.convert(policy.options, kind)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `")
-        raise Rejected(message, at=at.rstrip("`") or "$") from None
-
-
 def _configs(surface: Surface) -> dict[str, Config]:
-    written = {name: _config(policy) for name, policy in surface.policies.items()}
-    implied = {name: ALGORITHMS[name].config() for name in RESERVED if name in ALGORITHMS}
-    return {**implied, **written}
+    """Options of every policy, the reserved ones included: those explore no more than the surface's cap."""
+    share = surface.exploration.max_share
+    made: dict[str, Config] = {}
+    for name in RESERVED:
+        config = ALGORITHMS[name].config()
+        made[name] = msgspec.structs.replace(config, floor=min(config.floor, share))
+    return made | {name: config_of(policy) for name, policy in surface.policies.items()}
 
 
 def advice(surface: Surface) -> list[str]:
     """What to think about in a surface without mistakes, one line each."""
     return list(checks.advice(surface, _configs(surface)))
-
-
-def canonical(surface: Surface) -> Surface:
-    """The same surface in the one form that is hashed: names sorted, implied objectives and option types written out."""
-    first = next(iter(surface.objectives), None)
-    policies = {}
-    for name, policy in sorted(surface.policies.items()):
-        config = msgspec.to_builtins(_config(policy))
-        options = {key: config[key] for key in sorted(policy.options)}
-        objective = first if policy.objectives is None and policy.objective is None else policy.objective
-        policies[name] = msgspec.structs.replace(policy, options=options, objective=objective)
-    spec = surface.features
-    features = msgspec.structs.replace(
-        spec,
-        context=dict(sorted(spec.context.items())),
-        items=dict(sorted(spec.items.items())),
-        cross=sorted(spec.cross),
-    )
-    return msgspec.structs.replace(
-        surface,
-        features=features,
-        objectives=dict(sorted(surface.objectives.items())),
-        kinds=sorted(set(surface.kinds)),
-        policies=policies,
-    )
 
 
 def compile_surface(surface: Surface, tenant: str = "default") -> Compiled:
@@ -252,12 +98,20 @@ def _compiled(surface: Surface, digest: str, tenant: str) -> Compiled:
     encoder = Encoder(surface.features)
     policies = {}
     for name, config in _configs(surface).items():
-        spec = surface.policies.get(name) or PolicySpec(name, objective=next(iter(surface.objectives), None))
+        spec = surface.policies.get(name) or _reserved(name, surface)
         made = algorithm(spec.algorithm)
         problem = Problem(encoder, dict(surface.objectives), _weights(surface, spec), surface.slots)
         key = f"{tenant}/{surface.surface}/{name}/{_signature(made, config, surface, encoder)}"
         policies[name] = CompiledPolicy(name, made, config, problem, key)
     return Compiled(surface, digest, encoder, RewardRule(surface.objectives, surface.credit), policies)
+
+
+def _reserved(name: str, surface: Surface) -> PolicySpec:
+    """A policy that every surface has wants what the live one wants."""
+    live = surface.policies.get(surface.live or "")
+    if live is not None:
+        return PolicySpec(name, live.objective, live.objectives)
+    return PolicySpec(name, objective=next(iter(surface.objectives), None))
 
 
 def _weights(surface: Surface, policy: PolicySpec) -> dict[str, float]:
