@@ -5,7 +5,6 @@ second and stops moving the pointer, and only then is the pointer moved, so noth
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,14 +14,13 @@ from policies import bundle as bundling
 from policies.errors import Corrupt, Rejected, Unavailable
 from policies.registry import algorithm
 from policies.surface import seconds
-from policies.types import F32, Arrays
 from services.learning.shards import current_epoch
 from services.settings import Settings
 from services.wiring import open_bundles, open_log, open_state
 from streaming.configuration import Configs
 from streaming.events import Decision, decode
 from streaming.ports import Bundles, Log, State
-from streaming.scorer import Scorer
+from streaming.scorer import score
 
 KIND, KEY = "release", "holds"
 SEEN_SECONDS = 1.0  # the learning service follows the record every 0.25 s and a publish takes less than the rest
@@ -73,11 +71,6 @@ class Releases:
         compiled = configs.get(manifest.config)
         if compiled is None:
             raise Corrupt("schema", f"no configuration {manifest.config}")
-        scorer = Scorer(found.graph)
-
-        def score(_graph: bytes, arrays: Arrays, inputs: Mapping[str, F32]) -> F32:
-            return scorer.scores(inputs, arrays)
-
         bundling.verify(found, schema=compiled.encoder.schema, algorithm=algorithm(manifest.algorithm), score=score)
         return manifest
 

@@ -14,12 +14,11 @@ from typing import Literal
 
 from policies import bundle as bundling
 from policies.errors import Corrupt, Rejected, Unavailable
-from policies.types import F32, Arrays
+from policies.types import Arrays
 from streaming.configuration import CompiledPolicy, Configs
 from streaming.ports import Bundles
-from streaming.scorer import Scorer
+from streaming.scorer import score
 
-MOST_FRESH = 32  # acceptance times a manifest carries, to measure freshness by
 Result = Literal["published", "behind", "refused"]
 
 
@@ -39,7 +38,7 @@ class Publisher:
     def __init__(self, bundles: Bundles, configs: Configs, epoch: int) -> None:
         self._bundles, self._configs, self._epoch = bundles, configs, epoch
         self._last: dict[str, bundling.Manifest] = {}
-        self._scorers: dict[bytes, Scorer] = {}
+        self._graphs: dict[tuple[str, str], bytes] = {}  # (learner key, configuration) → graph
 
     def last(self, policy: CompiledPolicy) -> bundling.Manifest | None:
         """What the policy's pointer names, by this publisher or by one before it; None when nothing that can be read."""
@@ -101,7 +100,7 @@ class Publisher:
         number: int,
         fresh: Sequence[float],
     ) -> bundling.Bundle:
-        algorithm = policy.algorithm
+        algorithm, config_hash = policy.algorithm, self._config(policy)
         tenant, surface = policy.key.split("/")[:2]
         published = algorithm.publish(policy.config, policy.problem, merged(policy, sums), now, number)
         made = bundling.build(
@@ -113,16 +112,18 @@ class Publisher:
             surface=surface,
             policy=policy.name,
             key=policy.key,
-            config_hash=self._config(policy),
+            config_hash=config_hash,
             number=number,
             seed=number,
             created_at=now,
             trained_through={str(partition): offset for partition, offset in trained_through.items()},
             epoch=self._epoch,
-            fresh=list(fresh)[-MOST_FRESH:],
-            score=self._score,
+            fresh=list(fresh),
+            score=score,
+            graph=self._graphs.get((policy.key, config_hash)),
         )
-        bundling.verify(made, schema=policy.problem.encoder.schema, algorithm=algorithm, score=self._score)
+        self._graphs[policy.key, config_hash] = made.graph
+        bundling.verify(made, schema=policy.problem.encoder.schema, algorithm=algorithm, score=score)
         return made
 
     def _config(self, policy: CompiledPolicy) -> str:
@@ -130,11 +131,6 @@ class Publisher:
         if compiled is None:
             raise Rejected(f"No surface {policy.key.split('/')[1]}", code="unknown_surface", status=404)
         return compiled.hash
-
-    def _score(self, graph: bytes, arrays: Arrays, inputs: Mapping[str, F32]) -> F32:
-        if graph not in self._scorers:
-            self._scorers[graph] = Scorer(graph)
-        return self._scorers[graph].scores(inputs, arrays)
 
 
 def merged(policy: CompiledPolicy, sums: Sequence[Arrays]) -> Arrays:

@@ -22,7 +22,7 @@ from services.settings import Settings
 from services.wiring import open_bundles, open_log, open_state
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
-from streaming.publish import MOST_FRESH, Publisher, pointer_name
+from streaming.publish import Publisher, pointer_name
 from streaming.shard import Statistics, StepReport
 
 log = logging.getLogger("slatewise.learning")
@@ -100,7 +100,7 @@ class Learning:
         fresh = self._fresh.pop((surface, policy.name), [])
         sums = [one.arrays[policy.key] for one in statistics if policy.key in one.arrays]
         through = {one.partition: one.offset for one in statistics}
-        outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh[-MOST_FRESH:])
+        outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh)
         if outcome.result != "published":
             log.warning("publish", extra={"policy": pointer, "result": outcome.result, "detail": outcome.detail})
             if outcome.result == "behind":
