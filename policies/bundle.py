@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -119,7 +119,12 @@ def build(
     _finite(arrays)
     query = probe(problem, graphs.requests(graph), arrays)
     expected = score(graph, arrays, query)
-    _agree(expected, algorithm.reference(config, problem, arrays, dict(query)), arrays, "graph and reference differ")
+    _agree(
+        expected,
+        algorithm.reference(config, problem, arrays, cast(dict[str, F32], query)),
+        arrays,
+        "graph and reference differ",
+    )
     probes: Arrays = {**query, "scores": expected}
     manifest = Manifest(
         tenant=tenant,
@@ -279,7 +284,10 @@ def _finite(arrays: Arrays) -> None:
 def _agree(found: F32, wanted: NDArray[np.generic], arrays: Arrays, message: str) -> None:
     """Raises Corrupt('probe') unless equal to float32 rounding of the largest number involved."""
     largest = max(float(np.abs(a).max(initial=0)) for a in (wanted, *arrays.values()) if a.dtype.kind == "f")
-    if found.shape != wanted.shape or not np.abs(found - wanted).max(initial=0) <= ROUNDING * largest:
+    if (
+        found.shape != wanted.shape
+        or not np.abs(found - np.asarray(wanted, np.float32)).max(initial=0) <= ROUNDING * largest
+    ):
         raise Corrupt("probe", message)
 
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from policies.surface import seconds
-from policies.types import F64, Arrays
+from policies.types import F64
 
 BLOCK = (
     16  # the index moves in steps of 16 half-lives: a function of the newest time alone, and weights stay below 2^16
@@ -37,9 +37,10 @@ def index_for(newest: float, index: float) -> float:
     return max(index, BLOCK * math.floor(newest / BLOCK))
 
 
-def shift(sums: Arrays, names: tuple[str, ...], halvings: float) -> Arrays:
-    """Copies of the named sums, halved so often; the rest as they are. Exact above the smallest normal number."""
+def move(sums: dict[str, F64], names: tuple[str, ...], index: float) -> dict[str, F64]:
+    """Sums carrying a later index: copies of those named, halved as often as it grew. Exact above the smallest normal number."""
+    halvings = index - float(sums["index"][0])
     if not halvings:
         return sums
     power = -int(min(halvings, 4_000))  # beyond 2^-2100 every double is zero; ldexp wants a C int
-    return {name: np.ldexp(value, power) if name in names else value for name, value in sums.items()}
+    return sums | {name: np.ldexp(sums[name], power) for name in names} | {"index": np.array([index])}

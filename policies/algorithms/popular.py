@@ -7,21 +7,24 @@ Scores   (n, 1) out of a table by `item_rows`; an unseen item (row −1) reads t
 Learn    O(log N) an example
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from policies import forgetting, graphs
 from policies.algorithm import Algorithm, Config, Problem, Published
 from policies.errors import Corrupt
-from policies.types import F32, Arrays, Changes
+from policies.types import F32, F64, Arrays, Changes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 ADDED = ("n", "B")
+Hashes = NDArray[np.uint64]
+Sums = dict[str, F64]  # ADDED, and `index`, `half_life` of `policies.forgetting`
 
 
 class Popular(Config, frozen=True):
@@ -39,45 +42,62 @@ class Popular(Config, frozen=True):
 
 
 class PopularLearner:
-    """The sums of each item, in the order of `item_hashes`."""
+    """The sums of each item, in the order of its sorted hashes."""
 
     def __init__(self, config: Popular, problem: Problem) -> None:
         self.half_life = forgetting.half_life_seconds(config.half_life)
-        self.sums = empty(len(problem.objectives), self.half_life)
+        self.hashes, self.sums = np.zeros(0, np.uint64), empty(len(problem.objectives), self.half_life)
 
     def learn(self, changes: Changes) -> None:
         if not len(changes):
             return
-        ages, sums = forgetting.age(changes.times, self.half_life), self.sums
-        index = forgetting.index_for(float(ages.max()), float(sums["index"][0]))
-        sums = forgetting.shift(sums, ADDED, index - float(sums["index"][0])) | {"index": np.array([index])}
-        w = changes.weights * np.exp2(ages - index)
+        ages = forgetting.age(changes.times, self.half_life)
+        index = forgetting.index_for(float(ages.max()), float(self.sums["index"][0]))
+        self.sums = forgetting.move(self.sums, ADDED, index)
         hashes, place = np.unique(changes.item_hashes, return_inverse=True)
-        moved = w[:, None] * np.column_stack(
-            [changes.present_after - changes.present_before, changes.rewards_after - changes.rewards_before]
-        )
-        added = np.stack([np.bincount(place, column, len(hashes)) for column in moved.T], axis=1)
-        fresh = empty(moved.shape[1] - 1, self.half_life)
-        self.sums = merge(
-            [sums, fresh | {"item_hashes": hashes, "n": added[:, 0], "B": added[:, 1:], "index": sums["index"]}]
-        )
+        self._widen(hashes)
+        w = changes.weights * np.exp2(ages - index)
+        rows = np.searchsorted(self.hashes, hashes)
+        entered = w * (changes.present_after - changes.present_before)
+        self.sums["n"][rows] += np.bincount(place, entered, len(hashes))
+        for o, change in enumerate((changes.rewards_after - changes.rewards_before).T):
+            self.sums["B"][rows, o] += np.bincount(place, w * change, len(hashes))
+
+    def _widen(self, hashes: Hashes) -> None:
+        every = np.union1d(self.hashes, hashes)
+        if len(every) > len(self.hashes):
+            self.sums = spread_out(self.sums, self.hashes, every)
+            self.hashes = every
 
     def arrays(self) -> Arrays:
-        return dict(self.sums)
+        return {**self.sums, "item_hashes": self.hashes}
 
     def load(self, arrays: Arrays) -> None:
-        self.sums = {name: value.copy() for name, value in arrays.items()}
+        self.hashes = arrays["item_hashes"].astype(np.uint64)
+        self.sums = {name: value.copy() for name, value in sums_of(arrays).items()}
 
 
-def empty(objectives: int, half_life: float) -> Arrays:
+def sums_of(arrays: Mapping[str, NDArray[np.generic]]) -> Sums:
+    """The numbers among named arrays, as float64."""
+    return {name: np.asarray(arrays[name], np.float64) for name in (*ADDED, "index", "half_life")}
+
+
+def empty(objectives: int, half_life: float) -> Sums:
     """Sums of nothing."""
     return {
-        "item_hashes": np.zeros(0, np.uint64),
         "n": np.zeros(0),
         "B": np.zeros((0, objectives)),
         "index": np.zeros(1),
         "half_life": np.array([half_life]),
     }
+
+
+def spread_out(sums: Sums, hashes: Hashes, every: Hashes) -> Sums:
+    """The sums in the rows of a larger sorted set of hashes."""
+    rows = np.searchsorted(every, hashes)
+    n, B = np.zeros(len(every)), np.zeros((len(every), sums["B"].shape[1]))
+    n[rows], B[rows] = sums["n"], sums["B"]
+    return sums | {"n": n, "B": B}
 
 
 def merge(parts: Sequence[Arrays]) -> Arrays:
@@ -86,36 +106,34 @@ def merge(parts: Sequence[Arrays]) -> Arrays:
         return {}
     if any(part["half_life"] != parts[0]["half_life"] for part in parts):
         raise ValueError("sums of different half-lives do not add")
-    index = max(float(part["index"][0]) for part in parts)
-    level = [forgetting.shift(part, ADDED, index - float(part["index"][0])) for part in parts]
-    hashes = np.unique(np.concatenate([part["item_hashes"] for part in level]))
-    n, B = np.zeros(len(hashes)), np.zeros((len(hashes), parts[0]["B"].shape[1]))
-    for part in level:
-        rows = np.searchsorted(hashes, part["item_hashes"])
-        n[rows] += part["n"]
-        B[rows] += part["B"]
-    return {
-        "item_hashes": hashes,
-        "n": n,
-        "B": B,
+    each = [(sums_of(part), part["item_hashes"].astype(np.uint64)) for part in parts]
+    index = max(float(sums["index"][0]) for sums, _ in each)
+    every = np.unique(np.concatenate([hashes for _, hashes in each]))
+    level = [spread_out(forgetting.move(sums, ADDED, index), hashes, every) for sums, hashes in each]
+    added: Arrays = {name: np.sum([sums[name] for sums in level], axis=0) for name in ADDED}
+    return added | {
         "index": np.array([index]),
         "half_life": parts[0]["half_life"].copy(),
+        "item_hashes": every,
     }
 
 
 def publish(config: Popular, problem: Problem, sums: Arrays, now: float, seed: int) -> Published:
     """`table` (N + 1,) of scores, the last for the unseen, and `item_hashes` (N,). Raises Corrupt('nonfinite')."""
     half_life = forgetting.half_life_seconds(config.half_life)
-    sums = sums or empty(len(problem.objectives), half_life)
-    g = float(np.exp2(float(sums["index"][0]) - now / half_life))
+    held = sums_of(sums) if sums else empty(len(problem.objectives), half_life)
+    g = float(np.exp2(float(held["index"][0]) - now / half_life))
     weights = np.array([problem.weights.get(name, 0.0) for name in problem.objectives])
     silence = weights @ np.array([objective.default for objective in problem.objectives.values()])
-    n, b = g * np.asarray(sums["n"], float), g * (np.asarray(sums["B"], float) @ weights)
+    n, b = g * held["n"], g * (held["B"] @ weights)
     mean = (b.sum() + config.prior * silence) / (n.sum() + config.prior)
     table = np.append((b + config.prior * mean) / (n + config.prior), mean)
     if not np.isfinite(table).all():
         raise Corrupt("nonfinite", "the sums are not finite")
-    arrays: Arrays = {"table": table.astype(np.float32), "item_hashes": sums["item_hashes"].copy()}
+    arrays: Arrays = {
+        "table": table.astype(np.float32),
+        "item_hashes": sums["item_hashes"].copy() if sums else np.zeros(0, np.uint64),
+    }
     return Published(arrays, diagnostics={"examples": float(n.sum()), "items": float(len(n)), "mean": float(mean)})
 
 

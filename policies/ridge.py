@@ -1,0 +1,192 @@
+"""Ridge regression as sums that add: what linear algorithms learn.
+
+    S = Σ w φφᵀ (D, D),  B = Σ w φrᵀ (D, o),  Y = Σ w rrᵀ (o, o),  n = Σ w
+    φ = [1, context, slot one-hot | items, crosses]
+
+and `slate_S`, `slate_B`, `slate_Y`, the same over slate totals Σ √w φ, Σ √w r, with `pairs` = Σ (Σ √w)² − Σ w: what they
+exceed the sums over slots by is the correlation inside slates. The prior is never in the sums, so shards add, a correction is
+w (after − before), and objectives are weighed when they are used. Learning costs O(D²) an example, in one block of BLAS calls
+a batch.
+
+The context's own columns change no ranking. They take up what a context does to every item, which items shown mostly to
+generous contexts would otherwise be credited with.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies import forgetting
+from policies.algorithm import Problem
+from policies.types import F32, F64, I64, Arrays, Changes, Mask
+
+ADDED = ("S", "B", "Y", "n", "slate_S", "slate_B", "slate_Y", "pairs")
+Sums = dict[str, F64]  # ADDED, and `index`, `half_life` of `policies.forgetting`
+
+
+def columns(problem: Problem) -> list[str]:
+    """Names of φ's columns; sums carry them, so that another schema's sums are aligned by name."""
+    encoder = problem.encoder
+    return [
+        "1",
+        *(f"context.{name}" for name in encoder.context_names),
+        *(f"slot.{t}" for t in range(problem.slots) if problem.slots > 1),  # one slot is the intercept
+        *(f"item.{name}" for name in encoder.item_names),
+        *(f"cross.{name}" for name in encoder.cross_names),
+    ]
+
+
+def effects(names: Sequence[str]) -> Mask:
+    """Which columns can change a ranking (D,): those right of the bar."""
+    return np.array([name.startswith(("item.", "cross.")) for name in names])
+
+
+def phi(problem: Problem, context: F32, items: F32, slots: I64) -> F64:
+    """φ (N, D) of N examples."""
+    encoder = problem.encoder
+    c, d, k = encoder.context_size, encoder.item_size, problem.slots if problem.slots > 1 else 0
+    of_context, of_item = encoder.cross
+    x = np.empty((len(items), 1 + c + k + d + len(of_item)))
+    x[:, 0] = 1
+    x[:, 1 : 1 + c] = context
+    x[:, 1 + c : 1 + c + k] = slots[:, None] == np.arange(k)
+    x[:, 1 + c + k : 1 + c + k + d] = items
+    if len(of_item):
+        np.multiply(context[:, of_context], items[:, of_item], out=x[:, 1 + c + k + d :])
+    return x
+
+
+class RidgeLearner:
+    """The sums of one problem. `arrays` gives them as they are: copy what must not move."""
+
+    def __init__(self, problem: Problem, half_life: float) -> None:
+        self.problem, self.half_life = problem, half_life
+        self.columns = columns(problem)
+        self.sums = empty(len(self.columns), len(problem.objectives), half_life)
+
+    def learn(self, changes: Changes) -> None:
+        if not len(changes):
+            return
+        ages = forgetting.age(changes.times, self.half_life)
+        index = forgetting.index_for(float(ages.max()), float(self.sums["index"][0]))
+        self.sums = sums = forgetting.move(self.sums, ADDED, index)
+        w = changes.weights * np.exp2(ages - index)
+        x = phi(self.problem, changes.context, changes.items, changes.slots)
+        first, last = changes.rewards_before, changes.rewards_after
+        entered = w * (changes.present_after - changes.present_before)
+        sums["S"] += _gram(x, entered)
+        sums["B"] += x.T @ (w[:, None] * (last - first))
+        sums["Y"] += last.T @ (w[:, None] * last) - first.T @ (w[:, None] * first)
+        sums["n"] += entered.sum()
+        if self.problem.slots > 1:
+            self._learn_slates(x, np.sqrt(w), changes)
+
+    def _learn_slates(self, x: F64, root: F64, changes: Changes) -> None:
+        starts = np.flatnonzero(np.diff(changes.slates, prepend=changes.slates[0] - 1))
+        known = np.add.reduceat(changes.present_before, starts) > 0
+        rows = np.repeat(known, np.diff(starts, append=len(x)))
+        self._add_slates(x, root * changes.present_after, root[:, None] * changes.rewards_after, starts, 1.0)
+        if known.any():  # seldom: corrections of slates learned in an earlier batch
+            old = np.flatnonzero(np.diff(changes.slates[rows], prepend=-1))
+            self._add_slates(
+                x[rows],
+                (root * changes.present_before)[rows],
+                (root[:, None] * changes.rewards_before)[rows],
+                old,
+                -1.0,
+            )
+
+    def _add_slates(self, x: F64, root: F64, reward: F64, starts: I64, sign: float) -> None:
+        size = len(x) // len(starts)
+        if len(x) == size * len(starts) and np.array_equal(starts, np.arange(0, len(x), size)):
+            total = np.matmul(root.reshape(-1, 1, size), x.reshape(-1, size, x.shape[1]))[:, 0]
+        else:
+            total = np.add.reduceat(root[:, None] * x, starts)
+        rewards, roots = np.add.reduceat(reward, starts), np.add.reduceat(root, starts)
+        sums = self.sums
+        sums["slate_S"] += sign * (total.T @ total)
+        sums["slate_B"] += sign * (total.T @ rewards)
+        sums["slate_Y"] += sign * (rewards.T @ rewards)
+        sums["pairs"] += sign * float(roots @ roots - root @ root)
+
+    def arrays(self) -> Arrays:
+        return {**self.sums, "columns": np.array(self.columns)}
+
+    def load(self, arrays: Arrays) -> None:
+        """Take over sums; those of another schema are aligned by column name."""
+        names = [str(name) for name in arrays["columns"]]
+        self.sums = {name: value.copy() for name, value in sums_of(align(arrays, names, self.columns)).items()}
+
+
+def _gram(x: F64, w: F64) -> F64:
+    """Σ w φφᵀ. Rows of weight zero (rewards that changed) cost nothing; when no weight is negative, half the work."""
+    moved = w != 0
+    if not moved.all():
+        x, w = x[moved], w[moved]
+    if len(w) and w.min() > 0:
+        scaled = x * np.sqrt(w)[:, None]
+        return scaled.T @ scaled
+    return x.T @ (x * w[:, None])
+
+
+def sums_of(arrays: Mapping[str, NDArray[np.generic]]) -> Sums:
+    """The numbers among named arrays, as float64."""
+    return {name: np.asarray(arrays[name], np.float64) for name in (*ADDED, "index", "half_life")}
+
+
+def empty(d: int, o: int, half_life: float) -> Sums:
+    """Sums of nothing, d columns and o objectives wide."""
+    return {
+        "S": np.zeros((d, d)),
+        "B": np.zeros((d, o)),
+        "Y": np.zeros((o, o)),
+        "n": np.zeros(1),
+        "slate_S": np.zeros((d, d)),
+        "slate_B": np.zeros((d, o)),
+        "slate_Y": np.zeros((o, o)),
+        "pairs": np.zeros(1),
+        "index": np.zeros(1),
+        "half_life": np.array([half_life]),
+    }
+
+
+def merge(parts: Sequence[Arrays]) -> Arrays:
+    """One set of sums of several shards'. Raises ValueError when they are of different columns or half-lives."""
+    if not parts:
+        return {}
+    first = parts[0]
+    if any(p["half_life"] != first["half_life"] or list(p["columns"]) != list(first["columns"]) for p in parts):
+        raise ValueError("sums of different columns or half-lives do not add; align them first")
+    every = [sums_of(part) for part in parts]
+    index = max(float(sums["index"][0]) for sums in every)
+    level = [forgetting.move(sums, ADDED, index) for sums in every]
+    added: Arrays = {name: np.sum([sums[name] for sums in level], axis=0) for name in ADDED}
+    return added | {name: first[name].copy() for name in ("half_life", "columns")} | {"index": np.array([index])}
+
+
+def align(arrays: Arrays, from_names: Sequence[str], to_names: Sequence[str]) -> Arrays:
+    """The sums under another schema: a new column starts with nothing known, a removed one is marginalised out.
+
+    The second needs a prior (precision 1 at the sums' own reference time), so it is no longer additive; and ρ̂'s sums lose
+    what the column explained.
+    """
+    if list(from_names) == list(to_names):
+        return arrays
+    old = sums_of(arrays)
+    place = {name: i for i, name in enumerate(from_names)}
+    kept = np.array([i for i, name in enumerate(to_names) if name in place], np.int64)
+    was = np.array([place[name] for name in to_names if name in place], np.int64)
+    gone = np.array([i for i, name in enumerate(from_names) if name not in set(to_names)], np.int64)
+    made = empty(len(to_names), len(old["Y"]), float(old["half_life"][0])) | {
+        name: old[name].copy() for name in ("Y", "n", "slate_Y", "pairs", "index")
+    }
+    at, across = np.ix_(kept, kept), old["S"][np.ix_(was, gone)]
+    pull = np.linalg.solve(
+        old["S"][np.ix_(gone, gone)] + np.eye(len(gone)), np.column_stack([across.T, old["B"][gone]])
+    )
+    made["S"][at] = old["S"][np.ix_(was, was)] - across @ pull[:, : len(was)]
+    made["B"][kept] = old["B"][was] - across @ pull[:, len(was) :]
+    made["Y"] -= old["B"][gone].T @ pull[:, len(was) :]
+    made["slate_S"][at], made["slate_B"][kept] = old["slate_S"][np.ix_(was, was)], old["slate_B"][was]
+    return {**made, "columns": np.array(to_names)}
