@@ -12,9 +12,8 @@ import msgspec
 
 from policies import bundle as bundling
 from policies.errors import Corrupt, Rejected, Unavailable
-from policies.registry import algorithm
 from policies.surface import seconds
-from services.learning.shards import current_epoch
+from services.epochs import current_epoch
 from services.settings import Settings
 from services.wiring import open_bundles, open_log, open_state
 from streaming.configuration import Configs
@@ -71,7 +70,7 @@ class Releases:
         compiled = configs.get(manifest.config)
         if compiled is None:
             raise Corrupt("schema", f"no configuration {manifest.config}")
-        bundling.verify(found, schema=compiled.encoder.schema, algorithm=algorithm(manifest.algorithm), score=score)
+        bundling.verify(found, schema=compiled.encoder.schema, algorithm=manifest.algorithm, score=score)
         return manifest
 
     def rollback(self, policy: str, *, to: str | None = None, before: str | None = None) -> str:

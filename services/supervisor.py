@@ -30,17 +30,14 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A process to keep alive: the arguments of `slatewise` that start it."""
+    """A process to keep alive: its name and the command that starts it."""
 
     name: str
-    arguments: tuple[str, ...]
+    command: tuple[str, ...]
 
 
-PARTS = (
-    Part("scoring", ("scoring",)),
-    Part("forwarder", ("forwarder",)),
-    Part("learning", ("learning",)),
-    Part("control", ("control",)),
+PARTS = tuple(
+    Part(name, (sys.executable, "-m", "services.cli", name)) for name in ("scoring", "forwarder", "learning", "control")
 )
 
 
@@ -76,18 +73,20 @@ class Supervisor:
     restarts: int = 0
 
     def run(self) -> None:
-        children = {part.name: self._start(part) for part in self.parts}
+        children: dict[str, _Child] = {}
         try:
+            for part in self.parts:
+                children[part.name] = self._start(part)
             while not self.stop.wait(POLL_SECONDS):
                 for child in children.values():
                     self._keep(child)
         finally:
-            for part in self.parts:
-                _end(children[part.name].process, part.name)
+            for name, child in children.items():
+                _end(child.process, name)
 
     def _start(self, part: Part) -> _Child:
         process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", *part.arguments],
+            part.command,
             env={**os.environ, **self.settings.environment(), PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             start_new_session=True,

@@ -48,7 +48,7 @@ class Publisher:
             if name is None:
                 return None
             try:
-                self._last[pointer] = bundling.read(name, self._bundles.get).manifest
+                self._last[pointer] = bundling.read_manifest(name, self._bundles.get)
             except (Corrupt, Unavailable):  # a lost or spoilt file: the next publish replaces it
                 return None
         return self._last[pointer]
@@ -123,7 +123,7 @@ class Publisher:
             graph=self._graphs.get((policy.key, config_hash)),
         )
         self._graphs[policy.key, config_hash] = made.graph
-        bundling.verify(made, schema=policy.problem.encoder.schema, algorithm=algorithm, score=score)
+        bundling.verify(made, schema=policy.problem.encoder.schema, algorithm=algorithm.name, score=score)
         return made
 
     def _config(self, policy: CompiledPolicy) -> str:

@@ -13,8 +13,8 @@ from policies.errors import SlatewiseError
 from services.control.window import Window
 from services.exposition import Exposition, quantile
 from services.releases import Releases, holds
-from streaming.ports import DeadLetters
 from streaming.configuration import Configs
+from streaming.ports import DeadLetters
 
 log = logging.getLogger("slatewise.control")
 RECENT_SECONDS = 30.0  # quantiles are of what happened in the last so many seconds

@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from policies.errors import Rejected, Unavailable
+from services.epochs import take_epoch
 from services.learning.inline import InlineShards
-from services.learning.shards import Engine, open_shards, take_epoch
+from services.learning.shards import Engine, open_shards
 from services.lifetime import stopping
 from services.releases import holds
 from services.settings import Settings
