@@ -167,9 +167,7 @@ def learn(count: int = 5_000, rounds: int = 5) -> float:
     catalogue = np.random.default_rng(1).normal(size=(SLOTS, FEATURES)).astype(np.float32)
     ids, features = [f"item-{i * 7}" for i in range(CANDIDATES)], catalogue.tobytes()
     names = [f"{i:016x}-{i:x}" for i in range(count)]
-    decisions = [
-        encode(Kept(n, n[:16], {"hour": 1}, ids, ids[:SLOTS], [1 / SLOTS] * SLOTS, features)) for n in names
-    ]
+    decisions = [encode(Kept(n, n[:16], {"hour": 1}, ids, ids[:SLOTS], [1 / SLOTS] * SLOTS, features)) for n in names]
     feedback = [encode(Heard(n, 3, "click", 1.0)) for n in names]
     read, hear = msgspec.json.Decoder(Kept).decode, msgspec.json.Decoder(Heard).decode
 

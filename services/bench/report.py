@@ -109,11 +109,14 @@ class Report:
 def write(folder: Path, name: str, markdown: str, document: bytes) -> list[Path]:
     """<folder>/<date>-<name>.md and .json; a run of the same day takes the place of the earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{datetime.now(UTC):%Y-%m-%d}-{name}"
-    paths = [folder / f"{stem}.md", folder / f"{stem}.json"]
+    paths = [dated(folder, name, "md"), dated(folder, name, "json")]
     paths[0].write_text(markdown, encoding="utf-8")
     paths[1].write_bytes(document + b"\n")
     return paths
+
+
+def dated(folder: Path, name: str, suffix: str) -> Path:
+    return folder / f"{datetime.now(UTC):%Y-%m-%d}-{name}.{suffix}"
 
 
 def provenance() -> dict[str, Any]:

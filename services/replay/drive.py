@@ -69,7 +69,13 @@ class OverHttp:
 
     def decide(self, asked: Sequence[Asked]) -> list[list[str]]:
         requests = [
-            {"surface": self._surface, "unit": a.unit, "context": a.context, "candidates": self._ids, "defer": not a.learn}
+            {
+                "surface": self._surface,
+                "unit": a.unit,
+                "context": a.context,
+                "candidates": self._ids,
+                "defer": not a.learn,
+            }
             for a in asked
         ]
         self._last = []

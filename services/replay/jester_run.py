@@ -56,7 +56,9 @@ def drive(
             people = order[start : start + batch]
             pace(len(run.earned))
             slates = driver.decide([Asked(f"person-{u}", world.context(int(u))) for u in people])
-            rewards = [[float(world.rewards[u, arm[i]]) for i in slate] for u, slate in zip(people, slates, strict=True)]
+            rewards = [
+                [float(world.rewards[u, arm[i]]) for i in slate] for u, slate in zip(people, slates, strict=True)
+            ]
             driver.tell(KIND, rewards)
             run.earned += [float(np.mean(r)) for r in rewards]
             run.people += [int(u) for u in people]
@@ -76,7 +78,8 @@ def _held_out(world: JesterWorld, people: I64, driver: Driver, arm: dict[str, in
             asked = people[start : start + 100]
             slates = driver.decide([Asked(f"person-{u}", world.context(int(u)), learn=False) for u in asked])
             total[start : start + 100] += [
-                float(np.mean([world.rewards[u, arm[i]] for i in slate])) for u, slate in zip(asked, slates, strict=True)
+                float(np.mean([world.rewards[u, arm[i]] for i in slate]))
+                for u, slate in zip(asked, slates, strict=True)
             ]
     return total / repeats
 

@@ -213,10 +213,8 @@ def records(logged: Logged, times: F64, config: str, encoder: Any) -> Iterator[t
     candidates = logged.items
     for row in range(len(logged)):
         item, slot, at = int(logged.chosen[row]), int(logged.slot[row]), float(times[row])
-        if logged.inline:
-            shown = encoder.item({**logged.item_features[item], **logged.inline[row]})
-        else:
-            shown = matrix[item]
+        inline = logged.inline[row] if logged.inline else None
+        shown = encoder.item({**logged.item_features[item], **inline}) if inline else matrix[item]
         name, unit = logged.decision_id(row), logged.units[row]
         decision = Decision(
             decision_id=name,

@@ -45,9 +45,7 @@ class Stream:
         """The same rounds in the order of a seed: every player of that seed sees the same order."""
         order = np.random.default_rng([seed, 7]).permutation(len(self))[:rounds]
         logged = None if self.logged is None else self.logged[order]
-        return Stream(
-            self.name, self.context[order], self.arms, self.candidates[order], self.rewards[order], logged
-        )
+        return Stream(self.name, self.context[order], self.arms, self.candidates[order], self.rewards[order], logged)
 
 
 def jester_stream(data: Path | None) -> Stream:
@@ -83,13 +81,17 @@ def hillstrom_stream(data: Path | None) -> Stream:
 
 
 def digits_stream(data: Path | None = None) -> Stream:
-    from sklearn.datasets import load_digits  # comes with mabwiser, in the bench extra
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # comes with mabwiser, in the bench extra
 
     images, labels = load_digits(return_X_y=True)
     pooled = images.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, 16) / 16.0
     rewards = (labels[:, None] == np.arange(10)).astype(np.float64)
     return Stream(
-        "digits", pooled.astype(np.float32), np.zeros((10, 0), np.float32), np.tile(np.arange(10), (len(labels), 1)), rewards
+        "digits",
+        pooled.astype(np.float32),
+        np.zeros((10, 0), np.float32),
+        np.tile(np.arange(10), (len(labels), 1)),
+        rewards,
     )
 
 
