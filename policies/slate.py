@@ -23,7 +23,7 @@ Source   methods.md §0; Eide et al. 2021 (arXiv 2104.15046) for slates from pos
 
 import hashlib
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ from policies.slate_fast import DRAWS, ONE_DRAW, SOFTMAX, UNIT, fill, softmax_we
 from policies.types import F32, F64, I64, DrawSettings, Mask, Slate
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+EVERYWHERE, NOWHERE = np.empty((0, 0), np.bool_), np.empty(0, np.int64)  # no masks, no pins
+NOT_ASKED = np.empty((0, 0))
 HEADS = {"draws": DRAWS, "one_draw": ONE_DRAW, "softmax": SOFTMAX}
 
 
@@ -73,31 +75,18 @@ def draw(
     Corrupt("nan_scores") for a score that is not finite and ValueError for arguments that do not fit together.
     """
     scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins)
-    filled, integers, reals, distributions = fill(
-        scores,
-        mask,
-        pinned,
-        _plain(u),
-        HEADS[settings.head],
-        settings.floor,
-        settings.max_share,
-        settings.temperature,
-        full,
-    )
+    integers, reals = np.empty((4, k), np.int64), np.empty((2, k))
+    distributions = np.zeros((k, len(scores))) if full else NOT_ASKED
+    head, floor, max_share, temperature = HEADS[settings.head], settings.floor, settings.max_share, settings.temperature
+    filled = fill(scores, mask, pinned, _plain(u), head, floor, max_share, temperature, integers, reals, distributions)
     if filled < 0:
-        raise Corrupt("nan_scores", "a score is NaN or infinite")
-    slots, items, remaining, greedy = integers[:, :filled]
-    propensities, alphas = reals[:, :filled]
-    return Slate(
-        slots,
-        items,
-        propensities,
-        remaining,
-        greedy,
-        alphas,
-        pinned[slots] >= 0,
-        distributions[:filled] if full else None,
-    )
+        _refuse(filled)
+    if filled < k:
+        integers, reals, distributions = integers[:, :filled], reals[:, :filled], distributions[:filled]
+    slots, items, remaining, greedy = integers
+    propensities, alphas = reals
+    is_pin = pinned[slots] >= 0 if len(pinned) else np.zeros(filled, np.bool_)
+    return Slate(slots, items, propensities, remaining, greedy, alphas, is_pin, distributions if full else None)
 
 
 def reference(
@@ -114,8 +103,11 @@ def reference(
     """What `draw` does, to be read and to be compared with. Same arguments, errors and bits."""
     scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins)
     n, m = scores.shape
+    if not ((u >= 0.0) & (u < 1.0)).all():
+        _refuse(-2)
     if not np.isfinite(scores).all():
-        raise Corrupt("nan_scores", "a score is NaN or infinite")
+        _refuse(-1)
+    pinned = pinned if len(pinned) else np.full(k, -1)
     means = _pool_means(scores)
     free = np.ones(n, bool)
     free[pinned[pinned >= 0]] = False
@@ -179,6 +171,13 @@ def warm() -> None:
         draw(np.zeros((2, 8), np.float32), 1, np.zeros(1), DrawSettings(head=head))  # type: ignore[arg-type]  # str
 
 
+def _refuse(code: int) -> NoReturn:
+    """Raise what `fill` found wrong with the numbers themselves."""
+    if code == -2:
+        raise ValueError("uniforms must be in [0, 1)")
+    raise Corrupt("nan_scores", "a score is NaN or infinite")
+
+
 def _pool_means(scores: F32) -> F64:
     """Mean over the draws, (n, m) → (n,), in float64 and in one order: eight parts, four lanes, the rest."""
     n, m = scores.shape
@@ -210,12 +209,12 @@ def _checked(
     masks: Mask | None,
     pins: Mapping[int, int] | None,
 ) -> tuple[F32, Mask, I64]:
-    """Boosted scores (n, m), masks (k, n) or (0, n), pins (k,) with −1 for none: or ValueError."""
+    """Boosted scores (n, m), masks (k, n) or empty, pins (k,) with −1 or empty: or ValueError."""
     if scores.ndim != 2 or scores.dtype != np.float32 or not scores.shape[1]:
         raise ValueError(f"scores must be float32 (n, m ≥ 1), got {scores.dtype} {scores.shape}")
     n = len(scores)
-    if k < 0 or u.shape != (k,) or u.dtype != np.float64 or (k and not 0.0 <= u.min() <= u.max() < 1.0):
-        raise ValueError(f"u must be {k} float64 in [0, 1), one a slot, got {u.dtype} {u.shape}")
+    if k < 0 or u.shape != (k,) or u.dtype != np.float64:
+        raise ValueError(f"u must be {k} float64, one a slot, got {u.dtype} {u.shape}")
     if settings.head not in HEADS:
         raise ValueError(f"unknown head {settings.head!r}, known: {', '.join(HEADS)}")
     if not (0.0 <= settings.floor <= 1.0 and 0.0 < settings.max_share <= 1.0 and 0.0 < settings.temperature < np.inf):
@@ -225,16 +224,18 @@ def _checked(
             raise ValueError(f"boosts must be {n} finite numbers, got {boosts.shape}")
         scores = scores + boosts.astype(np.float32)[:, None]
     if masks is None:
-        masks = np.empty((0, n), np.bool_)
+        masks = EVERYWHERE
     elif masks.shape != (k, n) or masks.dtype != np.bool_:
         raise ValueError(f"masks must be bool ({k}, {n}), got {masks.dtype} {masks.shape}")
-    pinned = np.full(k, -1, np.int64)
-    for slot, row in (pins or {}).items():
-        if not (0 <= slot < k and 0 <= row < n):
-            raise ValueError(f"pin of row {row} to slot {slot}: there are {n} rows and {k} slots")
-        pinned[slot] = row
-    if pins and len(set(pins.values())) < len(pins):
-        raise ValueError("one row is pinned to two slots")
+    pinned = NOWHERE
+    if pins:
+        pinned = np.full(k, -1, np.int64)
+        for slot, row in pins.items():
+            if not (0 <= slot < k and 0 <= row < n):
+                raise ValueError(f"pin of row {row} to slot {slot}: there are {n} rows and {k} slots")
+            pinned[slot] = row
+        if len(set(pins.values())) < len(pins):
+            raise ValueError("one row is pinned to two slots")
     return _plain(scores), _plain(masks), pinned
 
 

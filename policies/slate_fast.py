@@ -138,13 +138,21 @@ def _split(draws: I64, ties: I32, share: F64) -> None:
 
 
 @compiled
-def _law(weights: F64, means: F64, rows: I64, floor: float, max_share: float) -> tuple[float, float, float, float, int]:
-    """What turns weights into probabilities: p(c) = α (w·scale + even) + bonus·1[c ∈ G]; scale, even, α, bonus, first of G."""
-    r = len(rows)
+def _first_greedy(means: F64, rows: I64) -> int:
+    """The first row of G_t."""
     greedy = rows[0]
     for c in rows[1:]:
         if means[c] > means[greedy]:
             greedy = c
+    return greedy
+
+
+@compiled
+def _law(
+    weights: F64, means: F64, rows: I64, greedy: int, floor: float, max_share: float
+) -> tuple[float, float, float, float]:
+    """What turns weights into probabilities, p(c) = α (w·scale + even) + bonus·1[c ∈ G]: scale, even, α, bonus."""
+    r = len(rows)
     total, others, count = 0.0, 0.0, 0
     for c in rows:
         total += weights[c]
@@ -155,7 +163,19 @@ def _law(weights: F64, means: F64, rows: I64, floor: float, max_share: float) ->
     scale, even = (1.0 - floor) / total, floor / r
     explored = min(1.0, others * scale + (r - count) * even)
     alpha = 1.0 if explored <= max_share else max_share / explored
-    return scale, even, alpha, (1.0 - alpha) / count, greedy
+    return scale, even, alpha, (1.0 - alpha) / count
+
+
+@compiled
+def _remove(rows: I64, left: int, row: int) -> int:
+    """Take `row` out of the ascending rows[:left]; how many are left."""
+    left -= 1
+    j = 0
+    while j < left and rows[j] != row:
+        j += 1
+    for i in range(j, left):
+        rows[i] = rows[i + 1]
+    return left
 
 
 @compiled
@@ -168,36 +188,44 @@ def fill(
     floor: float,
     max_share: float,
     temperature: float,
-    full: bool,
-) -> tuple[int, I64, F64, F64]:
-    """Fill the slots: how many were filled, then columns of facts about them.
+    integers: I64,
+    reals: F64,
+    distributions: F64,
+) -> int:
+    """Fill the slots; return how many were filled, or −1 when a score is not finite, −2 when a uniform is not in [0, 1).
 
-    masks  (k, n), or (0, n) when all is allowed; pins (k,) row or −1
-    Returns filled (−1: a score is not finite), integers (4, k) slot item remaining greedy, reals (2, k) propensity alpha,
-    distributions (k or 0, n)
+    masks  (k, n), or no rows when all is allowed; pins (k,) row or −1, or empty
+    Written, a column a filled slot: integers (4, k) slot item remaining greedy; reals (2, k) propensity α; and, unless it
+    is empty, a row of distributions (k, n), given as zeros
     """
     n, m = scores.shape
-    k = len(pins)
-    integers, reals, distributions = np.empty((4, k), np.int64), np.empty((2, k)), np.zeros((k if full else 0, n))
+    for x in u:
+        if not 0.0 <= x < 1.0:
+            return -2
     means = pool_means(scores)
-    for c in range(n):
-        if not math.isfinite(means[c]):
-            return -1, integers, reals, distributions
+    for mean in means:
+        if not math.isfinite(mean):
+            return -1
 
-    free = np.ones(n, np.bool_)
-    for t in range(k):
-        if pins[t] >= 0:
-            free[pins[t]] = False
-    weights = np.zeros(n)
-    top, best, ties = np.empty(m, np.float32), np.empty(m, np.int32), np.empty(m, np.int32)
-    posterior = np.full(m, 1.0 / m)  # one_draw: which draw the slate so far speaks for
-    share, every = np.empty(m), np.arange(m)
-    again = np.empty(m, np.int64)  # draws whose best candidate was picked
+    masked, full = len(masks) > 0, len(distributions) > 0
+    free = np.ones(n, np.bool_)  # neither drawn nor pinned
+    for row in pins:
+        if row >= 0:
+            free[row] = False
     rows, left = np.empty(n, np.int64), 0  # R_t is rows[:left], ascending
-    built, picked, weighed = -1, -1, np.inf
-    filled = 0
-    for t in range(k):
-        if pins[t] >= 0:
+    weights, weighed = np.zeros(n), 0.0  # base before it is normalised; the largest mean that softmax weights refer to
+    top, best, ties = np.empty(m, np.float32), np.empty(m, np.int32), np.empty(m, np.int32)
+    share = np.empty(m)  # a draw's vote for each of its best candidates
+    posterior = np.full(m, 1.0 / m)  # one_draw: W, which draw the slate so far speaks for
+    every, again = np.arange(m), np.empty(m, np.int64)  # draws; those whose best candidate was picked
+    built, picked, greedy, filled = (
+        -1,
+        -1,
+        -1,
+        0,
+    )  # slot whose mask made `rows`; row drawn since; first of G_t; slots done
+    for t in range(len(u)):
+        if len(pins) > 0 and pins[t] >= 0:
             integers[0, filled], integers[1, filled], integers[2, filled], integers[3, filled] = t, pins[t], 1, pins[t]
             reals[0, filled], reals[1, filled] = 1.0, 1.0
             if full:
@@ -207,7 +235,7 @@ def fill(
 
         # R_t: built anew when the mask is another one than before, else without the one picked
         anew = built < 0
-        if not anew and len(masks) > 0:
+        if masked and not anew:
             for c in range(n):
                 if masks[t, c] != masks[built, c]:
                     anew = True
@@ -215,32 +243,26 @@ def fill(
         if anew:
             left = 0
             for c in range(n):
-                if free[c] and (len(masks) == 0 or masks[t, c]):
+                if free[c] and not (masked and not masks[t, c]):
                     rows[left] = c
                     left += 1
         elif picked >= 0:
-            left -= 1
-            at = 0
-            while at < left and rows[at] != picked:
-                at += 1
-            for j in range(at, left):
-                rows[j] = rows[j + 1]
+            left = _remove(rows, left, picked)
         built = t
         if left == 0:
             picked = -1
             continue
         allowed = rows[:left]
+        if anew or picked == greedy:
+            greedy = _first_greedy(means, allowed)
 
-        # base weights
+        # weights
         if head == SOFTMAX:
-            largest = -np.inf
-            for c in allowed:
-                largest = max(largest, means[c])
-            if anew or largest != weighed:
+            if anew or means[greedy] != weighed:
                 weighed = softmax_weights(means, allowed, temperature, weights)
         else:
             count = 0
-            if not anew and picked >= 0:
+            if not anew:
                 row = scores[picked]
                 for i in range(m):
                     if row[i] == top[i]:
@@ -267,26 +289,28 @@ def fill(
                 _vote(scores, allowed, every, top, best, ties, share, 1.0, weights)
 
         # probabilities, and the draw
-        scale, even, alpha, bonus, greedy = _law(weights, means, allowed, floor, max_share)
+        scale, even, alpha, bonus = _law(weights, means, allowed, greedy, floor, max_share)
         reached, chosen, propensity = 0.0, -1, 0.0
         for c in allowed:
             p = alpha * (weights[c] * scale + even) + (bonus if means[c] == means[greedy] else 0.0)
             if full:
                 distributions[filled, c] = p
-            if p > 0.0 and (chosen < 0 or u[t] >= reached):
+            if p > 0.0 and u[t] >= reached:
                 chosen, propensity = c, p
             reached += p
             if u[t] < reached and not full:
                 break
 
         if head == ONE_DRAW:
+            extra = bonus if means[chosen] == means[greedy] else 0.0
+            row = scores[chosen]
             for i in range(m):
-                own = 1.0 / ties[i] if scores[chosen, i] == top[i] else 0.0
-                q = alpha * ((1.0 - floor) * own + even) + (bonus if means[chosen] == means[greedy] else 0.0)
+                own = 1.0 / ties[i] if row[i] == top[i] else 0.0
+                q = alpha * ((1.0 - floor) * own + even) + extra
                 posterior[i] = posterior[i] * q / propensity
         integers[0, filled], integers[1, filled], integers[2, filled], integers[3, filled] = t, chosen, left, greedy
         reals[0, filled], reals[1, filled] = propensity, alpha
         filled += 1
         free[chosen] = False
         picked = chosen
-    return filled, integers, reals, distributions
+    return filled
