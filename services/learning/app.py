@@ -20,6 +20,7 @@ from services.learning.shards import Engine, open_shards
 from services.lifetime import stopping
 from services.releases import holds
 from services.settings import Settings
+from services.telemetry import Telemetry, share
 from services.wiring import open_bundles, open_log, open_state
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
@@ -36,8 +37,10 @@ AWAY_SECONDS = 0.5
 class Learning:
     """One run of the loop over an engine."""
 
-    def __init__(self, state: State, configs: Configs, publisher: Publisher, least_seconds: float) -> None:
-        self._state, self._configs, self._publisher = state, configs, publisher
+    def __init__(
+        self, state: State, configs: Configs, publisher: Publisher, telemetry: Telemetry, least_seconds: float
+    ) -> None:
+        self._state, self._configs, self._publisher, self._telemetry = state, configs, publisher, telemetry
         self._least_seconds = least_seconds
         self._changed: set[str] = set()  # learner keys
         self._fresh: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -67,6 +70,7 @@ class Learning:
         now = time.monotonic()
         if now >= self._next_follow:
             self.follow()
+            self._telemetry.flush()
             if self._wanting():
                 self.begin(engine.statistics())
         if self._changed and now >= self._next_publish:
@@ -82,6 +86,15 @@ class Learning:
         self._changed.update(report.learned)
         for surface, policy, accepted_at in report.fresh:
             self._fresh[surface, policy].append(accepted_at)
+        for (surface, outcome), count in report.outcomes.items():
+            self._telemetry.add("join_outcomes_total", surface, outcome, by=count)
+        for reason, count in report.dead.items():
+            self._telemetry.add("dead_letters_total", reason, by=count)
+        for key, count in report.learned.items():
+            surface, policy = key.split("/")[1:3]
+            self._telemetry.add("learn_examples_total", surface, policy, by=count)
+        lag = max(time.time() - report.clock, 0.0) if report.lag_records else 0.0
+        self._telemetry.set("join_lag_seconds", str(report.partition), value=lag)
 
     def _publish_changed(self, engine: Engine) -> None:
         started = time.monotonic()
@@ -102,6 +115,7 @@ class Learning:
         sums = [one.arrays[policy.key] for one in statistics if policy.key in one.arrays]
         through = {one.partition: one.offset for one in statistics}
         outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh)
+        self._telemetry.add("publish_total", surface, policy.name, outcome.result)
         if outcome.result != "published":
             log.warning("publish", extra={"policy": pointer, "result": outcome.result, "detail": outcome.detail})
             if outcome.result == "behind":
@@ -137,14 +151,16 @@ def _current(configs: Configs) -> list[Compiled]:
 def run(settings: Settings) -> None:
     """Learn until SIGTERM."""
     stop = stopping()
+    share(settings.metrics_path)
     state, configs = open_state(settings), Configs()
     epoch = take_epoch(state)
-    learning = Learning(state, configs, Publisher(open_bundles(settings), configs, epoch), settings.publish_ms / 1000)
+    publisher = Publisher(open_bundles(settings), configs, epoch)
+    learning = Learning(state, configs, publisher, Telemetry(), settings.publish_ms / 1000)
     learning.follow()
     learning.begin([])
-    engine = _engine(settings, configs, epoch, open_log(settings).partitions)
-    learning.begin(engine.statistics())
+    engine = _engine(settings, state, configs, epoch)
     try:
+        learning.begin(engine.statistics())
         serve(learning, engine, stop)
     finally:
         engine.close()
@@ -162,7 +178,8 @@ def serve(learning: Learning, engine: Engine, stop: threading.Event) -> None:
     learning.finish(engine)
 
 
-def _engine(settings: Settings, configs: Configs, epoch: int, partitions: int) -> Engine:
+def _engine(settings: Settings, state: State, configs: Configs, epoch: int) -> Engine:
+    partitions = open_log(settings).partitions
     if settings.ray != "inline":
         try:
             from services.learning.rays import RayShards  # the only file that needs Ray, and not everyone has it
@@ -174,4 +191,4 @@ def _engine(settings: Settings, configs: Configs, epoch: int, partitions: int) -
                     f"Ray is not installed ({error}): pip install 'slatewise[learning]'", at="SLATEWISE_RAY"
                 ) from None
             log.warning("inline", extra={"why": f"Ray is not installed ({error})"})
-    return InlineShards(open_shards(settings, configs, epoch, list(range(partitions))))
+    return InlineShards(open_shards(settings, state, configs, epoch, list(range(partitions))))

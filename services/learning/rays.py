@@ -38,7 +38,7 @@ class ShardGroup:
         self._state, self._configs = open_state(settings), Configs()
         self._configs.follow(self._state)
         self._followed = time.monotonic()
-        self._shards: list[Shard] = open_shards(settings, self._configs, epoch, partitions)
+        self._shards: list[Shard] = open_shards(settings, self._state, self._configs, epoch, partitions)
 
     def ready(self) -> int:
         """Answers when the checkpoints are loaded; the process id."""

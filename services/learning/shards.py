@@ -6,6 +6,7 @@ from typing import Protocol
 from services.settings import Settings
 from services.wiring import open_checkpoints, open_dead_letters, open_log
 from streaming.configuration import Configs
+from streaming.ports import State
 from streaming.shard import Shard, Statistics, StepReport
 
 
@@ -21,10 +22,16 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def open_shards(settings: Settings, configs: Configs, epoch: int, partitions: Sequence[int]) -> list[Shard]:
+def open_shards(
+    settings: Settings, state: State, configs: Configs, epoch: int, partitions: Sequence[int]
+) -> list[Shard]:
     """Shards of some partitions, each as its checkpoint has it."""
     events, dead = open_log(settings), open_dead_letters(settings)
+
+    def refresh() -> bool:
+        return configs.follow(state)
+
     return [
-        Shard(partition, events, open_checkpoints(settings, partition), configs, dead, epoch=epoch)
+        Shard(partition, events, open_checkpoints(settings, partition), configs, dead, epoch=epoch, refresh=refresh)
         for partition in partitions
     ]
