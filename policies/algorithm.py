@@ -6,9 +6,9 @@ change with every publish. The writer is a `Learner` that owns sums. Named array
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from policies.features import Encoder
 from policies.surface import Objective
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options every algorithm has; each adds its own in a subclass. Defaults are the one default configuration."""
 
-    floor: float = 0.02
+    floor: Annotated[float, Meta(ge=0, le=1)] = 0.02
     head: Head = "draws"
-    temperature: float = 1.0
-    draws: int = 256
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
+    draws: Annotated[int, Meta(ge=1, le=4096)] = 256
 
 
 @dataclass(frozen=True, slots=True)

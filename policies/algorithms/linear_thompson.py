@@ -109,19 +109,20 @@ class Posterior:
     """The posterior for every λ of a grid, for the price of one eigendecomposition of the effects' share of S.
 
     With b the columns left of the bar and e those right of it: T = S_ee − S_eb(S_bb + I)⁻¹S_be = QEQᵀ, so for any λ the
-    effects have precision Q(E + λ)Qᵀ, and the rest is normal given the effects with a covariance that knows no λ.
+    effects have precision Q(E + λ)Qᵀ, and the rest is normal given the effects with a covariance that knows no λ. All square
+    roots are the symmetric ones: eigenvectors jump at a rounding, these do not, so equal evidence gives equal draws.
     """
 
     def __init__(self, S: F64, B: F64, Y: F64, n: float, effect: Mask, beta: F64, grid: F64) -> None:
         self.effect, self.grid, self.alpha = effect, grid, ALPHA + n / 2
         e, b = np.flatnonzero(effect), np.flatnonzero(~effect)
         values, vectors = np.linalg.eigh(S[np.ix_(b, b)])
-        self.base_root = vectors / np.sqrt(np.maximum(values, 0) + BASE)  # (S_bb + I)⁻¹ = root rootᵀ
-        half = self.base_root.T @ S[np.ix_(b, e)]
-        self.base_pull, self.base_B = self.base_root @ half, self.base_root @ (self.base_root.T @ B[b])
+        self.base_root = (vectors / np.sqrt(np.maximum(values, 0) + BASE)) @ vectors.T  # (S_bb + I)⁻¹ = root root
+        half = self.base_root @ S[np.ix_(b, e)]
+        self.base_pull, self.base_B = self.base_root @ half, self.base_root @ (self.base_root @ B[b])
         values, self.Q = np.linalg.eigh(S[np.ix_(e, e)] - half.T @ half)
         self.precision = np.maximum(values, 0) + grid[:, None]  # (l, e)
-        self.rotated = self.Q.T @ (B[e] - half.T @ (self.base_root.T @ B[b]))
+        self.rotated = self.Q.T @ (B[e] - half.T @ (self.base_root @ B[b]))
         left = Y - B[b].T @ self.base_B
         explained = np.einsum("ei,le,ej->lij", self.rotated, 1 / self.precision, self.rotated)
         values, vectors = np.linalg.eigh(left - explained)
@@ -142,12 +143,13 @@ class Posterior:
         drawn = np.searchsorted(np.cumsum(shares), (np.arange(pairs) + 0.5) / pairs * shares.sum())
         drawn = np.minimum(drawn, len(shares) - 1)
         values, vectors = np.linalg.eigh(self.noise)
-        roots = vectors * np.sqrt(np.maximum(values, 0))[:, None]  # Ψ = root rootᵀ
+        roots = (vectors * np.sqrt(np.maximum(values, 0))[:, None]) @ vectors.transpose(0, 2, 1)  # Ψ = root root
         z = spread * np.einsum("pdi,pji->jdp", rng.standard_normal((pairs, d, o)), roots[drawn])  # (o, D, p)
         z = np.concatenate([z, -z], axis=2)[:, :, :m]
         precision = self.precision[np.concatenate([drawn, drawn])[:m]].T  # (e, m)
         theta = np.empty((o, d, m))
-        of_effects = self.Q @ (self.rotated.T[:, :, None] / precision + z[:, self.effect] / np.sqrt(precision))
+        turned = self.Q.T @ z[:, self.effect]
+        of_effects = self.Q @ (self.rotated.T[:, :, None] / precision + turned / np.sqrt(precision))
         theta[:, self.effect] = of_effects
         theta[:, ~self.effect] = (
             self.base_B.T[:, :, None] - self.base_pull @ of_effects + self.base_root @ z[:, ~self.effect]

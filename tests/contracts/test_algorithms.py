@@ -1,0 +1,88 @@
+"""Every promise of `algorithm_contract`, kept by every algorithm of the registry; and planted faults, caught by it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policies.algorithm import Algorithm, Problem, Published
+from policies.algorithms import linear_thompson, popular
+from policies.registry import ALGORITHMS
+from policies.ridge import RidgeLearner
+from policies.types import F32, Arrays, Changes
+from tests.contracts.algorithm_contract import CHECKS
+
+
+def promises() -> Iterator[Any]:
+    for algorithm in ALGORITHMS.values():
+        for name, (function, needs, without) in CHECKS.items():
+            if needs <= algorithm.traits and not without & algorithm.traits:
+                yield pytest.param(function, algorithm, id=f"{algorithm.name}-{name}")
+
+
+@pytest.mark.parametrize(("promise", "algorithm"), list(promises()))
+def test_promise(promise: Any, algorithm: Algorithm) -> None:
+    promise(algorithm)
+
+
+def learning(change: Any) -> Algorithm:
+    """linear_thompson with one thing wrong in what its learner is told."""
+
+    class Faulty(RidgeLearner):
+        def learn(self, changes: Changes) -> None:
+            super().learn(change(changes))
+
+    def learner(config: Any, problem: Problem) -> RidgeLearner:
+        return Faulty(problem, linear_thompson.learner(config, problem).half_life)
+
+    return replace(linear_thompson.ALGORITHM, learner=learner)
+
+
+def forgets_on_arrival() -> Algorithm:
+    clock = [1_764_000_000.0]
+
+    def stamped(changes: Changes) -> Changes:
+        clock[0] += 60
+        return replace(changes, times=np.full(len(changes), clock[0]))
+
+    return learning(stamped)
+
+
+def publishes_its_own_sums(config: Any, problem: Problem, sums: Arrays, now: float, seed: int) -> Published:
+    made = linear_thompson.publish(config, problem, sums, now, seed)
+    return replace(made, arrays={**made.arrays, "mean": sums["B"]})
+
+
+def off_by_the_slot(config: Any, problem: Problem, arrays: Arrays, inputs: dict[str, F32]) -> F32:
+    return linear_thompson.reference(config, problem, {**arrays, "base": arrays["base"] * 1.01}, inputs)
+
+
+def learns_backwards(changes: Changes) -> Changes:
+    return replace(changes, rewards_after=-changes.rewards_after)
+
+
+def forgets_the_table(config: Any, problem: Problem, sums: Arrays, now: float, seed: int) -> Published:
+    made = popular.publish(config, problem, sums, now, seed)
+    return replace(made, arrays={**made.arrays, "table": made.arrays["table"] * np.nan})
+
+
+FAULTS = {
+    "correction_equals_the_final_reward": learning(
+        lambda c: replace(c, rewards_before=np.zeros_like(c.rewards_before))
+    ),
+    "pieces_in_any_order_learn_the_same": forgets_on_arrival(),
+    "forgetting_is_by_event_time": forgets_on_arrival(),
+    "old_snapshots_stay_still": replace(linear_thompson.ALGORITHM, publish=publishes_its_own_sums),
+    "onnx_equals_reference": replace(linear_thompson.ALGORITHM, reference=off_by_the_slot),
+    "beats_uniform": learning(learns_backwards),
+    "unseen_item_accepted": replace(popular.ALGORITHM, publish=forgets_the_table),
+    "order_of_candidates_irrelevant": ALGORITHMS["given_order"],
+}
+
+
+@pytest.mark.parametrize("promise", list(FAULTS))
+def test_planted_fault_is_caught(promise: str) -> None:
+    with pytest.raises(AssertionError):
+        CHECKS[promise][0](FAULTS[promise])
