@@ -132,6 +132,7 @@ def record_of(
     session: str | None,
     defer: bool,
     own_id: bool,
+    tenant: str,
 ) -> Decision:
     """The log's record of an answer: every input of the draw, and what learning and evaluation need."""
     slate, settings = drawn.slate, drawn.served.settings
@@ -169,6 +170,7 @@ def record_of(
         weight=drawn.served.slot_weight,
         defer=defer,
         own_id=own_id,
+        tenant=tenant,
         session=session,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
     )

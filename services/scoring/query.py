@@ -41,14 +41,14 @@ class Reader:
     """Makes queries for one surface version. Built once for each; `read` is the hot path."""
 
     def __init__(self, surface: Surface, encoder: Encoder) -> None:
-        self._surface, self._encoder = surface, encoder
+        self._surface, self.encoder = surface, encoder
         self._columns = {
             name: _columns_of(encoder, name) for name in encoder.spec.items
         }  # where each feature stands in an encoded item
 
     def read(self, request: DecisionRequest, catalogue: Catalogue) -> Query:
         """Raises Rejected with the path of what is wrong."""
-        context = self._encoder.context(request.context)
+        context = self.encoder.context(request.context)
         weights = self._weights(request.objectives) if request.objectives else None
         candidates = request.candidates
         inline: F32 | None = None
@@ -98,7 +98,7 @@ class Reader:
         slots = request.slots or self._surface.slots
         return Query(
             ids,
-            catalogue.matrix(self._encoder.schema).take(rows, axis=0) if inline is None else inline,
+            catalogue.matrix(self.encoder.schema).take(rows, axis=0) if inline is None else inline,
             context,
             slots,
             inline is not None,
@@ -124,9 +124,9 @@ class Reader:
         if not any(isinstance(c, Candidate) and c.features for c in candidates):
             return None
         given: list[Features] = [c.features if isinstance(c, Candidate) else {} for c in candidates]
-        encoded = self._encoder.rows(given, "$.candidates")
+        encoded = self.encoder.rows(given, "$.candidates")
         known = catalogue.rows([c.id if isinstance(c, Candidate) else c for c in candidates])
-        stored = catalogue.matrix(self._encoder.schema)
+        stored = catalogue.matrix(self.encoder.schema)
         everything = len(self._columns)
         for place, (features, row) in enumerate(zip(given, known.tolist(), strict=True)):
             if row >= 0 and len(features) < everything:
@@ -138,9 +138,9 @@ class Reader:
 
     def _from_columns(self, given: Columns, rows: I64, catalogue: Catalogue) -> F32:
         """(n, d): columns of the request over what the catalogue knows."""
-        encoded = self._encoder.columns(given.features, len(given.ids), "$.candidates.features")
+        encoded = self.encoder.columns(given.features, len(given.ids), "$.candidates.features")
         if len(given.features) < len(self._columns) and (rows >= 0).any():
-            stored = catalogue.matrix(self._encoder.schema)[rows]
+            stored = catalogue.matrix(self.encoder.schema)[rows]
             for name in given.features:
                 stored[:, self._columns[name]] = encoded[:, self._columns[name]]
             return stored

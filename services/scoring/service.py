@@ -1,0 +1,406 @@
+"""The scoring service without HTTP: ports in, answers out. A decision is decode → query → score → draw → spool → encode.
+
+Everything a decision reads is held here and belongs to the event loop; `poll`, `follow_state` and `sync` do what waits
+for disks, in threads, and hand over finished values.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count
+from math import log as log_of
+from operator import ne
+from time import perf_counter
+
+import msgspec
+from msgspec import Struct
+
+from policies.errors import Rejected, SlatewiseError, Unavailable
+from policies.slate import warm
+from services.keys import Keys
+from services.scoring import feedback as feedbacks
+from services.scoring.admission import Admission, Patience
+from services.scoring.catalogue import Catalogue, checked_item
+from services.scoring.decide import Drawn, Served, answer_of, drawn_from, explanation_of, inputs_of, record_of
+from services.scoring.live import Follower, Live, LiveSurface
+from services.scoring.query import Query
+from services.scoring.wire import DecisionAnswer, DecisionRequest, Item, encode, read_decision
+from services.telemetry import Telemetry
+from streaming.configuration import Configs
+from streaming.events import MAX_RECORD_BYTES, Decision, Feedback, unit_hash
+from streaming.events import encode as encode_event
+from streaming.ports import Bundles, Claims, Log, State
+from streaming.spool import Spool
+
+log = logging.getLogger("slatewise.scoring")
+STAGES = ("decode", "query", "score", "draw", "record", "spool", "answer")
+
+
+class Claimed(Struct, array_like=True):
+    """What a claim holds: enough for any replica to give the same answer and to log it (`semantics.md` 6)."""
+
+    request: bytes
+    unit: str
+    record: bytes
+    answer: bytes
+
+
+@dataclass(slots=True)
+class Made:
+    """An answer not yet given."""
+
+    request: DecisionRequest
+    surface: LiveSurface
+    answer: DecisionAnswer
+    record: bytes
+    first_byte: float
+    drawn: Drawn
+
+
+class Tally:
+    """What a policy did since the last flush: numbers behind its gauges."""
+
+    __slots__ = ("decisions", "least", "nats", "slots", "strayed")
+
+    def __init__(self) -> None:
+        self.decisions = self.slots = self.strayed = 0
+        self.nats, self.least = 0.0, 1.0
+
+
+class Scoring:
+    """Wired from ports. `clock` gives epoch seconds and only places events; ages are measured by `perf_counter`.
+
+    acknowledge  a log that feedback goes straight to, when a 202 has to mean that the log has it; else the spool's disk
+    """
+
+    def __init__(
+        self,
+        *,
+        state: State,
+        claims: Claims,
+        bundles: Bundles,
+        spool: Spool,
+        keys: Keys,
+        configs: Configs | None = None,
+        telemetry: Telemetry | None = None,
+        patience: Patience | None = None,
+        acknowledge: Log | None = None,
+        tenant: str = "default",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.state, self.claims, self.spool, self.keys = state, claims, spool, keys
+        self.configs = configs or Configs(tenant)
+        self.telemetry = telemetry or Telemetry()
+        self.admission = Admission(patience or Patience())
+        self.patience = self.admission.patience
+        self.catalogue = Catalogue()
+        self.live = Live()
+        self.tenant, self.clock, self.acknowledge = tenant, clock, acknowledge
+        self._follower = Follower(bundles, self.configs, self.telemetry)
+        self._salt = keys.salt(tenant)
+        self._worker, self._count = secrets.token_hex(2), count(secrets.randbits(24))
+        self._stages = [self.telemetry.series("decide_stage_seconds", stage) for stage in STAGES]
+        self._tallies: dict[tuple[str, str], Tally] = {}
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def decide(self, body: bytes, first_byte: float | None = None) -> bytes:
+        """Answer a request that needs no claim, or claim in this thread. Raises Rejected, Unavailable."""
+        made = self.read(body, first_byte)
+        if made.request.decision_id is None:
+            return self.finish(made)
+        return self.finish_claimed(made, self.claim(made))
+
+    def read(self, body: bytes, first_byte: float | None = None) -> Made:
+        """Decode, check, draw; nothing is written yet. Raises Rejected."""
+        start = perf_counter()
+        request = read_decision(body, "$")
+        self._stages[0].append(perf_counter() - start)
+        return self.make(request, start if first_byte is None else first_byte)
+
+    def make(self, request: DecisionRequest, first_byte: float, because: str | None = None) -> Made:
+        """Draw the answer to a request; `because` names a reason to draw from the fallback. Raises Rejected."""
+        started = perf_counter()
+        surface = self.live.surfaces.get(request.surface)
+        if surface is None:
+            raise Rejected("No such surface", at="$.surface", code="unknown_surface", status=404)
+        query = surface.reader.read(request, self.catalogue)
+        unit = unit_hash(request.unit, self._salt)
+        decision_id = self._identity(request, unit)
+        reason = because or self._reason(surface, started - first_byte, request.deadline_ms)
+        read = perf_counter()
+        drawn, reason, scored = self._draw(surface, query, decision_id, reason)
+        done = perf_counter()
+        answer = answer_of(
+            drawn,
+            query,
+            decision_id=decision_id,
+            unit=unit,
+            surface=request.surface,
+            mode="live" if reason is None else "fallback",
+            reason=reason,
+        )
+        record = record_of(
+            drawn,
+            query,
+            answer,
+            now=self.clock(),
+            config=surface.config,
+            catalogue=self.catalogue.version,
+            rate=surface.rate,
+            session=request.session,
+            defer=request.defer,
+            own_id=request.decision_id is not None,
+            tenant=self.tenant,
+        )
+        if request.explain and started - first_byte < self.patience.explain:
+            answer.explain = explanation_of(drawn, query)
+        encoded = _encoded(record, len(query.ids))
+        _, queries, scores, draws, records, _, _ = self._stages
+        queries.append(read - started)
+        scores.append(scored - read)
+        draws.append(done - scored)
+        records.append(perf_counter() - done)
+        drawn.served.recent.seconds.append(done - started)
+        return Made(request, surface, answer, encoded, first_byte, drawn)
+
+    def finish(self, made: Made) -> bytes:
+        """Log the answer, then give it. A full spool turns it into one from the fallback that says it is not logged."""
+        start = perf_counter()
+        try:
+            self.spool.append(made.answer.key.encode(), made.record)
+        except Unavailable as error:
+            made = self._unlogged(made, error)
+        spooled = perf_counter()
+        body = encode(made.answer)
+        end = perf_counter()
+        self._stages[5].append(spooled - start)
+        self._stages[6].append(end - spooled)
+        self._count_answer(made, end)
+        return body
+
+    def claim(self, made: Made) -> Claimed | None:
+        """Claim the caller's own id for an hour: None when it is ours now. Raises Unavailable. May run in a thread."""
+        mine = Claimed(_request_hash(made.request), made.answer.key, made.record, encode(made.answer))
+        held = self.claims.claim(self.tenant, made.answer.decision_id, _pack(mine), self.clock())
+        return None if held is None else _unpack(held)
+
+    def finish_claimed(self, made: Made, winner: Claimed | None) -> bytes:
+        """The answer after its claim: ours, or that of the request that was first. Raises Rejected(409)."""
+        if winner is None:
+            return self.finish(made)
+        if winner.request != _request_hash(made.request):
+            raise Rejected(
+                "Another request was answered under this id", at="$.decision_id", code="conflict", status=409
+            )
+        answer = msgspec.json.decode(winner.answer, type=DecisionAnswer)
+        answer.mode, answer.retry_unchecked = "cached", False
+        try:
+            self.spool.append(winner.unit.encode(), winner.record)
+        except Unavailable as error:
+            self._spool_failed(error)
+            answer.logged = False
+        made.answer = answer
+        self._count_answer(made, perf_counter())
+        return encode(answer)
+
+    def finish_unclaimed(self, made: Made) -> bytes:
+        """The claims' store is away: answered all the same, and it says that a retry may get another answer."""
+        made.answer.retry_unchecked = True
+        return self.finish(made)
+
+    def _identity(self, request: DecisionRequest, unit: str) -> str:
+        own = request.decision_id
+        if own is None:
+            return f"{unit}-{int(self.clock() * 1000):012x}{self._worker}{next(self._count) & 0xFFFFFF:06x}"
+        if feedbacks.OURS.match(own) and own[:16] != unit:
+            raise Rejected(
+                "An id that starts like one of ours must carry its own unit's hash",
+                at="$.decision_id",
+                code="wrong_unit",
+            )
+        return own
+
+    def _reason(self, surface: LiveSurface, waited: float, deadline_ms: float | None) -> str | None:
+        """Why the fallback answers, or None."""
+        if surface.policy is None:
+            return "no_bundle"
+        if self.spool.level == "full":
+            return "spool_full"
+        if waited > self.patience.live:
+            return "overload"
+        if deadline_ms is not None and deadline_ms / 1000 - waited < surface.policy.recent.p99:
+            return "deadline"
+        return None
+
+    def _draw(
+        self, surface: LiveSurface, query: Query, decision_id: str, reason: str | None
+    ) -> tuple[Drawn, str | None, float]:
+        """(drawn, why from the fallback, when scoring ended)."""
+        if reason is None and surface.policy is not None:
+            try:
+                drawn, scored = self._drawn(surface.policy, surface, query, decision_id)
+                return drawn, None, scored
+            except Rejected:
+                raise
+            except Exception:  # whatever a policy's graph can raise: there is always an answer
+                log.exception("policy_failed", extra={"decision_id": decision_id, "policy": surface.policy.policy})
+                reason = "error"
+        drawn, scored = self._drawn(surface.fallback, surface, query, decision_id)
+        return drawn, reason, scored
+
+    def _drawn(self, served: Served, surface: LiveSurface, query: Query, decision_id: str) -> tuple[Drawn, float]:
+        scores = served.scores(inputs_of(served, query))
+        scored = perf_counter()
+        return drawn_from(served, query, scores, decision_id, self.keys.server, surface.rate), scored
+
+    def _unlogged(self, made: Made, error: Unavailable) -> Made:
+        self._spool_failed(error)
+        if made.answer.mode == "live":
+            made = self.make(made.request, made.first_byte, "spool_full")
+        made.answer.logged = False
+        return made
+
+    def _spool_failed(self, error: Exception) -> None:
+        self.telemetry.add("log_write_errors_total")
+        log.error("spool_failed", extra={"error": str(error)})
+
+    def _count_answer(self, made: Made, end: float) -> None:
+        answer = made.answer
+        telemetry, name = self.telemetry, answer.surface
+        telemetry.add("decide_requests_total", name, answer.policy, answer.mode, answer.reason or "")
+        telemetry.series("decide_latency_seconds", name).append(end - made.first_byte)
+        tally = self._tallies.get((name, answer.policy))
+        if tally is None:
+            tally = self._tallies[(name, answer.policy)] = Tally()
+        slate = made.drawn.slate
+        chances = slate.propensities.tolist()
+        tally.decisions += 1
+        tally.slots += len(chances)
+        tally.strayed += sum(map(ne, slate.items.tolist(), slate.greedy.tolist()))
+        if chances:
+            tally.nats -= log_of(chances[0])
+            tally.least = min(tally.least, *chances)
+
+    # -- feedback ----------------------------------------------------------------------------------------------------
+
+    def terms(self) -> feedbacks.Terms:
+        return feedbacks.Terms(self.live.kinds, self.live.correctable_seconds, self._salt, self.tenant)
+
+    def refuse_when_full(self) -> None:
+        """Raises Unavailable when feedback has to wait: decisions need the room more (`semantics.md` 10)."""
+        if self.acknowledge is None and self.spool.level != "ok":
+            raise Unavailable("The spool is nearly full, try again")
+
+    def keep(self, heard: Sequence[Feedback]) -> None:
+        """Feedback on this host's disk (or in the log). Waits for it: run in a thread. Raises Unavailable."""
+        if not heard:
+            return
+        records = [(one.unit.encode(), encode_event(one)) for one in heard]
+        if self.acknowledge is not None:
+            self.acknowledge.append(records)
+            return
+        for key, value in records:
+            self.spool.append(key, value)
+        self.spool.sync()
+
+    # -- catalogue ---------------------------------------------------------------------------------------------------
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        """Raises Rejected with the path of the first item that is wrong."""
+        encoders = [surface.reader.encoder for surface in self.live.surfaces.values()]
+        seen: set[str] = set()
+        for place, item in enumerate(items):
+            if item.id in seen:
+                raise Rejected("Item is given twice", at=f"$[{place}].id", code="duplicate_item")
+            seen.add(item.id)
+            checked_item(item, encoders, f"$[{place}]")
+
+    # -- what time brings --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everything a first request would wait for: configuration, items, bundles, compiled code. Raises Unavailable."""
+        warm()
+        while entries := self.state.read(self.catalogue.version):
+            self.catalogue.apply(self.catalogue.prepare(entries), self.clock())
+        self.configs.follow(self.state)  # after the items, so that nothing written meanwhile is skipped
+        self.swap(self._follower.poll(self.live))
+        for _ in range(WARM_DECISIONS):
+            for surface in self.live.surfaces.values():
+                self._rehearse(surface)
+
+    def _rehearse(self, surface: LiveSurface) -> None:
+        """One decision that nobody asked for and nothing records, so that sessions and caches are ready."""
+        name = surface.surface.surface
+        body = encode(
+            DecisionRequest(surface=name, unit="warm", candidates=[f"warm-{i}" for i in range(WARM_CANDIDATES)])
+        )
+        made = self.make(read_decision(body, "$"), perf_counter())
+        encode(made.answer)
+        made.drawn.served.recent.seconds.clear()
+
+    def poll(self) -> Live:
+        """What to serve from now on; reads and checks bundles. May run in a thread, one at a time."""
+        return self._follower.poll(self.live)
+
+    def swap(self, live: Live) -> None:
+        """Serve from a value; on the event loop."""
+        if live is self.live:
+            return
+        for surface in live.surfaces.values():
+            self.catalogue.attach(surface.reader.encoder)
+        self.live = live
+        self.catalogue.detach(surface.schema for surface in live.surfaces.values())
+
+    def tick(self) -> None:
+        """Every 100 ms, on the event loop: expiry, running percentiles, metrics."""
+        now = self.clock()
+        self.catalogue.expire(now)
+        for name, surface in self.live.surfaces.items():
+            for served in (surface.policy, surface.fallback):
+                if served is not None:
+                    served.recent.refresh()
+            if surface.policy is not None and surface.policy.created_at:
+                age = now - surface.policy.created_at
+                self.telemetry.set("bundle_age_seconds", name, surface.policy.policy, value=age)
+        for (name, policy), tally in self._tallies.items():
+            self.telemetry.set("propensity_min", name, policy, value=tally.least)
+            self.telemetry.set("selection_entropy_nats", name, policy, value=tally.nats / max(tally.decisions, 1))
+            self.telemetry.set("exploration_share", name, policy, value=tally.strayed / max(tally.slots, 1))
+        self._tallies = {}
+        self.telemetry.set("spool_bytes", value=self.spool.bytes)
+        self.telemetry.flush()
+
+    def close(self) -> None:
+        self.spool.close()
+        self.telemetry.flush()
+
+
+WARM_DECISIONS, WARM_CANDIDATES = 20, 100
+_pack = msgspec.msgpack.Encoder().encode
+_unpack: Callable[[bytes], Claimed] = msgspec.msgpack.Decoder(Claimed).decode
+
+
+def _request_hash(request: DecisionRequest) -> bytes:
+    """Of the decoded request, but for what does not change the answer."""
+    same = msgspec.structs.replace(request, deadline_ms=None, explain=False)
+    return blake2b(msgspec.json.encode(same, order="sorted"), digest_size=16).digest()
+
+
+def _encoded(record: Decision, candidates: int) -> bytes:
+    """A record's bytes within the log's limit: what nobody saw is left out first, and counted."""
+    encoded = encode_event(record)
+    if len(encoded) <= MAX_RECORD_BYTES:
+        return encoded
+    small = msgspec.structs.replace(
+        record, candidates=[], matrix=None, sample=None, dropped=candidates - len(record.slate)
+    )
+    return encode_event(small)
+
+
+def status_of(error: SlatewiseError) -> int:
+    """The HTTP status of an error, by who must act."""
+    return error.status if isinstance(error, Rejected) else 503
