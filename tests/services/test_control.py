@@ -1,0 +1,311 @@
+"""The control service over real stores: edits are compared, managed surfaces are not edited, releases hold."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from policies.errors import Rejected
+from services import releases as releasing
+from services.configuring import apply_folder, apply_quickstart
+from services.control.app import Control, create_app
+from services.control.window import Window
+from services.epochs import take_epoch
+from services.settings import Settings
+from services.wiring import open_bundles, open_log, open_state
+from streaming.configuration import Compiled, Configs
+from streaming.events import Decision, Feedback, encode
+from streaming.publish import Publisher
+
+NOW = time.time()
+
+
+class House:
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings.load({}, data=folder / "data", http="127.0.0.1:9", partitions=1)
+        self.state, self.bundles, self.log = (
+            open_state(self.settings),
+            open_bundles(self.settings),
+            open_log(self.settings),
+        )
+        apply_quickstart(self.state)
+        self.configs = Configs()
+        self.configs.follow(self.state)
+        self.publisher = Publisher(self.bundles, self.configs, take_epoch(self.state))
+
+    @property
+    def compiled(self) -> Compiled:
+        found = self.configs.current("home")
+        assert found is not None
+        return found
+
+    def publish(self) -> str:
+        outcome = self.publisher.publish(self.compiled.policies["home-ts"], [], {0: 0}, NOW)
+        assert outcome.manifest is not None
+        return outcome.manifest.bundle
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.setattr(releasing, "SEEN_SECONDS", 0.0)  # no learning service runs here
+    return House(tmp_path)
+
+
+class Http:
+    """Requests to an app in this process, its lifespan around them."""
+
+    def __init__(self, app: FastAPI, runner: asyncio.Runner) -> None:
+        self.app, self.runner = app, runner
+
+    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self.runner.run(self._ask(method, path, options))
+
+    def get(self, path: str) -> httpx.Response:
+        return self("GET", path)
+
+    def put(self, path: str, **options: Any) -> httpx.Response:
+        return self("PUT", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self("POST", path, **options)
+
+    async def _ask(self, method: str, path: str, options: dict[str, Any]) -> httpx.Response:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
+            return await client.request(method, path, **options)
+
+
+@pytest.fixture
+def http(house: House) -> Iterator[Http]:
+    app = create_app(Control.of(house.settings))
+    with asyncio.Runner() as runner:
+        lifespan = app.router.lifespan_context(app)
+        runner.run(lifespan.__aenter__())
+        yield Http(app, runner)
+        runner.run(lifespan.__aexit__(None, None, None))
+
+
+def written(http: Http) -> tuple[dict[str, Any], str]:
+    answer = http.get("/v1/surfaces/home")
+    return answer.json(), answer.headers["etag"]
+
+
+def test_a_surface_is_read_edited_and_compared(http: Http) -> None:
+    document, etag = written(http)
+    assert document["policies"]["home-ts"]["floor"] == 0.02
+    document["policies"]["home-ts"]["floor"] = 0.1
+    assert http.put("/v1/surfaces/home", json=document).status_code == 428
+    assert http.put("/v1/surfaces/home", json=document, headers={"if-match": '"0000"'}).status_code == 412
+    answer = http.put("/v1/surfaces/home", json=document, headers={"if-match": etag})
+    assert answer.status_code == 200
+    assert answer.headers["etag"] != etag
+    assert written(http)[0]["policies"]["home-ts"]["floor"] == 0.1
+    assert http.put("/v1/surfaces/home", json=document, headers={"if-match": etag}).status_code == 412  # lost update
+
+
+def test_a_new_surface_is_created(http: Http) -> None:
+    assert http.put("/v1/surfaces/side", json={"surface": "side", "slots": 3}).status_code == 201
+    assert [line["surface"] for line in http.get("/v1/surfaces").json()["surfaces"]] == ["home", "side"]
+
+
+def test_mistakes_are_named_and_nothing_is_written(http: Http) -> None:
+    document, etag = written(http)
+    document["live"] = "nobody"
+    document["slots"] = "many"
+    answer = http.put("/v1/surfaces/home", json=document, headers={"if-match": etag})
+    assert answer.status_code == 422
+    assert {"code", "message", "at"} <= set(answer.json()["error"])
+    assert answer.json()["mistakes"]
+    assert written(http)[1] == etag
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff\xfe", b"[1,2", b"{}", b'{"surface": "other"}', b"surface: home\n---\nsurface: b"]
+)
+def test_a_body_that_is_no_surface_is_refused(http: Http, body: bytes) -> None:
+    answer = http.put("/v1/surfaces/home", content=body, headers={"if-match": written(http)[1]})
+    assert answer.status_code in (400, 422)
+    assert answer.json()["error"]["message"]
+
+
+def test_a_large_body_is_refused(http: Http) -> None:
+    assert http.put("/v1/surfaces/home", content=b" " * (2 << 20)).status_code == 413
+
+
+def test_a_surface_of_a_folder_is_edited_in_the_folder(http: Http, house: House, tmp_path: Path) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "a.yaml").write_text("surface: filed\nslots: 2\n")
+    assert apply_folder(house.state, folder)
+    assert not apply_folder(house.state, folder)  # once for each content
+    etag = http.get("/v1/surfaces/filed").headers["etag"]
+    answer = http.put("/v1/surfaces/filed", json={"surface": "filed"}, headers={"if-match": etag})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "managed")
+
+
+def test_what_is_not_there_is_said(http: Http) -> None:
+    for path in ("/v1/surfaces/nobody", "/v1/bundles/none", "/v1/nothing"):
+        answer = http.get(path)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"]
+    assert http.get("/v1/dead-letters?limit=0").status_code == 422
+    assert http.get("/v1/dead-letters?limit=x").status_code == 422
+
+
+def test_bundles_and_policies_are_listed(http: Http, house: House) -> None:
+    bundle = house.publish()
+    assert http.get("/v1/bundles").json()["bundles"] == [{"policy": "home/home-ts", "bundle": bundle, "held": False}]
+    assert http.get(f"/v1/bundles/{bundle}").json()["number"] == 0
+    lines = {line["policy"]: line for line in http.get("/v1/policies").json()["policies"]}
+    assert lines["home-ts"]["bundle"] == bundle
+    assert lines["home-ts"]["live"]
+    assert lines["home-popular"]["bundle"] is None
+
+
+def test_a_rollback_holds_until_it_is_resumed(http: Http, house: House) -> None:
+    first, second = house.publish(), house.publish()
+    assert house.bundles.pointers()["home/home-ts"] == second
+    asked = {"policy": "home/home-ts", "action": "rollback", "to": first}
+    assert http.post("/v1/releases", json=asked).json()["bundle"] == first
+    assert open_bundles(house.settings).pointers()["home/home-ts"] == first
+    assert http.get("/v1/releases").json() == {"holds": {"home/home-ts": first}}
+    assert http.post("/v1/releases", json={"policy": "home/home-ts", "action": "resume"}).status_code == 200
+    assert http.get("/v1/releases").json() == {"holds": {}}
+    assert http.post("/v1/releases", json={"policy": "home/home-ts", "action": "resume"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"policy": "home/home-ts", "action": "rollback"}, 422),
+        ({"policy": "home/home-ts", "action": "rollback", "to": "none"}, 404),
+        ({"policy": "home/none", "action": "rollback", "to": "none"}, 404),
+        ({"policy": "home/home-ts", "action": "rollback", "before": "soon"}, 422),
+        ({"policy": "home/home-ts", "action": "rollback", "before": "10m"}, 404),  # nothing was answered yet
+        ({"policy": "home/home-ts", "action": "explode"}, 422),
+        ({"policy": "home/home-ts"}, 422),
+        ([], 422),
+    ],
+)
+def test_a_release_that_cannot_be_is_refused(http: Http, house: House, asked: Any, status: int) -> None:
+    bundle = house.publish()
+    answer = http.post("/v1/releases", json=asked)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+    assert house.bundles.pointers()["home/home-ts"] == bundle
+
+
+def test_a_spoilt_bundle_is_no_way_back(http: Http, house: House) -> None:
+    first = house.publish()
+    pool = next((house.settings.bundles_path / "arrays").iterdir())
+    spoilt = bytearray(pool.read_bytes())
+    spoilt[-1] ^= 1
+    pool.write_bytes(spoilt)
+    answer = http.post("/v1/releases", json={"policy": "home/home-ts", "action": "rollback", "to": first})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "hash"
+    assert http.get("/v1/releases").json() == {"holds": {}}
+
+
+def test_before_finds_the_bundle_that_answered_then(house: House) -> None:
+    for bundle in ("b0", "b1"):
+        house.log.append([(b"u", encode(decision(house, f"u-{bundle}", bundle)))])
+        time.sleep(0.02)
+    time.sleep(0.02)
+    releases = releasing.Releases.of(house.settings)
+    appended = [record.appended for record in house.log.read(0, 0, 10)]
+    assert appended[0] < appended[1]
+    assert releases.answered_by("home/home-ts", appended[1]) == "b0"
+    assert releases.answered_by("home/home-ts", appended[1] + 1) == "b1"
+    with pytest.raises(Rejected, match="No decision"):
+        releases.answered_by("home/home-ts", appended[0])
+
+
+def test_the_page_needs_nothing_from_outside(http: Http) -> None:
+    page = http.get("/ops")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "/v1/overview" in page.text
+    outside = [word for word in page.text.split('"') if word.startswith(("http://", "https://", "//"))]
+    assert set(outside) <= {"http://www.w3.org/2000/svg"}  # the name of SVG, not an address that is fetched
+
+
+def test_the_overview_says_what_is_missing(http: Http, house: House) -> None:
+    house.publish()
+    report = http.get("/v1/overview").json()
+    assert report["missing"] == ["scoring"]
+    assert report["surfaces"]["home"]["decisions"] == 0
+    assert {line["policy"] for line in report["surfaces"]["home"]["bundles"]} >= {"home-ts", "given_order"}
+
+
+def decision(house: House, name: str, bundle: str = "b", **changes: Any) -> Decision:
+    compiled = house.compiled
+    shown = compiled.encoder.rows([{"genre": "jazz"}, {"genre": "rock"}], "$")
+    made = {
+        "decision_id": name, "unit": "u", "at": NOW, "surface": "home", "config": compiled.hash, "policy": "home-ts",
+        "bundle": bundle, "mode": "live", "slate": ["a", "b"], "slots": [0, 1], "rows": [0, 1],
+        "propensities": [0.5, 1.0], "remaining": [2, 1], "greedy": [0, 1],
+        "context": compiled.encoder.context({}).tobytes(), "shown": shown.tobytes(),
+    }  # fmt: skip
+    return Decision(**(made | changes))
+
+
+def click(name: str, feedback_id: str = "f", **changes: Any) -> Feedback:
+    made = {"decision_id": name, "unit": "u", "at": NOW, "kind": "click", "slot": 0, "feedback_id": feedback_id}
+    return Feedback(**(made | changes))
+
+
+def test_the_window_counts_what_was_heard_once(house: House) -> None:
+    events = [decision(house, f"d{i}") for i in range(4)]
+    heard = [
+        click("d0"),
+        click("d0"),  # delivered twice
+        click("d1", slot=None, item="b"),
+        click("d2"),
+        Feedback(decision_id="d2", unit="u", at=NOW, retracts="f"),
+        click("d3", slot=7),  # was not shown
+        click("d3", at=NOW + 86_400.0),  # after the horizon
+        click("unknown"),
+    ]
+    window = Window(house.log, house.configs)
+    house.log.append([(b"u", encode(event)) for event in [*events, *heard]] + [(b"u", b"not json")])
+    assert window.follow() == 13
+    report = window.report("home")
+    assert report["decisions"] == 4
+    assert report["reward"] == pytest.approx(2 / 4)
+    assert report["greedy_share"] == 1.0
+
+
+def test_the_value_of_uniform_slates_is_recovered_from_a_greedy_policy(house: House) -> None:
+    """Two items, one earns 0.8 and is shown nine times of ten, the other earns 0.1: uniform earns 0.45 in the first slot."""
+    window, generator, records = Window(house.log, house.configs), np.random.default_rng(5), []
+    for number in range(3_000):
+        good = generator.random() < 0.9
+        slate, p = (["a"], [0.9]) if good else (["b"], [0.1])
+        shown = house.compiled.encoder.rows([{}], "$").tobytes()
+        one = decision(
+            house,
+            f"d{number}",
+            slate=slate,
+            slots=[0],
+            rows=[0],
+            propensities=p,
+            remaining=[2],
+            greedy=[0],
+            shown=shown,
+        )
+        records.append((b"u", encode(one)))
+        if generator.random() < (0.8 if good else 0.1):
+            records.append((b"u", encode(click(f"d{number}"))))
+    house.log.append(records)
+    while window.follow():
+        pass
+    report = window.report("home")
+    assert report["reward"] == pytest.approx(0.73, abs=4 * report["reward_error"])
+    assert report["uniform"] == pytest.approx(0.45, abs=4 * report["uniform_error"])
+    assert report["uniform_error"] < 0.05
