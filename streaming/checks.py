@@ -188,15 +188,9 @@ def _policy(path: Path, name: str, policy: PolicySpec, surface: Surface) -> Iter
 
 
 def _config(path: Path, config: Config, share: float) -> Iterator[Fault]:
-    if not 0 <= config.floor <= 1:
-        yield Fault((*path, "floor"), f"floor is {config.floor:g}", "a number from 0 to 1")
-    elif config.floor > share > 0:
+    if config.floor > share > 0:
         message = f"floor {config.floor:g} explores more than exploration.max_share {share:g} allows"
         yield Fault((*path, "floor"), message, f"at most {share:g}")
-    if not 1e-6 <= config.temperature <= 1e6:
-        yield Fault((*path, "temperature"), f"temperature is {config.temperature:g}", "a number from 1e-6 to 1e6")
-    if not 1 <= config.draws <= 4096:
-        yield Fault((*path, "draws"), f"{config.draws} draws", "an integer from 1 to 4096")
 
 
 def advice(surface: Surface, configs: Mapping[str, Config]) -> Iterator[str]:

@@ -142,13 +142,15 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
 class Configs:
     """All surface versions known to this process, in memory, and which of them is current.
 
-    refused  hash → why a stored version cannot run here (an algorithm this build lacks); the one before stays current
+    refused  hash → why a stored version cannot run here (an algorithm this build lacks); the one before stays current, or
+             where this process knows of none, the newest that runs
     """
 
     def __init__(self, tenant: str = "default") -> None:
         self._tenant = tenant
         self._versions: dict[str, Compiled] = {}
         self._current: dict[str, str] = {}
+        self._newest: dict[str, str] = {}
         self._seen = 0
         self.refused: dict[str, str] = {}
 
@@ -185,12 +187,15 @@ class Configs:
 
     def _store(self, digest: str, stored: bytes) -> None:
         if digest in self._versions:
+            self._newest[self._versions[digest].surface.surface] = digest
             return
         if hashlib.blake2b(stored, digest_size=8).hexdigest() != digest:
             self.refused[digest] = "its content has another hash"
             return
         try:
-            self._versions[digest] = _compiled(msgspec.json.decode(stored, type=Surface), digest, self._tenant)
+            surface = msgspec.json.decode(stored, type=Surface)
+            self._versions[digest] = _compiled(surface, digest, self._tenant)
+            self._newest[surface.surface] = digest
         except (msgspec.MsgspecError, Rejected) as error:
             self.refused[digest] = str(error)
 
@@ -200,6 +205,8 @@ class Configs:
             self._current.pop(surface, None)
         elif digest.decode() in self._versions:
             self._current[surface] = digest.decode()
+        elif before is None and surface in self._newest:
+            self._current[surface] = self._newest[surface]
         return self._current.get(surface) != before
 
 

@@ -227,7 +227,8 @@ def described(shape: shapes.Type) -> str:
         case shapes.LiteralType(values):
             return f"one of {', '.join(map(str, values))}" if len(values) > 1 else str(values[0])
         case shapes.ListType(item):
-            return f"a list of {described(item).removeprefix('a ').removeprefix('an ')}s"
+            plain = described(item).removeprefix("a ").removeprefix("an ")
+            return f"a list of {plain}{'' if plain == 'text' else 's'}"
         case shapes.TupleType(items):
             return f"a list of {len(items)}: {', '.join(map(described, items))}"
         case shapes.UnionType(types):
@@ -241,6 +242,8 @@ _SIGNS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def _bounds(shape: shapes.IntType | shapes.FloatType) -> str:
+    if shape.ge is not None and shape.le is not None:
+        return f" from {shape.ge:g} to {shape.le:g}"
     said = [f"{word} {getattr(shape, sign):g}" for sign, word in _SIGNS.items() if getattr(shape, sign) is not None]
     return f" {' and '.join(said)}" if said else ""
 
