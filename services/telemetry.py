@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import psutil
 
 PREFIX = "slatewise_"
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name
@@ -63,11 +64,15 @@ METRICS = {
 
 
 def share(folder: Path, *, clear: bool = False) -> None:
-    """Let this process and its children share one scrape. Call before the first `Telemetry`; `clear` by the parent."""
+    """Let this process, its children and others with the same folder share one scrape. Call before the first `Telemetry`.
+
+    clear  drop what processes that no longer live have left behind: by the one that starts the others
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if clear:
-        for stale in folder.glob("*.db"):
-            stale.unlink()
+        for left in folder.glob("*.db"):
+            if not psutil.pid_exists(int(left.stem.rpartition("_")[2])):
+                left.unlink(missing_ok=True)
     os.environ[SHARED] = str(folder)
 
 

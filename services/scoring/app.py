@@ -338,7 +338,7 @@ class Turn:
             self._since = perf_counter()
 
 
-def create_app(scoring: Scoring, version: str = "0.1.0") -> ASGIApp:
+def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
     """The ASGI application of a scoring worker."""
     http = Http(scoring)
 

@@ -13,14 +13,14 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
-from services.scoring.app import ADMITTED, FIRST_BYTE, create_app
+from services.scoring.app import ADMITTED, FIRST_BYTE, Front, create_app
 from services.scoring.service import Scoring
 from services.settings import Settings
 from services.telemetry import configure_logs, forget_process, share
@@ -39,14 +39,15 @@ class Stamped(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[FIRST_BYTE] = time.perf_counter()  # type: ignore[typeddict-unknown-key]  # ASGI scopes may carry more
+        cast(dict[str, Any], self.scope)[FIRST_BYTE] = time.perf_counter()
 
     def on_headers_complete(self) -> None:
         waiting = self.cycle is not None and not self.cycle.response_complete  # pipelined: admitted when its turn comes
         super().on_headers_complete()
-        admission = self.app.admission  # type: ignore[union-attr]  # the Front of `create_app`
+        admission = cast(Front, self.app).admission
         if not waiting:
-            self.scope[ADMITTED] = admission.enter(self.scope["path"] == "/v1/feedback")  # type: ignore[typeddict-unknown-key]
+            scope = cast(dict[str, Any], self.scope)  # ASGI scopes may carry more than their type says
+            scope[ADMITTED] = admission.enter(scope["path"] == "/v1/feedback")
         if admission.draining:
             self.cycle.keep_alive = False
 
@@ -74,7 +75,7 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until SIGTERM; with several workers this process only watches over them."""
     bound = bind(settings)
-    share(settings.metrics_path / "scoring", clear=True)
+    share(settings.metrics_path, clear=True)
     if settings.workers == 1:
         serve(settings, bound)
     else:
