@@ -30,11 +30,6 @@ class Running:
     pid: int
     ready_seconds: float
 
-    def processes(self, command: str) -> list[psutil.Process]:
-        """Processes below ours whose command line names `command`, such as scoring."""
-        found = psutil.Process(self.pid).children(recursive=True)
-        return [p for p in found if command in _command(p) or any(command in _command(a) for a in p.parents())]
-
 
 def free_port() -> int:
     with socket.socket() as held:
@@ -49,17 +44,23 @@ def running(
     workers: int = 1,
     ray: str = "inline",
     data: Path | None = None,
+    part: str = "up",
     variables: dict[str, str] | None = None,
 ) -> Iterator[Running]:
-    """`slatewise up` with these surface documents until the block ends. Raises RuntimeError with its last lines if it dies."""
+    """`slatewise up` (or one part of it, on data that `up` has made) until the block ends.
+
+    surfaces  documents to apply; none: those that `data` holds. Raises RuntimeError with its last lines if it dies.
+    """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slatewise-run-")))
         config, where = folder / "config", data or folder / "data"
-        config.mkdir()
-        (config / "surfaces.yaml").write_text(yaml.safe_dump_all(surfaces, sort_keys=False), encoding="utf-8")
         http, control = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-        flags = ["--config", str(config), "--data", str(where), "--http", http, "--control-http", control]
-        command = [sys.executable, "-m", "services.cli", "up", *flags, "--workers", str(workers), "--ray", ray]
+        flags = ["--data", str(where), "--http", http, "--control-http", control]
+        if surfaces:
+            config.mkdir()
+            (config / "surfaces.yaml").write_text(yaml.safe_dump_all(surfaces, sort_keys=False), encoding="utf-8")
+            flags += ["--config", str(config)]
+        command = [sys.executable, "-m", "services.cli", part, *flags, "--workers", str(workers), "--ray", ray]
         said = stack.enter_context((folder / "output").open("w+b"))
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -70,13 +71,14 @@ def running(
             env={"OMP_NUM_THREADS": "1", **os.environ, **(variables or {})},
         )
         try:
-            _until_ready(f"http://{http}", process, folder / "output")
+            until_ready(f"http://{http}", process, folder / "output")
             yield Running(f"http://{http}", where, process.pid, time.perf_counter() - start)
         finally:
             _end(process)
 
 
-def _until_ready(url: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
+def until_ready(url: str, process: "subprocess.Popen[bytes]", output: Path | None) -> None:
+    """Until /readyz answers 200. Raises RuntimeError with the last lines of `output` when the process ends before."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -102,11 +104,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _tail(output: Path) -> str:
+def _tail(output: Path | None) -> str:
+    if output is None:
+        return ""
     return output.read_text(encoding="utf-8", errors="replace")[-3000:]
-
-
-def _command(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""

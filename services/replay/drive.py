@@ -135,7 +135,7 @@ class InProcess:
         self._items, self._key = items, key
         self._row = {item.id: i for i, item in enumerate(items)}
         self._matrix = found.encoder.rows([item.features for item in items], "$.items")
-        self._shards = open_shards(settings, self._configs, take_epoch(state), range(self._log.partitions))
+        self._shards = open_shards(settings, state, self._configs, take_epoch(state), range(self._log.partitions))
         graph = self._policy.algorithm.graph(self._policy.config, self._policy.problem)
         self._scorer = Scorer(graph.SerializeToString())
         self._count = self._publishes = 0

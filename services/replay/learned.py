@@ -65,7 +65,7 @@ def replay(logged: Logged, out: Path, now: float, keep_time: bool = False) -> Re
     pairs = _bytes(logged, times, compiled, told)
     while block := list(islice(pairs, BLOCK)):
         log.append(block)
-    shards = open_shards(settings, configs, take_epoch(state), range(log.partitions))
+    shards = open_shards(settings, state, configs, take_epoch(state), range(log.partitions))
     outcomes: dict[str, int] = {}
     decisions = heard = 0
     for shard in shards:

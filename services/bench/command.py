@@ -1,0 +1,87 @@
+"""`slatewise bench`: speed of this build beside the machine's floors and its peers, in one run; a table and JSON."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from services.bench.report import Report
+
+PARTS = ("decide", "http", "learn", "publish", "freshness", "peers")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for dated markdown and JSON.")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Default: all of them.")
+@click.option("--quick", is_flag=True, help="Short runs: shows that everything works, not what it can do.")
+@click.option("--seconds", type=float, default=4.0, show_default=True, help="Of one HTTP run.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="HTTP runs by id, alternating with the floor's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output instead of the table.")
+def command(out: Path | None, parts: tuple[str, ...], quick: bool, seconds: float, rounds: int, as_json: bool) -> None:
+    """Measure decisions, learning, publishing and freshness, with peers beside.
+
+    Budgets are ratios to floors taken in the same run, or stated limits. A budget that is missed is shown, not an error.
+    """
+    report = Report("slatewise bench" + (" --quick" if quick else ""), _typed())
+    for name in parts or PARTS:
+        click.echo(f"… {name}", err=True)
+        _parts(quick, seconds, rounds)[name](report)
+    if as_json:
+        click.echo(report.json().decode())
+    else:
+        report.show(Console())
+    if out:
+        for path in report.write(out, "bench" if set(parts or PARTS) == set(PARTS) else "bench-" + "-".join(parts)):
+            click.echo(f"wrote {path}", err=True)
+
+
+def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Report], None]]:
+    from services.bench import decide, freshness, http, peers, publish
+
+    def http_part(report: Report) -> None:
+        http.measure(report, 0.5 if quick else seconds, (1,) if quick else (1, 2), 1 if quick else rounds)
+
+    return {
+        "decide": lambda report: decide.measure(report, 1 if quick else 15),
+        "http": http_part,
+        "learn": lambda report: _learn(report, quick),
+        "publish": lambda report: publish.measure(report, 200 if quick else 5_000, 3 if quick else 30),
+        "freshness": lambda report: freshness.measure(
+            report, 2.0 if quick else 20.0, 50.0 if quick else freshness.RATE
+        ),
+        "peers": lambda report: peers.measure(report, 10 if quick else 300),
+    }
+
+
+def _learn(report: Report, quick: bool) -> None:
+    from services.bench import stream
+
+    found = stream.measure(500 if quick else 50_000, restart_events=2_000 if quick else 1_000_000)
+    report.add(
+        "joined and learned, durable",
+        found["joined_and_learned_per_second"],
+        "decisions/s",
+        floor=found["floor_per_second"],
+        at_least=0.4,
+        of_floor=True,
+        note="10 slots × 32 features, 1 feedback each",
+    )
+    report.add(
+        "restart", found["restart_seconds"], "s", at_most=5.0, note=f"{found['restart_events']:,.0f} events in the log"
+    )
+
+
+def _typed() -> str:
+    """The command as typed, without this machine's paths."""
+    words = sys.argv[1:]
+    kept = [w for i, w in enumerate(words) if w != "--out" and words[i - 1 : i] != ["--out"]]
+    return shlex.join(["slatewise", *kept])

@@ -1,0 +1,105 @@
+"""Freshness: from feedback accepted to the first decision drawn from a bundle that contains it, measured from outside.
+
+An open loop sends decisions at a rate over HTTP, one request each, and one feedback a decision shortly after. Every answer
+names its bundle; the manifest of a bundle lists when feedback that is new in it was accepted. The first answer from a
+bundle less those times is the freshness; clocks are one machine's.
+"""
+
+import asyncio
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import msgspec
+import numpy as np
+
+from policies.bundle import read_manifest
+from services.bench.http import fill
+from services.bench.report import Report
+from services.bench.requests import bodies, surface
+from services.bench.serving import running
+from services.settings import Settings
+from services.wiring import open_bundles
+
+RATE, BUDGET_MS, CONNECTIONS = 500.0, 500.0, 32
+
+
+class _Answer(msgspec.Struct):
+    decision_id: str
+    bundle: str
+
+
+@dataclass
+class Observed:
+    """First answer by bundle; latencies of decisions and of feedback, seconds; requests that failed."""
+
+    first: dict[str, float] = field(default_factory=dict)
+    decisions: list[float] = field(default_factory=list)
+    feedback: list[float] = field(default_factory=list)
+    failed: int = 0
+
+
+def measure(report: Report, seconds: float = 20.0, rate: float = RATE) -> None:
+    """Freshness at `rate` decisions and as many feedback a second, after two seconds of the same load."""
+    with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
+        data = Path(folder) / "data"
+        with running([surface()], data=data) as service:
+            fill(service.url)
+            asyncio.run(_load(service.url, 2.0, rate))
+            seen = asyncio.run(_load(service.url, seconds, rate))
+        bundles = open_bundles(Settings.load(environ={}, data=data))
+        lags = [
+            first - accepted
+            for bundle, first in seen.first.items()
+            if bundle
+            for accepted in read_manifest(bundle, bundles.get).fresh
+        ]
+    if not lags:
+        raise RuntimeError(f"no bundle of {len(seen.first)} contained new feedback; {seen.failed} requests failed")
+    p50, p95, p99 = (1e3 * float(np.percentile(lags, p)) for p in (50, 95, 99))
+    answered = len(seen.decisions) / seconds
+    note = f"{answered:.0f} decisions/s answered, {len(seen.first)} bundles, {len(lags)} feedback"
+    report.add("freshness p50", p50, "ms", note=note)
+    report.add("freshness p95", p95, "ms", at_most=BUDGET_MS)
+    report.add("freshness p99", p99, "ms")
+    report.add("  decision p99 under this load", 1e3 * float(np.percentile(seen.decisions, 99)), "ms")
+    report.add(
+        "  feedback p99 under this load", 1e3 * float(np.percentile(seen.feedback, 99)), "ms", note="on disk before 202"
+    )
+    if seen.failed:
+        report.note(f"freshness: {seen.failed} requests failed")
+
+
+async def _load(url: str, seconds: float, rate: float) -> Observed:
+    """Requests at their times, late ones at once; `CONNECTIONS` at most at a time."""
+    seen, asked = Observed(), bodies(count=64)
+    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+    headers = {"content-type": "application/json"}
+    async with httpx.AsyncClient(base_url=url, limits=limits, headers=headers, timeout=10.0) as client:
+        start, busy = time.perf_counter(), set()
+        for i in range(int(seconds * rate)):
+            await asyncio.sleep(max(0.0, start + i / rate - time.perf_counter()))
+            task = asyncio.create_task(_one(client, asked[i % len(asked)], seen))
+            busy.add(task)
+            task.add_done_callback(busy.discard)
+        await asyncio.gather(*busy)
+    return seen
+
+
+async def _one(client: httpx.AsyncClient, body: bytes, seen: Observed) -> None:
+    start = time.perf_counter()
+    response = await client.post("/v1/decisions", content=body)
+    now = time.time()
+    if response.status_code != 200:
+        seen.failed += 1
+        return
+    seen.decisions.append(time.perf_counter() - start)
+    answer = msgspec.json.decode(response.content, type=_Answer)
+    seen.first.setdefault(answer.bundle, now)
+    heard = msgspec.json.encode({"decision_id": answer.decision_id, "slot": 0, "kind": "click"})
+    start = time.perf_counter()
+    accepted = await client.post("/v1/feedback", content=heard)
+    seen.feedback.append(time.perf_counter() - start)
+    seen.failed += accepted.status_code != 202
