@@ -102,39 +102,57 @@ def _best_of_all(scores: F32, rows: I64, top: F32, best: I32, ties: I32) -> None
 
 
 @compiled
-def _best_of_some(scores: F32, rows: I64, draws: I64, top: F32, best: I32, ties: I32) -> None:
-    """The same for a few draws."""
-    for i in draws:
-        this, count = rows[0], 1
-        score = scores[this, i]
-        for j in range(1, len(rows)):
-            s = scores[rows[j], i]
-            if s > score:
-                score, this, count = s, rows[j], 1
-            elif s == score:
-                count += 1
-        top[i], best[i], ties[i] = score, this, count
+def _units(ties: int) -> float:
+    """What each of `ties` candidates gets of one draw's vote: whole units, so that sums are exact."""
+    return float(UNIT) if ties == 1 else float(max(1, UNIT // ties))
 
 
 @compiled
-def _vote(
-    scores: F32, rows: I64, draws: I64, top: F32, best: I32, ties: I32, share: F64, sign: float, weights: F64
-) -> None:
-    """Each of `draws` adds sign·share to every candidate of `rows` that is best under it."""
-    for i in draws:
+def _vote(scores: F32, rows: I64, top: F32, best: I32, ties: I32, posterior: F64, exact: bool, weights: F64) -> None:
+    """Every draw votes for its best candidates: in units when `exact`, else with its posterior weight."""
+    for c in rows:
+        weights[c] = 0.0
+    for i in range(scores.shape[1]):
+        share = _units(ties[i]) if exact else posterior[i] / ties[i]
         if ties[i] == 1:
-            weights[best[i]] += sign * share[i]
+            weights[best[i]] += share
         else:
             for c in rows:
                 if scores[c, i] == top[i]:
-                    weights[c] += sign * share[i]
+                    weights[c] += share
 
 
 @compiled
-def _split(draws: I64, ties: I32, share: F64) -> None:
-    """A draw's vote in whole units, for each candidate that it is split between."""
-    for i in draws:
-        share[i] = UNIT if ties[i] == 1 else max(1, UNIT // ties[i])
+def _vote_again(scores: F32, rows: I64, picked: int, top: F32, best: I32, ties: I32, weights: F64) -> bool:
+    """Draws whose best candidate was picked take back their units and vote anew; False when these are too many."""
+    m = scores.shape[1]
+    row = scores[picked]
+    many = m // MANY
+    for i in range(m):
+        many -= row[i] == top[i]
+    if many < 0:
+        return False
+    for i in range(m):
+        if row[i] != top[i]:
+            continue
+        if ties[i] > 1:
+            for c in rows:
+                if scores[c, i] == top[i]:
+                    weights[c] -= _units(ties[i])
+        score, this, count = np.float32(-np.inf), -1, 0
+        for c in rows:
+            s = scores[c, i]
+            if s >= score:
+                count = count + 1 if s == score else 1
+                score, this = s, c
+        top[i], best[i], ties[i] = score, this, count
+        if count == 1:
+            weights[this] += UNIT
+        else:
+            for c in rows:
+                if scores[c, i] == score:
+                    weights[c] += _units(count)
+    return True
 
 
 @compiled
@@ -215,9 +233,7 @@ def fill(
     rows, left = np.empty(n, np.int64), 0  # R_t is rows[:left], ascending
     weights, weighed = np.zeros(n), 0.0  # base before it is normalised; the largest mean that softmax weights refer to
     top, best, ties = np.empty(m, np.float32), np.empty(m, np.int32), np.empty(m, np.int32)
-    share = np.empty(m)  # a draw's vote for each of its best candidates
     posterior = np.full(m, 1.0 / m)  # one_draw: W, which draw the slate so far speaks for
-    every, again = np.arange(m), np.empty(m, np.int64)  # draws; those whose best candidate was picked
     built, picked, greedy, filled = (
         -1,
         -1,
@@ -261,32 +277,11 @@ def fill(
             if anew or means[greedy] != weighed:
                 weighed = softmax_weights(means, allowed, temperature, weights)
         else:
-            count = 0
-            if not anew:
-                row = scores[picked]
-                for i in range(m):
-                    if row[i] == top[i]:
-                        again[count] = i
-                        count += 1
-            if anew or count * MANY > m:
+            if anew or not _vote_again(scores, allowed, picked, top, best, ties, weights):
                 _best_of_all(scores, allowed, top, best, ties)
-                if head == DRAWS:
-                    weights[:] = 0.0
-                    _split(every, ties, share)
-                    _vote(scores, allowed, every, top, best, ties, share, 1.0, weights)
-            else:
-                some = again[:count]
-                if head == DRAWS:
-                    _vote(scores, allowed, some, top, best, ties, share, -1.0, weights)
-                _best_of_some(scores, allowed, some, top, best, ties)
-                if head == DRAWS:
-                    _split(some, ties, share)
-                    _vote(scores, allowed, some, top, best, ties, share, 1.0, weights)
-            if head == ONE_DRAW:
-                weights[:] = 0.0
-                for i in range(m):
-                    share[i] = posterior[i] / ties[i]
-                _vote(scores, allowed, every, top, best, ties, share, 1.0, weights)
+                anew = True
+            if anew or head == ONE_DRAW:
+                _vote(scores, allowed, top, best, ties, posterior, head == DRAWS, weights)
 
         # probabilities, and the draw
         scale, even, alpha, bonus = _law(weights, means, allowed, greedy, floor, max_share)
