@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-_SUFFIX = ".writing"
+WRITING = ".writing"  # the end of the name of what is being written
 
 
 def replace_file(path: Path, data: bytes, *, after_ns: int | None = None) -> None:
@@ -14,7 +14,7 @@ def replace_file(path: Path, data: bytes, *, after_ns: int | None = None) -> Non
     With `after_ns` the file's time of change is later than that, so two versions never look the same to `stat`.
     """
     make_folder(path.parent)
-    beside = path.parent / f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
+    beside = path.parent / f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{WRITING}"
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # tells `sweep` that somebody is still writing
@@ -59,7 +59,7 @@ def flush_folder(folder: Path) -> None:
 
 def sweep(folder: Path, pattern: str = "*") -> None:
     """Remove what writers that were killed left half-written in a folder."""
-    for left in folder.glob(pattern + _SUFFIX):
+    for left in folder.glob(pattern + WRITING):
         with suppress(OSError):  # gone meanwhile, or locked by a writer that is alive
             handle = os.open(left, os.O_RDONLY)
             try:

@@ -100,6 +100,12 @@ class Bundles(Protocol):
     def epochs(self) -> dict[str, int]:
         """policy → the epoch its pointer was last moved with, which a rollback must at least have."""
 
+    def names(self, folder: str) -> list[str]:
+        """Names stored in a folder (`manifests`), sorted: for retention (`semantics.md` 22)."""
+
+    def remove(self, name: str) -> None:
+        """Forget a file that nothing names any more; one that is not there is no error."""
+
 
 class Checkpoints(Protocol):
     """What a shard commits: one transaction holds joins, statistics and offset (`semantics.md` 13)."""

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,10 +9,9 @@ from pathlib import Path
 import msgspec
 
 from policies.errors import Corrupt, Unavailable
-from streaming.adapters.rules import refuse_outrun
-from streaming.durable import make_folder, replace_file, sweep
+from streaming.adapters.rules import checked_name, refuse_outrun
+from streaming.durable import WRITING, make_folder, replace_file, sweep
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")  # no way out of the folder
 _Pointers = dict[str, tuple[str, int]]  # policy → (bundle, epoch)
 _decode = msgspec.json.Decoder(_Pointers).decode
 
@@ -73,20 +71,16 @@ class FileBundles:
             return {policy: epoch for policy, (_, epoch) in self._read()[0].items()}
 
     def names(self, folder: str) -> list[str]:
-        """Names stored under a folder (`manifests`), sorted."""
         with _available():
-            found = (path for path in self._path(folder).glob("*") if path.is_file() and _NAME.fullmatch(path.name))
-            return sorted(f"{folder}/{path.name}" for path in found if path.suffix != ".writing")
+            found = (path.name for path in self._path(folder).glob("*") if path.is_file())
+            return sorted(f"{folder}/{name}" for name in found if not name.endswith(WRITING))
 
     def remove(self, name: str) -> None:
-        """Forget a file that nothing names any more; one that is not there is no error."""
         with _available():
             self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"not a bundle file's name: {name!r}")
-        return self._root / name
+        return self._root / checked_name(name)
 
     def _read(self) -> tuple[_Pointers, int]:
         """The pointers and when they last changed, in ns: (nothing, 0) before the first."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from policies.errors import Corrupt, Unavailable
-from streaming.adapters.rules import NOTHING, copied, next_row, refuse_outrun, refuse_stale, without
+from streaming.adapters.rules import NOTHING, checked_name, copied, next_row, refuse_outrun, refuse_stale, without
 from streaming.partition import partitions_of
 from streaming.ports import Commit, DeadLetter, Loaded, Position, Record, Versioned
 
@@ -31,9 +31,10 @@ class MemoryLog:
 
     def append(self, records: Sequence[tuple[bytes, bytes]], position: Position | None = None) -> None:
         now = self._now()
-        for (key, value), p in zip(records, partitions_of([key for key, _ in records], self.partitions), strict=True):
+        copies = [(bytes(key), bytes(value)) for key, value in records]  # all are read before anything changes
+        for (key, value), p in zip(copies, partitions_of([key for key, _ in copies], self.partitions), strict=True):
             self._clocks[p] = max(self._clocks[p], now)
-            self._records[p].append(Record(self.end(p)[0], self._clocks[p], bytes(key), bytes(value)))
+            self._records[p].append(Record(self.end(p)[0], self._clocks[p], key, value))
         if position is not None:
             self._positions[position.spool] = position
 
@@ -121,6 +122,7 @@ class MemoryCheckpoints:
     def commit(self, commit: Commit) -> None:
         before = self._loaded
         refuse_outrun(commit.epoch, before.epoch)
+        joins = dict(commit.joins)  # all of it is read before anything changes
         ids = [*before.ids, *([commit.ids] if commit.ids else [])]
         evicted = max(before.evicted, commit.evicted)
         statistics = {key: dict(arrays) for key, arrays in before.statistics.items()}
@@ -136,7 +138,7 @@ class MemoryCheckpoints:
             statistics=statistics,
             extra=commit.extra,
         )
-        self._joins.update(commit.joins)
+        self._joins.update(joins)
         for row in [row for row in self._joins if row < evicted]:
             del self._joins[row]
 
@@ -154,11 +156,11 @@ class MemoryBundles:
         self._pointers: dict[str, tuple[str, int]] = {}
 
     def put(self, name: str, data: bytes) -> None:
-        self._files[name] = bytes(data)
+        self._files[checked_name(name)] = bytes(data)
 
     def get(self, name: str) -> bytes:
         try:
-            return self._files[name]
+            return self._files[checked_name(name)]
         except KeyError:
             raise Unavailable(f"no bundle file {name}") from None
 
@@ -171,3 +173,9 @@ class MemoryBundles:
 
     def epochs(self) -> dict[str, int]:
         return {policy: epoch for policy, (_, epoch) in self._pointers.items()}
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(name for name in self._files if name.rpartition("/")[0] == folder)
+
+    def remove(self, name: str) -> None:
+        self._files.pop(checked_name(name), None)

@@ -1,11 +1,13 @@
 """What every adapter of a port must decide alike, whatever it stores things in."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from policies.errors import Rejected
 from policies.types import Arrays
 from streaming.ports import Commit, Loaded, Versioned
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")  # no way out of the folder
 NOTHING = Loaded(offset=0, clock=0.0, epoch=0, next_row=0, evicted=0, ids=(), statistics={}, extra=b"")
 
 
@@ -38,3 +40,10 @@ def without(ids: Sequence[tuple[int, bytes]], evicted: int) -> list[tuple[int, b
 
 def copied(arrays: Arrays) -> Arrays:
     return {name: array.copy() for name, array in arrays.items()}
+
+
+def checked_name(name: str) -> str:
+    """A bundle file's name, or ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"not a bundle file's name: {name!r}")
+    return name

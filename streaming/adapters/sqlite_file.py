@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ class SqliteFile:
                 self.path, timeout=wait_seconds, isolation_level=None, check_same_thread=False, cached_statements=256
             )
             self._db.execute(f"PRAGMA page_size={page_bytes}")  # acts on a new file only
+            weakref.finalize(self, self._db.close)  # a file nobody holds any more is closed without a warning
             self._write_ahead()
             self._db.execute(f"PRAGMA synchronous={synchronous}")
             self._db.execute(f"PRAGMA wal_autocheckpoint={wal_bytes // page_bytes}")
