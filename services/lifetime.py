@@ -1,11 +1,11 @@
 """How long a process lives: until it is told to stop, and never longer than the supervisor that started it."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from types import FrameType
 
 PARENT = "SLATEWISE_PARENT"  # pid of the supervisor, set for the processes it starts
@@ -29,20 +29,27 @@ def follow_parent() -> None:
 
 
 def stopping() -> threading.Event:
-    """An event that SIGTERM and SIGINT set. Call in the main thread."""
+    """An event that SIGTERM and SIGINT set. Call in the main thread.
+
+    The handler only writes a byte, and a thread sets the event: a handler that sets it itself runs inside the main
+    thread's `wait`, and finds the event's lock held by the very thread it has interrupted.
+    """
     stop = threading.Event()
-    on_stop(stop.set)
-    return stop
-
-
-def on_stop(act: Callable[[], None]) -> None:
-    """Call `act` at SIGTERM and SIGINT."""
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        act()
+        with contextlib.suppress(BlockingIOError):  # full of signals already
+            os.write(tell, b"s")
 
+    def listen() -> None:
+        os.read(told, 1)
+        stop.set()
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
+    return stop
 
 
 def _watch(parent: int) -> None:

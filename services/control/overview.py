@@ -17,6 +17,7 @@ from streaming.configuration import Configs
 from streaming.ports import DeadLetters
 
 log = logging.getLogger("slatewise.control")
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every scrape
 RECENT_SECONDS = 30.0  # quantiles are of what happened in the last so many seconds
 TURN_SECONDS = 1.0
 
