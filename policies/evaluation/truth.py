@@ -33,7 +33,7 @@ def propensity_z(distributions: F64, items: I64) -> F64:
 
 def _standardised(surplus: F64, variance: F64) -> F64:
     """surplus / √variance; what has no variance may miss by rounding only."""
-    certain = np.where(np.abs(surplus) < 1e-6, 0.0, np.sign(surplus) * np.inf)  # sums of up to 10⁶ ones and zeros
+    certain = np.where(np.abs(surplus) < 1e-6, 0.0, np.copysign(np.inf, surplus))  # sums of up to 10⁶ ones and zeros
     return np.where(variance > 1e-9, surplus / np.sqrt(np.maximum(variance, 1e-300)), certain)
 
 
@@ -89,9 +89,9 @@ class Truth:
 
     @property
     def z(self) -> dict[tuple[int, Hashable], float]:
-        """z per (slot, arm). The arms of a slot too rare for a z of their own share the one of (slot, None).
+        """z per (slot, arm). Arms of a slot too rare for a z of their own share one, (slot, None), if together they suffice.
 
-        Their common variance is bounded by the sum of theirs (they exclude each other), so that z errs towards 0.
+        Their common variance is at most the sum of theirs (they exclude each other), so that z errs towards 0.
         """
         surplus: dict[tuple[int, Hashable], float] = defaultdict(float)
         variance: dict[tuple[int, Hashable], float] = defaultdict(float)
@@ -101,7 +101,11 @@ class Truth:
             surplus[group] += self._drawn[slot, arm] - expected
             variance[group] += own
         z = _standardised(np.array(list(surplus.values())), np.array(list(variance.values())))
-        return dict(zip(surplus, z.tolist(), strict=True))
+        return {
+            group: value
+            for group, value in zip(surplus, z.tolist(), strict=True)
+            if group[1] is not None or variance[group] >= ENOUGH
+        }
 
     @property
     def worst_z(self) -> float:

@@ -1,0 +1,300 @@
+"""The draw: the compiled and the readable version are one law, and the law keeps its bounds."""
+
+import hashlib
+import math
+from dataclasses import fields
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from policies.errors import Corrupt
+from policies.slate import HEADS, draw, reference, uniforms, warm
+from policies.types import DrawSettings, Slate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    warm()
+
+
+@st.composite
+def requests(draw_: st.DrawFn) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of one draw, up to what is degenerate: no candidate, no slot, one draw, all tied, all masked, ε = 1."""
+    n, m = draw_(st.integers(0, 24)), draw_(st.sampled_from([1, 8, 256]))
+    k = draw_(st.integers(0, 8))
+    rng = np.random.default_rng(draw_(st.integers(0, 2**32 - 1)))
+    scores = rng.normal(size=(n, m))
+    scores += draw_(st.sampled_from([0.0, 1.0, 30.0])) * rng.normal(size=(n, 1))  # concentrated pools: many look again
+    levels = draw_(st.sampled_from([0.0, 0.5, 2.0, math.inf]))  # of a grid that makes ties; 0 = all tied
+    scores = scores if levels == math.inf else np.round(scores * levels)
+    settings = DrawSettings(
+        head=draw_(st.sampled_from(sorted(HEADS))),
+        floor=draw_(st.sampled_from([0.0, 1e-6, 0.02, 0.5, 1.0])),
+        max_share=draw_(st.sampled_from([0.01, 0.1, 0.5, 1.0])),
+        temperature=draw_(st.sampled_from([1e-3, 1.0, 1e3])),
+    )
+    rules: dict[str, Any] = {}
+    if draw_(st.booleans()):
+        rules["boosts"] = rng.normal(size=n)
+    if masking := draw_(st.sampled_from(["", "same", "every slot", "none"])):
+        allowed = rng.random((k, n)) < {"same": 0.7, "every slot": 0.5, "none": 0.0}[masking]
+        rules["masks"] = np.broadcast_to(allowed[:1], (k, n)) if masking == "same" else allowed
+    if count := draw_(st.integers(0, min(n, k, 3))):
+        slots, rows = rng.permutation(k)[:count], rng.permutation(n)[:count]
+        rules["pins"] = dict(zip(slots.tolist(), rows.tolist(), strict=True))
+    u = rng.random(k)
+    u[rng.random(k) < 0.2] = draw_(st.sampled_from([0.0, 1.0 - 2.0**-53]))
+    return (scores.astype(np.float32), k, u, settings), rules
+
+
+@given(requests(), st.booleans())
+@example(((np.zeros((100, 256), np.float32), 10, np.zeros(10), DrawSettings()), {}), True)  # ties of more than 16
+def test_the_fast_and_the_readable_draw_agree_bit_for_bit(request: Any, full: bool) -> None:
+    arguments, rules = request
+    assert_same(draw(*arguments, **rules, full=full), reference(*arguments, **rules, full=full))
+
+
+@given(requests())
+def test_distributions_keep_every_promise(request: Any) -> None:
+    (scores, k, u, settings), rules = request
+    slate = draw(scores, k, u, settings, **rules, full=True)
+    n = len(scores)
+    means = (scores + rules.get("boosts", np.zeros(n)).astype(np.float32)[:, None]).astype(float).mean(axis=1)
+    pins = rules.get("pins", {})
+    taken = set(pins.values())
+    assert slate.distributions is not None
+    filled = dict(zip(slate.slots.tolist(), range(k), strict=False))
+    for t in range(k):
+        allowed = [c for c in range(n) if c not in taken and ("masks" not in rules or rules["masks"][t, c])]
+        if t in pins:
+            i = filled[t]
+            assert slate.pinned[i]
+            assert (slate.items[i], slate.propensities[i], slate.greedy[i]) == (pins[t], 1.0, pins[t])
+            assert slate.distributions[i, pins[t]] == slate.distributions[i].sum() == 1.0
+        elif not allowed:
+            assert t not in filled  # shortage: a gap, and later pins are still filled
+        else:
+            i, R = filled[t], len(allowed)
+            p = slate.distributions[i]
+            assert not slate.pinned[i]
+            assert slate.remaining[i] == R
+            assert p.sum() == pytest.approx(1.0, abs=1e-12)
+            assert set(np.flatnonzero(p)) <= set(allowed)
+            assert p[slate.items[i]] == slate.propensities[i] > 0
+            assert min(p[allowed]) >= settings.max_share * settings.floor / R * (1 - 1e-12)
+            assert means[slate.greedy[i]] == pytest.approx(max(means[allowed]), rel=1e-6, abs=1e-6)
+            exactly = np.flatnonzero(p)[means[np.flatnonzero(p)] >= max(means[allowed]) - 1e-5]
+            assert 1.0 - p[exactly].sum() <= settings.max_share + 1e-9
+            taken.add(int(slate.items[i]))
+    assert len(set(slate.items.tolist())) == len(slate.items)
+
+
+@given(requests(), st.randoms(use_true_random=False))
+def test_permuting_candidates_permutes_the_distribution(request: Any, shuffler: Any) -> None:
+    (scores, k, _, settings), rules = request
+    order = list(range(len(scores)))
+    shuffler.shuffle(order)
+    moved: dict[str, Any] = {}
+    if "boosts" in rules:
+        moved["boosts"] = rules["boosts"][order]
+    if "masks" in rules:
+        moved["masks"] = rules["masks"][:, order]
+    if "pins" in rules:
+        moved["pins"] = {slot: order.index(row) for slot, row in rules["pins"].items()}
+    u = np.zeros(k)
+    straight = draw(scores, k, u, settings, **rules, full=True)
+    shuffled = draw(scores[order], k, u, settings, **moved, full=True)
+    assert straight.distributions is not None
+    assert shuffled.distributions is not None
+    assert_same_prefixes(straight, shuffled, np.array(order, int), exact=settings.head != "one_draw")
+
+
+def assert_same_prefixes(straight: Slate, shuffled: Slate, order: Any, exact: bool) -> None:
+    """Slot by slot as long as both drew the same items: the same probabilities, to the bit where sums are of integers."""
+    assert straight.distributions is not None
+    assert shuffled.distributions is not None
+    for i, (p, q) in enumerate(zip(straight.distributions, shuffled.distributions, strict=False)):
+        np.testing.assert_allclose(p[order], q, rtol=0 if exact else 1e-12, atol=0 if exact else 1e-15)
+        if straight.items[i] != order[shuffled.items[i]]:
+            break
+
+
+@pytest.mark.parametrize("max_share", [1.0, 0.2])
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_conditionals_multiply_to_the_joint(head: Any, max_share: float) -> None:
+    """Every slate of 3 out of 4 is drawn on a grid of uniforms; the joints, one a slate, sum to one."""
+    scores = np.random.default_rng(5).normal(size=(4, 8)).astype(np.float32)
+    settings = DrawSettings(head=head, floor=0.1, max_share=max_share)
+    joints = {}
+    for slate in permutations(range(4), 3):
+        found = forced(scores, slate, settings)
+        assert found.joint == pytest.approx(math.prod(found.propensities.tolist()), rel=1e-15)
+        joints[slate] = found.joint
+    assert sum(joints.values()) == pytest.approx(1.0, abs=1e-12)
+    if head == "one_draw":  # exact Thompson for slates: one draw of the pool fills every slot
+        for slate, joint in joints.items():
+            assert joint == pytest.approx(one_draw_joint(scores, slate, settings), rel=1e-12)
+
+
+def forced(scores: Any, slate: tuple[int, ...], settings: DrawSettings) -> Slate:
+    """The draw of exactly this slate, by uniforms chosen in the middle of each item's share."""
+    u = np.zeros(len(slate))
+    for t, item in enumerate(slate):
+        found = draw(scores, len(slate), u, settings, full=True)
+        assert found.distributions is not None
+        u[t] = found.distributions[t, :item].sum() + found.distributions[t, item] / 2
+    return draw(scores, len(slate), u, settings)
+
+
+def one_draw_joint(scores: Any, slate: tuple[int, ...], settings: DrawSettings) -> float:
+    """mean_z Π_t q_t(z) from the definition; the cap's α_t is read from the draw."""
+    alphas = forced(scores, slate, settings).alphas
+    total = 0.0
+    for z in range(scores.shape[1]):
+        product, remaining = 1.0, list(range(len(scores)))
+        for t, item in enumerate(slate):
+            best = max(remaining, key=lambda c: scores[c, z])
+            greedy = max(remaining, key=lambda c: scores[c].astype(float).mean())
+            q = (1 - settings.floor) * (item == best) + settings.floor / len(remaining)
+            product *= alphas[t] * q + (1 - alphas[t]) * (item == greedy)
+            remaining.remove(item)
+        total += product
+    return total / scores.shape[1]
+
+
+def test_known_answers() -> None:
+    """Three candidates, four draws, by hand."""
+    scores = np.array([[3, 3, 0, 0], [1, 1, 2, 0], [0, 0, 0, 0]], np.float32)  # wins: 2 + 1/3, 1 + 1/3, 1/3 of 4
+    p = draw(scores, 1, np.zeros(1), DrawSettings(floor=0.0), full=True).distributions
+    np.testing.assert_allclose(p, [[7 / 12, 4 / 12, 1 / 12]], rtol=1e-15)
+    p = draw(scores, 1, np.zeros(1), DrawSettings(floor=0.3), full=True).distributions
+    np.testing.assert_allclose(p, [[0.7 * 7 / 12 + 0.1, 0.7 * 4 / 12 + 0.1, 0.7 / 12 + 0.1]], rtol=1e-15)
+    slate = draw(scores, 1, np.zeros(1), DrawSettings(floor=0.0, max_share=0.25), full=True)
+    np.testing.assert_allclose(slate.alphas, [0.25 / (5 / 12)], rtol=1e-15)
+    np.testing.assert_allclose(slate.distributions, [[0.75, 0.2, 0.05]], rtol=1e-15)
+    p = draw(scores, 1, np.zeros(1), DrawSettings("softmax", floor=0.0, temperature=0.5), full=True).distributions
+    weights = np.exp(np.array([1.5, 1.0, 0.0]) / 0.5)
+    np.testing.assert_allclose(p, [weights / weights.sum()], rtol=1e-11)
+    p = draw(scores, 1, np.zeros(1), DrawSettings(floor=0.0), boosts=np.array([0.0, 0.0, 9.0]), full=True).distributions
+    np.testing.assert_array_equal(p, [[0.0, 0.0, 1.0]])
+
+
+def test_a_pin_overrules_its_mask_and_leaves_gaps_where_candidates_run_out() -> None:
+    slate = draw(
+        np.zeros((3, 1), np.float32),
+        5,
+        np.full(5, 0.5),
+        DrawSettings(),
+        pins={4: 1},
+        masks=np.array([[1, 0, 1]] * 5) > 0,
+    )
+    assert slate.slots.tolist() == [0, 1, 4]
+    assert slate.items[2] == 1
+    assert slate.pinned.tolist() == [False, False, True]
+    assert slate.remaining.tolist() == [2, 1, 1]
+
+
+def test_other_layouts_of_the_same_numbers_are_the_same_draw() -> None:
+    """Read-only, strided or unaligned arrays: what a request sends must not reach the compiler as a new type."""
+    scores = np.random.default_rng(0).normal(size=(9, 16)).astype(np.float32)
+    raw = np.frombuffer(b"x" + scores.tobytes(), np.float32, offset=1).reshape(scores.shape)
+    frozen = scores.copy()
+    frozen.flags.writeable = False
+    u, settings = np.full(3, 0.5), DrawSettings()
+    for layout in (np.asfortranarray(scores), raw, frozen, np.repeat(scores, 2, axis=1)[:, ::2]):
+        assert_same(draw(layout, 3, u, settings), draw(scores, 3, u, settings))
+
+
+@pytest.mark.parametrize("version", [draw, reference])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_are_corrupt(version: Any, wrong: float) -> None:
+    scores = np.zeros((3, 9), np.float32)
+    scores[2, 8] = wrong
+    with pytest.raises(Corrupt) as caught:
+        version(scores, 1, np.zeros(1), DrawSettings(), masks=np.array([[True, True, False]]))  # even where masked
+    assert caught.value.reason == "nan_scores"
+
+
+@pytest.mark.parametrize("version", [draw, reference])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scores": np.zeros((3, 4))},
+        {"scores": np.zeros((3, 0), np.float32)},
+        {"scores": np.zeros(3, np.float32)},
+        {"k": -1},
+        {"k": 3},
+        {"u": np.array([0.5, 1.0])},
+        {"u": np.array([0.5, math.nan])},
+        {"u": np.array([-0.1, 0.5])},
+        {"u": np.zeros(2, np.float32)},
+        {"settings": DrawSettings(head="best")},  # type: ignore[arg-type]
+        {"settings": DrawSettings(floor=1.1)},
+        {"settings": DrawSettings(floor=math.nan)},
+        {"settings": DrawSettings(max_share=0.0)},
+        {"settings": DrawSettings(temperature=0.0)},
+        {"settings": DrawSettings(temperature=math.inf)},
+        {"boosts": np.zeros(2)},
+        {"boosts": np.array([0.0, math.nan, 0.0])},
+        {"masks": np.ones((2, 2), bool)},
+        {"masks": np.ones((2, 3))},
+        {"pins": {2: 0}},
+        {"pins": {0: 3}},
+        {"pins": {0: -1}},
+        {"pins": {0: 1, 1: 1}},
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_fit_are_named(version: Any, wrong: dict[str, Any]) -> None:
+    right: dict[str, Any] = {
+        "scores": np.zeros((3, 4), np.float32),
+        "k": 2,
+        "u": np.zeros(2),
+        "settings": DrawSettings(),
+    }
+    version(**right)
+    with pytest.raises(ValueError, match=r".+"):
+        version(**(right | wrong))
+
+
+def test_uniforms_are_a_function_of_key_decision_and_purpose() -> None:
+    """Pinned numbers: a change here breaks the replay of every log."""
+    u = uniforms(b"key", "0123456789abcdef-1", "slate", 20)
+    digest = hashlib.blake2b(b"slate\x000123456789abcdef-1" + bytes(8), key=b"key").digest()
+    assert u[0] == (int.from_bytes(digest[:8], "little") >> 11) / 2**53 == 0.6020712547064875
+    assert (u[1], u[19]) == (0.7676819299508193, 0.732989507532978)
+    assert u.tolist() == uniforms(b"key", "0123456789abcdef-1", "slate", 20).tolist()
+    assert uniforms(b"key", "0123456789abcdef-1", "slate", 3).tolist() == u.tolist()[:3]
+    others = [
+        uniforms(b"other", "0123456789abcdef-1", "slate", 20),
+        uniforms(b"key", "0123456789abcdef-2", "slate", 20),
+        uniforms(b"key", "0123456789abcdef-1", "sample", 20),
+    ]
+    assert len({*u.tolist(), *(x for other in others for x in other.tolist())}) == 80
+    assert uniforms(b"key", "x", "slate", 0).shape == (0,)
+    with pytest.raises(ValueError, match="NUL"):
+        uniforms(b"key", "x", "sl\0ate", 1)
+
+
+def test_uniforms_are_uniform() -> None:
+    """Mean, variance and the 16 first cells of 40,000 numbers, each within 4 standard errors; all in [0, 1)."""
+    u = np.concatenate([uniforms(b"k", str(i), "slate", 10) for i in range(4_000)])
+    assert 0.0 <= u.min() <= u.max() < 1.0
+    assert abs(u.mean() - 1 / 2) < 4 * math.sqrt(1 / 12 / len(u))
+    assert abs((u**2).mean() - 1 / 3) < 4 * math.sqrt((1 / 5 - 1 / 9) / len(u))
+    cells = np.histogram(u, 16, (0, 1))[0]
+    assert abs(cells - len(u) / 16).max() < 4 * math.sqrt(len(u) * 15 / 256)
+
+
+def assert_same(one: Slate, other: Slate) -> None:
+    for field in fields(Slate):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if a is None or b is None:
+            assert a is b, field.name
+        else:
+            assert a.dtype == b.dtype, field.name
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
