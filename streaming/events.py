@@ -49,7 +49,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     candidates   ids in the order the draw saw them (after exclusion); `catalogue` is the version their features came from
     context      float32 (c,), encoded;   shown: float32 (k', d), encoded items of the slate
     matrix       float32 (n, d), encoded items of all candidates: when sampled, or when any came with inline features
-    weights      objective weights of the request when they differ from the policy's
+    weights      objective → weight × scale, signed, as the policy's graph read them: when the request named its own
     weight       intra-slate weight of each slot's example, 1/(1+(k−1)ρ̂) of the bundle
     defer        not learned from until shown
     own_id       the decision id was the caller's

@@ -68,19 +68,25 @@ def inputs_of(served: Served, query: Query) -> Arrays:
     if served.known_items is not None:
         hashes = np.fromiter(map(_item_hashes.__getitem__, query.ids), np.uint64, len(query.ids))
         inputs["item_rows"] = item_rows(served.known_items, hashes)
-    weights = served.weights
-    if weights is not None:
-        named = query.weights
-        if named is not None:
-            weights = np.array([named.get(name, 0.0) * sign for name, sign in served.signs.items()], np.float32)
-            if not weights.any():
-                raise Rejected(
-                    f"Policy {served.policy} weighs only: {', '.join(served.signs)}",
-                    at="$.objectives",
-                    code="unknown_objective",
-                )
-        inputs["weights"] = weights
+    if served.weights is not None:
+        named = weights_of(served, query)
+        inputs["weights"] = served.weights if named is None else np.array(list(named.values()), np.float32)
     return inputs
+
+
+def weights_of(served: Served, query: Query) -> dict[str, float] | None:
+    """Weights as the scorer reads them (times scale, signed) when the request names its own. Raises Rejected."""
+    named = query.weights
+    if named is None or served.weights is None:
+        return None
+    weights = {name: named.get(name, 0.0) * sign for name, sign in served.signs.items()}
+    if not any(weights.values()):
+        raise Rejected(
+            f"Policy {served.policy} weighs only: {', '.join(served.signs)}",
+            at="$.objectives",
+            code="unknown_objective",
+        )
+    return weights
 
 
 def drawn_from(served: Served, query: Query, scores: F32, decision_id: str, key: bytes, rate: float) -> Drawn:
@@ -166,7 +172,7 @@ def record_of(
         asked=query.slots,
         catalogue=catalogue,
         matrix=query.items.tobytes() if query.inline or drawn.sampled else None,
-        weights=query.weights,
+        weights=weights_of(drawn.served, query),
         weight=drawn.served.slot_weight,
         defer=defer,
         own_id=own_id,

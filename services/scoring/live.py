@@ -102,18 +102,20 @@ class Follower:
 
     def _fallback(self, compiled: Compiled, pointers: Mapping[str, str]) -> Served:
         policy = compiled.policies[compiled.surface.fallback]
-        return self._policy(compiled, policy, pointers) or self._without_bundle(compiled, policy)
+        ready = self._policy(compiled, policy, pointers)
+        # what has to learn first has nothing to say yet, which is what uniform says too
+        return ready or self._without_bundle(compiled, compiled.policies["uniform"])
 
     def _without_bundle(self, compiled: Compiled, policy: CompiledPolicy) -> Served:
-        """An algorithm by its reference in numpy: what has nothing to learn needs no bundle; what does serves its prior."""
+        """An algorithm that has nothing to learn needs no bundle: its reference in numpy serves."""
         key = (f"{compiled.surface.surface}/{policy.name}!", compiled.hash)
         if key not in self._served:
-            algorithm, arrays = policy.algorithm, prior(policy)
+            algorithm = policy.algorithm
 
             def scores(inputs: Mapping[str, Any]) -> F32:
-                return algorithm.reference(policy.config, policy.problem, arrays, dict(inputs))
+                return algorithm.reference(policy.config, policy.problem, {}, dict(inputs))
 
-            self._served[key] = served(policy, compiled.surface, scores, arrays)
+            self._served[key] = served(policy, compiled.surface, scores, {})
         return self._served[key]
 
     def _policy(self, compiled: Compiled, policy: CompiledPolicy, pointers: Mapping[str, str]) -> Served | None:
@@ -196,10 +198,3 @@ def served(
 def signed_scale(surface: Surface, objective: str) -> float:
     found = surface.objectives[objective]
     return found.scale if found.better == "higher" else -found.scale
-
-
-def prior(policy: CompiledPolicy) -> Arrays:
-    """Arrays of a policy that has learned nothing."""
-    algorithm = policy.algorithm
-    sums = algorithm.learner(policy.config, policy.problem).arrays() if algorithm.learner else {}
-    return algorithm.publish(policy.config, policy.problem, sums, 0.0, 0).arrays

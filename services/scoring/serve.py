@@ -122,6 +122,8 @@ def configured(app: Any) -> uvicorn.Config:
         app,
         http=Stamped,
         ws="none",
+        interface="asgi3",
+        proxy_headers=False,  # would stand between the protocol and our front
         lifespan="on",
         loop="auto",
         log_config=None,

@@ -1,0 +1,51 @@
+"""Recompute a logged decision: the same scores, the same draw, bit for bit on the same build (`semantics.md` 21).
+
+Nothing is looked up but the bundle: a sampled record carries everything the draw read.
+"""
+
+import numpy as np
+
+from policies.bundle import Bundle, item_rows
+from policies.errors import Corrupt
+from policies.registry import algorithm
+from policies.slate import draw
+from policies.types import F32, Arrays, DrawSettings, Slate, item_hashes
+from streaming.events import Decision, floats
+from streaming.scorer import score
+
+
+def recompute(decision: Decision, bundle: Bundle | None) -> Slate:
+    """The slate of a sampled decision with its full distributions. `bundle` is None for policies that need none.
+
+    Raises Corrupt('not_sampled') when the record does not carry what the draw read, Corrupt('wrong_bundle').
+    """
+    sample = decision.sample
+    if sample is None or decision.matrix is None:
+        raise Corrupt("not_sampled", decision.decision_id)
+    if (bundle.manifest.bundle if bundle else "") != decision.bundle:
+        raise Corrupt("wrong_bundle", f"{decision.decision_id} was drawn from {decision.bundle or 'no bundle'}")
+    n, k = len(decision.candidates), decision.asked
+    items = floats(decision.matrix).reshape(n, -1)
+    return draw(
+        _scores(decision, bundle, items),
+        k,
+        np.frombuffer(sample.uniforms),
+        DrawSettings(decision.head, decision.epsilon, decision.max_share, decision.temperature),  # type: ignore[arg-type]  # str
+        boosts=None if sample.boosts is None else np.frombuffer(sample.boosts),
+        masks=None if sample.masks is None else np.frombuffer(sample.masks, np.uint8).reshape(k, n).astype(bool),
+        pins=sample.pins,
+        full=True,
+    )
+
+
+def _scores(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
+    inputs: Arrays = {"context": floats(decision.context), "items": items}
+    if bundle is None:
+        return algorithm(decision.policy).reference(None, None, {}, inputs)  # type: ignore[arg-type]  # they read only n
+    wanted = bundle.manifest.inputs
+    if "item_rows" in wanted:
+        inputs["item_rows"] = item_rows(bundle.arrays, item_hashes(decision.candidates))
+    if "weights" in wanted:
+        weights = decision.weights or bundle.manifest.weights
+        inputs["weights"] = np.array([weights[name] for name in bundle.manifest.weights], np.float32)
+    return score(bundle.graph, bundle.arrays, inputs)
