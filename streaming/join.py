@@ -3,11 +3,10 @@
 Every record gets one verdict, and the verdict is a function of the log alone: of the record, of what its decision heard
 before, and of the append times up to it. Batches, restarts and wall clocks do not show.
 
-    joins     one row a decision id, numbered by first arrival, be it the decision or feedback that came early; rows in
-              memory are bounded, colder ones are read back by row number (`Checkpoints.join`)
+    joins     one row a decision id, numbered by first arrival, be it the decision or feedback that came early
     changes   at the end of a batch each touched decision goes from what learners were taught to what the evidence is now
-    rows      answer for their id until twice `correctable` after the decision: in the first half they change, in the
-              second they make late feedback `too_late`; after that its decision is unknown, it waits, then `no_decision`
+    closing   a row answers for its id until twice `correctable` after the decision: in the first half it changes, in the
+              second it makes late feedback `too_late`; after that its decision is unknown, feedback waits, then `no_decision`
 
 Dead letters: undecodable version unknown_surface unknown_config bad_time too_late conflict bad_slot unknown_kind bad_vector
 bad_decision wrong_unit no_decision early_full too_many.
@@ -15,10 +14,9 @@ A joiner is state of one partition in memory; `streaming.shard` makes it durable
 """
 
 import heapq
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -26,10 +24,9 @@ from msgspec import Struct
 
 from policies.errors import Corrupt
 from policies.types import Changes
-from streaming.configuration import Compiled, Configs
-from streaming.events import VERSION, Feedback, content_id, floats
+from streaming.configuration import Configs
+from streaming.events import Feedback, content_id
 from streaming.evidence import Taught, changes_of
-from streaming.index import Index, id_hash
 from streaming.joined import (
     SHOWN,
     Drawn,
@@ -38,21 +35,20 @@ from streaming.joined import (
     Terms,
     Version,
     evidence,
-    pack,
     positions_of,
-    unpack,
+    read_event,
 )
 from streaming.ports import DeadLetter, Loaded, Record
+from streaming.rows import Rows, Span
 
 AHEAD_SECONDS = 60.0  # how far a record's own time may be ahead of the log's
 LONGEST_SECONDS = 86_400.0  # early feedback waits at least this long: the default `correctable`
 EARLY_DECISIONS = 100_000  # unknown decisions that feedback waits for
 EARLY_EACH = 100  # … and feedback that waits for one of them
-HEARD_EACH = 1_000  # feedback ids and their versions a decision remembers
+HEARD_EACH = 1_000  # feedback ids a decision remembers, and versions of each
 LARGEST = 1e6  # encoded features are scaled or clipped far below; what is above would drown every other example
-SPANS = 64  # rows are given back in this many steps of `correctable`
 
-_decode = msgspec.json.Decoder(Drawn | Feedback).decode
+Placed = Record | Early  # a record, now or when its decision comes
 
 
 class Extra(Struct, array_like=True):
@@ -61,7 +57,7 @@ class Extra(Struct, array_like=True):
     longest: float = LONGEST_SECONDS
     ghosts: bytes = b""  # packed uint64: rows whose decision has not come
     waiting_from: int = 0  # no row below is a `wait` decision before its horizon
-    spans: list[tuple[int, float, float]] = []  # (first row, expires, opened): see `Joiner._expect`
+    spans: list[tuple[int, float, float]] = []  # see `streaming.rows.Span`
     examples: dict[str, int] = {}  # learner key → (decision, slot) pairs present
 
 
@@ -77,7 +73,8 @@ class Applied:
     heard: list[tuple[Terms, float]] = field(default_factory=list)  # accepted_at of feedback that moved a decision
 
     def count(self, surface: str, outcome: str, by: int = 1) -> None:
-        self.outcomes[surface, outcome] = self.outcomes.get((surface, outcome), 0) + by
+        name = surface, outcome
+        self.outcomes[name] = self.outcomes.get(name, 0) + by
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +88,19 @@ class Pieces:
 
 
 class Joiner:
-    """One partition's joins. `fetch` reads a committed row; `refresh` follows the configuration record once on a miss."""
+    """One partition's joins. `refresh` follows the configuration record, once on a version not seen yet."""
 
     def __init__(
-        self,
-        partition: int,
-        configs: Configs,
-        fetch: Callable[[int], bytes | None],
-        *,
-        refresh: Callable[[], object] | None = None,
-        hot_limit: int = 32_768,
+        self, partition: int, configs: Configs, rows: Rows, refresh: Callable[[], object] | None = None
     ) -> None:
-        self._partition, self._configs, self._fetch, self._refresh = partition, configs, fetch, refresh
-        self._hot_limit = hot_limit
-        self._hot: dict[str, Join] = {}  # least recently touched first
-        self._index = Index()
+        self._partition, self._configs, self._rows, self._refresh = partition, configs, rows, refresh
         self._terms: dict[str, Terms] = {}
-        self._next_row = self._committed_row = self._evicted = 0
-        self._changed: dict[int, Join] = {}
         self._dirty: dict[int, Join] = {}
-        self._hashes: dict[str, int] = {}  # of ids looked up in this batch
-        self._new: list[int] = []  # hashes of rows added since the last commit
+        self._sound = True  # vectors of this batch
         self._ghosts: dict[str, int] = {}  # id → row of decisions that have not come
         self._ghost_dues: list[tuple[float, int, str]] = []  # heap
         self._waiting: dict[int, None] = {}  # rows, ascending
         self._waiting_dues: list[tuple[float, int, str]] = []  # heap
-        self._spans: list[tuple[int, float, float]] = []
         self._longest = LONGEST_SECONDS
         self.examples: dict[str, int] = {}
         self.clock = 0.0
@@ -124,17 +108,12 @@ class Joiner:
     def restore(self, loaded: Loaded) -> None:
         """Continue from a checkpoint: ids at once, rows when they are needed. Only for a joiner nothing was applied to."""
         extra = msgspec.msgpack.decode(loaded.extra, type=Extra) if loaded.extra else Extra()
-        self.clock, self._longest, self._spans = loaded.clock, extra.longest, list(extra.spans)
-        self._next_row = self._committed_row = loaded.next_row
-        self._evicted = self._index.evicted = loaded.evicted
-        self.examples = dict(extra.examples)
-        self._index.load(loaded.ids)
-        for row in np.frombuffer(extra.ghosts, "<u8").tolist():
-            join = self._read(row)
-            self._ghosts[join.key] = row
-            heapq.heappush(self._ghost_dues, (join.early[0].appended + self._longest, row, join.key))
-        for row in range(max(extra.waiting_from, loaded.evicted), loaded.next_row):
-            join = self._read(row)
+        self.clock, self._longest, self.examples = loaded.clock, extra.longest, dict(extra.examples)
+        self._rows.restore(loaded, [Span(*span) for span in extra.spans])
+        for join in self._rows.load(np.frombuffer(extra.ghosts, "<u8").tolist()):
+            self._ghosts[join.key] = join.row
+            heapq.heappush(self._ghost_dues, (join.early[0].appended + self._longest, join.row, join.key))
+        for join in self._rows.load(range(max(extra.waiting_from, loaded.evicted), loaded.next_row), self.clock):
             if not join.due and join.drawn is not None:
                 self._waits(join, self._terms_of(join.drawn.config))
 
@@ -142,109 +121,53 @@ class Joiner:
         """Take a batch in log order; everything it changed is in the answer and in the next `pieces`."""
         applied = Applied()
         events = self._decode(records, applied)
-        self._recall([key for _, key, _ in events])
+        self._rows.recall([key for _, key, _ in events], records[0].appended if records else self.clock)
         for record, key, event in events:
-            self.clock = max(self.clock, record.appended)
+            if record.appended > self.clock:
+                self.clock = record.appended
             if type(event) is Feedback:
                 applied.feedback += 1
-                self._hear(Early(record.offset, record.appended, record.key, record.value), key, event, applied)
-            else:
+                self._hear(record, key, event, applied)
+            elif type(event) is Drawn:
                 applied.decisions += 1
                 self._draw(record, key, event, applied)
         if records:
             self.clock = max(self.clock, records[-1].appended)
         self._settle(applied)
         self._teach(applied)
-        self._evict(self.clock)
+        self._rows.evict(self.clock)
         return applied
 
     def idle(self, now: float) -> bool:
         """Nothing to read until `now`: give back rows that no record can reach any more. Whether there were any."""
-        before = self._evicted
-        self._evict(now)
-        return self._evicted > before
+        return self._rows.evict(now)
 
     def pieces(self) -> Pieces:
         ghosts = np.fromiter(self._ghosts.values(), "<u8", len(self._ghosts)).tobytes()
-        first = next(iter(self._waiting), self._next_row)
-        return Pieces(
-            joins=[(row, pack(join)) for row, join in sorted(self._changed.items())],
-            ids=(self._committed_row, np.array(self._new, "<u8").tobytes()) if self._new else None,
-            evicted=self._evicted,
-            extra=msgspec.msgpack.encode(Extra(self._longest, ghosts, first, self._spans, self.examples)),
-        )
+        joins, ids = self._rows.pieces()
+        first = next(iter(self._waiting), self._rows.next_row)
+        extra = Extra(self._longest, ghosts, first, [*self._rows.spans], self.examples)
+        return Pieces(joins, ids, self._rows.evicted, msgspec.msgpack.encode(extra))
 
     def committed(self) -> None:
-        """What `pieces` said is durable: forget that it changed, and let cold rows go."""
-        self._changed, self._new, self._committed_row = {}, [], self._next_row
-        self._hashes = {}
-        hot = self._hot
-        while len(hot) > self._hot_limit:
-            del hot[next(iter(hot))]
+        """What `pieces` said is durable."""
+        self._rows.committed()
 
-    # -- one batch ---------------------------------------------------------------------------------------------------
-
-    def _decode(self, records: Sequence[Record], applied: Applied) -> list[tuple[Record, str, Any]]:
-        events: list[tuple[Record, str, Any]] = []
+    def _decode(self, records: Sequence[Record], applied: Applied) -> list[tuple[Record, str, Drawn | Feedback]]:
+        events: list[tuple[Record, str, Drawn | Feedback]] = []
         vectors: list[bytes] = []
         for record in records:
             try:
-                event = _decode(record.value)
-                if event.v != VERSION:
-                    raise Corrupt("version", f"v {event.v}, this build reads {VERSION}")
-                if type(event) is Drawn:
-                    if not (isinstance(event.context, bytes) and isinstance(event.shown, bytes)):
-                        event = _as_bytes(event)
-                    vectors += (event.context, event.shown)  # type: ignore[arg-type]  # bytes since the line above
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                self._dead(applied, record, "undecodable", str(error))
-                continue
+                event = read_event(record.value)
             except Corrupt as error:
                 self._dead(applied, record, error.reason, error.detail)
                 continue
+            if type(event) is Drawn:
+                vectors += (event.context, event.shown)  # type: ignore[arg-type]  # bytes, see `read_event`
             key = event.decision_id if event.tenant == "default" else f"{event.tenant}\0{event.decision_id}"
             events.append((record, key, event))
-        self._sound = _sound(b"".join(vectors))  # all at once: a thousandth of the cost of one by one
+        self._sound = _sound(b"".join(vectors))  # all at once: a hundredth of the cost of one by one
         return events
-
-    def _recall(self, keys: Sequence[str]) -> None:
-        """Bring the batch's rows into memory, so that applying it is pure."""
-        hot = self._hot
-        missing = [key for key in dict.fromkeys(keys) if key not in hot]
-        hashes = [id_hash(key) for key in missing]
-        self._hashes = dict(zip(missing, hashes, strict=True))
-        for key, rows in zip(missing, self._index.find(hashes), strict=True):
-            for row in rows:  # ascending: the newest row of an id wins
-                join = self._read(row)
-                if join.key == key:
-                    hot[key] = join
-
-    def _read(self, row: int) -> Join:
-        data = self._fetch(row)
-        if data is None:
-            raise Corrupt("join_missing", f"row {row} of partition {self._partition}")
-        return unpack(data)
-
-    def _held(self, key: str) -> Join | None:
-        """The join that answers for an id at this moment of the log."""
-        join = self._hot.get(key)
-        if join is None or (join.drawn is None and not join.early):
-            return None
-        if join.drawn is not None and not join.alive(self.clock, self._terms_of(join.drawn.config).correctable):
-            return None
-        return join
-
-    def _open(self, key: str, drawn: Drawn | None) -> Join:
-        join = Join(self._next_row, key, drawn)
-        hashed = self._hashes.get(key)
-        if hashed is None:
-            hashed = id_hash(key)
-        self._index.add(hashed, join.row)
-        self._new.append(hashed)
-        self._next_row += 1
-        self._hot.pop(key, None)  # an expired row of the same id loses its place
-        self._hot[key] = join
-        return join
 
     # -- verdicts ----------------------------------------------------------------------------------------------------
 
@@ -257,36 +180,41 @@ class Joiner:
             return self._dead(applied, record, "unknown_surface", f"{drawn.surface}: config is of {surface}")
         if drawn.mode == "cached":  # an answer given again: its decision is in the log already
             return applied.count(surface, "cached")
-        if drawn.at > clock + AHEAD_SECONDS:
-            return self._dead(applied, record, "bad_time", f"{drawn.at - clock:.3f} s ahead of the log", surface)
-        if drawn.at < clock - terms.correctable:
-            return self._dead(applied, record, "too_late", f"{clock - drawn.at:.3f} s old", surface)
+        at, until = drawn.at, drawn.at + terms.correctable
+        if at > clock + AHEAD_SECONDS:
+            return self._dead(applied, record, "bad_time", f"{at - clock:.3f} s ahead of the log", surface)
+        if until < clock:
+            return self._dead(applied, record, "too_late", f"{clock - at:.3f} s old", surface)
         wrong = self._mistake(drawn, terms)
         if wrong:
             return self._dead(applied, record, *wrong, surface)
-        join = self._held(key)
-        early: list[Early] = []
-        if join is None:
-            join = self._open(key, drawn)
-        elif join.drawn is None:
-            early, join.early, join.drawn = join.early, [], drawn
+        join = self._rows.hot.get(key)
+        early: tuple[Early, ...] = ()
+        if join is None or not join.answers(clock):
+            join = self._rows.open(key, drawn, record.offset)
+        elif join.offset < 0:
+            early, join.early, join.drawn, join.offset = join.early, (), drawn, record.offset
             del self._ghosts[key]
+            self._rows.changed[join.row] = join
         elif join.drawn == drawn:
             return applied.count(surface, "duplicate")
         else:
             return self._dead(applied, record, "conflict", key, surface)
-        applied.count(surface, "joined")
+        join.at, join.until = at, until
+        self._dirty[join.row] = join
         self._longest = max(self._longest, terms.correctable)
-        self._expect(join.row, drawn.at + 2.0 * terms.correctable)
+        self._rows.expect(join.row, until + terms.correctable, clock, self._longest)
         if terms.wait:
             join.due = False
             self._waits(join, terms)
-        self._changed[join.row] = self._dirty[join.row] = join
+        applied.count(surface, "joined")
         for feedback in early:
             if feedback.appended < clock - terms.correctable:
                 self._dead(applied, feedback, "no_decision", "waited longer than correctable", surface)
             else:
-                self._listen(feedback, join, drawn, terms, _decode(feedback.value), applied)
+                said = read_event(feedback.value)
+                assert isinstance(said, Feedback)  # nothing else waits
+                self._listen(feedback, join, drawn, terms, said, applied)
         return None
 
     def _mistake(self, drawn: Drawn, terms: Terms) -> tuple[str, str] | None:
@@ -294,7 +222,7 @@ class Joiner:
         k, slots, propensities = len(drawn.slate), drawn.slots, drawn.propensities
         if len(slots) != k or len(propensities) != k:
             return "bad_decision", "slate, slots and propensities differ in length"
-        if k and not (slots[0] >= 0 and slots[-1] < terms.slots and _ascending(slots)):
+        if slots != terms.natural[:k] and not _rising(slots, terms.slots):
             return "bad_slot", f"slots {list(slots)[:20]} of {terms.slots}"
         if k and not (min(propensities) > 0.0 and max(propensities) <= 1.0 + 1e-9):
             return "bad_decision", "propensities outside (0, 1]"
@@ -307,99 +235,59 @@ class Joiner:
             return "bad_vector", f"a number is not finite or larger than {LARGEST:g}"
         return None
 
-    def _hear(self, record: Early, key: str, feedback: Feedback, applied: Applied) -> None:
+    def _hear(self, record: Record, key: str, feedback: Feedback, applied: Applied) -> None:
         clock = self.clock
         if feedback.at > clock + AHEAD_SECONDS:
             return self._dead(applied, record, "bad_time", f"{feedback.at - clock:.3f} s ahead of the log")
-        join = self._held(key)
-        if join is not None and join.drawn is not None:
-            terms = self._terms[join.drawn.config]
-            return self._listen(record, join, join.drawn, terms, feedback, applied)
-        if feedback.at < clock - self._longest:
-            return self._dead(applied, record, "bad_time", f"{clock - feedback.at:.3f} s old")
-        if join is None:
+        join = self._rows.hot.get(key)
+        if join is None or not join.answers(clock):
             if len(self._ghosts) >= EARLY_DECISIONS:
                 return self._dead(applied, record, "early_full", f"{EARLY_DECISIONS} decisions are waited for")
-            join = self._open(key, None)
+            if feedback.at < clock - self._longest:
+                return self._dead(applied, record, "bad_time", f"{clock - feedback.at:.3f} s old")
+            join = self._rows.open(key, None, -1)
             self._ghosts[key] = join.row
-            self._expect(join.row, clock + 2.0 * self._longest)
+            self._rows.expect(join.row, clock + 2.0 * self._longest, clock, self._longest)
             heapq.heappush(self._ghost_dues, (clock + self._longest, join.row, key))
+        elif join.offset >= 0:
+            if join.until < clock or join.drawn is None:
+                return self._dead(applied, record, "too_late", f"decision is {clock - join.at:.3f} s old")
+            terms = self._terms.get(join.drawn.config) or self._terms_of(join.drawn.config)
+            return self._listen(record, join, join.drawn, terms, feedback, applied)
+        elif feedback.at < clock - self._longest:
+            return self._dead(applied, record, "bad_time", f"{clock - feedback.at:.3f} s old")
         elif len(join.early) >= EARLY_EACH:
             return self._dead(applied, record, "early_full", f"{EARLY_EACH} wait for {key}")
-        join.early = [*join.early, record]
-        self._changed[join.row] = join
+        join.early = (*join.early, Early(record.offset, record.appended, record.key, record.value))
+        self._rows.changed[join.row] = join
         return applied.count("", "early")
 
     def _listen(
-        self, record: Early, join: Join, drawn: Drawn, terms: Terms, feedback: Feedback, applied: Applied
+        self, record: Placed, join: Join, drawn: Drawn, terms: Terms, feedback: Feedback, applied: Applied
     ) -> None:
         """Feedback meets its decision."""
-        surface, appended = terms.surface, record.appended
+        surface = terms.surface
         if feedback.unit != drawn.unit:
             return self._dead(applied, record, "wrong_unit", f"{feedback.unit}, decision has {drawn.unit}", surface)
-        if feedback.at < appended - terms.correctable:
-            return self._dead(applied, record, "bad_time", f"{appended - feedback.at:.3f} s old", surface)
-        if drawn.at < appended - terms.correctable:
-            return self._dead(applied, record, "too_late", f"decision is {appended - drawn.at:.3f} s old", surface)
-        outcome = self._remember(record, join, drawn, terms, feedback, applied)
-        if outcome is None:
-            return None
+        if feedback.at + terms.correctable < record.appended:
+            return self._dead(applied, record, "bad_time", f"{record.appended - feedback.at:.3f} s old", surface)
+        if feedback.retracts is not None:
+            outcome, reason, detail = _take_back(join, feedback.retracts)
+        else:
+            outcome, reason, detail = _remember(record, join, drawn, terms, feedback)
+        if reason:
+            return self._dead(applied, record, reason, detail, surface)
         applied.count(surface, outcome)
-        if outcome != "duplicate":
-            self._changed[join.row] = self._dirty[join.row] = join
-            hot = self._hot
-            hot[join.key] = hot.pop(join.key)
-            if feedback.accepted_at is not None:
-                applied.heard.append((terms, feedback.accepted_at))
+        if outcome == "duplicate":
+            return None
+        rows, row = self._rows, join.row
+        rows.changed[row] = self._dirty[row] = join
+        rows.hot[join.key] = rows.hot.pop(join.key)  # touched last
+        if feedback.accepted_at is not None:
+            applied.heard.append((terms, feedback.accepted_at))
         return None
 
-    def _remember(
-        self, record: Early, join: Join, drawn: Drawn, terms: Terms, feedback: Feedback, applied: Applied
-    ) -> str | None:
-        """Add a version to what a decision heard; the outcome, or None when the record was set aside."""
-        if feedback.retracts is not None:
-            if join.heard.get(feedback.retracts) == []:
-                return "duplicate"
-            if feedback.retracts not in join.heard and self._full(record, join, terms, applied):
-                return None
-            join.heard[feedback.retracts] = []
-            return "retracted"
-        if feedback.kind not in terms.kinds:
-            self._dead(applied, record, "unknown_kind", feedback.kind, terms.surface)
-            return None
-        positions = positions_of(drawn, feedback)
-        if positions is None:
-            detail = f"slot {feedback.slot}, item {feedback.item}, slots {feedback.slots}"
-            self._dead(applied, record, "bad_slot", detail, terms.surface)
-            return None
-        version = Version(feedback.at, feedback.revision, feedback.kind, feedback.value, positions)
-        name = feedback.feedback_id or content_id(msgspec.Raw(record.value))
-        versions = join.heard.get(name)
-        if versions is None:
-            if self._full(record, join, terms, applied):
-                return None
-            join.heard[name] = [version]
-            if feedback.kind == SHOWN:
-                return "shown"
-            return "joined" if feedback.at <= drawn.at + terms.horizon else "after_horizon"
-        if version in versions:
-            return "duplicate"
-        if not versions:
-            return "duplicate"  # taken back before it came
-        if len(versions) >= HEARD_EACH:
-            self._dead(applied, record, "too_many", f"more than {HEARD_EACH} versions of {name}", terms.surface)
-            return None
-        join.heard[name] = [*versions, version]
-        return "corrected"
-
-    def _full(self, record: Early, join: Join, terms: Terms, applied: Applied) -> bool:
-        """Whether a decision remembers no further feedback id; then the record is set aside."""
-        if len(join.heard) < HEARD_EACH:
-            return False
-        self._dead(applied, record, "too_many", f"more than {HEARD_EACH} feedback ids", terms.surface)
-        return True
-
-    def _dead(self, applied: Applied, record: Record | Early, reason: str, detail: str = "", surface: str = "") -> None:
+    def _dead(self, applied: Applied, record: Placed, reason: str, detail: str = "", surface: str = "") -> None:
         letter = DeadLetter(self._partition, record.offset, reason, detail, record.key, record.value)
         applied.letters.append(letter)
         applied.count(surface, reason)
@@ -408,85 +296,62 @@ class Joiner:
 
     def _settle(self, applied: Applied) -> None:
         """What the log's clock brings about: `wait` decisions fall due, early feedback stops waiting."""
+        rows = self._rows
         while self._waiting_dues and self._waiting_dues[0][0] < self.clock:
             _, row, key = heapq.heappop(self._waiting_dues)
-            join = self._by_row(row, key)
+            join = rows.by_row(row, key)
             join.due = True
             del self._waiting[row]
-            self._changed[row] = self._dirty[row] = join
+            rows.changed[row] = self._dirty[row] = join
         while self._ghost_dues and self._ghost_dues[0][0] < self.clock:
             _, row, key = heapq.heappop(self._ghost_dues)
             if self._ghosts.get(key) != row:
                 continue  # its decision came
-            join = self._by_row(row, key)
+            join = rows.by_row(row, key)
             oldest = self.clock - self._longest
             for early in join.early:
                 if early.appended < oldest:
                     self._dead(applied, early, "no_decision", "waited longer than correctable")
-            join.early = [early for early in join.early if early.appended >= oldest]
-            self._changed[row] = join
+            join.early = tuple(early for early in join.early if early.appended >= oldest)
+            rows.changed[row] = join
             if join.early:
-                self._expect(row, join.early[0].appended + 2.0 * self._longest)
-                heapq.heappush(self._ghost_dues, (join.early[0].appended + self._longest, row, key))
+                first = join.early[0].appended
+                rows.expect(row, first + 2.0 * self._longest, self.clock, self._longest)
+                heapq.heappush(self._ghost_dues, (first + self._longest, row, key))
             else:
                 del self._ghosts[key]
-
-    def _by_row(self, row: int, key: str) -> Join:
-        join = self._hot.get(key)
-        if join is None or join.row != row:
-            join = self._changed.get(row) or self._read(row)
-            self._hot.setdefault(key, join)
-        return join
 
     def _teach(self, applied: Applied) -> None:
         """The net change of every touched decision, grouped by surface version."""
         groups: dict[str, list[Taught]] = {}
         for join in self._dirty.values():
-            assert join.drawn is not None  # only decisions get dirty
-            terms = self._terms[join.drawn.config]
+            drawn = join.drawn
+            assert drawn is not None  # only decisions get dirty
+            terms = self._terms.get(drawn.config) or self._terms_of(drawn.config)
             present, rewards, clipped = evidence(join, terms)
             if clipped:
                 applied.count(terms.surface, "clipped", clipped)
-            if (present, rewards) != (join.present, join.rewards):
-                groups.setdefault(join.drawn.config, []).append(
-                    (join.drawn, join.present, join.rewards, present, rewards)
-                )
+            if rewards != join.rewards or present != join.present:
+                taught = (drawn, join.present, join.rewards, present, rewards)
+                groups.setdefault(drawn.config, []).append(taught)
                 join.present, join.rewards = present, rewards
         self._dirty = {}
-        for config, taught in groups.items():
+        for config, group in groups.items():
             terms = self._terms[config]
-            changes = changes_of(terms, taught)
+            changes = changes_of(terms, group)
             applied.changes.append((terms, changes))
             moved = int(changes.present_after.sum() - changes.present_before.sum())
             for policy in terms.learners:
                 self.examples[policy.key] = self.examples.get(policy.key, 0) + moved
 
     def _waits(self, join: Join, terms: Terms) -> None:
-        assert join.drawn is not None  # only decisions wait for their horizon
         self._waiting[join.row] = None
-        heapq.heappush(self._waiting_dues, (join.drawn.at + terms.horizon, join.row, join.key))
-
-    def _expect(self, row: int, expires: float) -> None:
-        """Rows are given back a span at a time, when the last of the span has expired."""
-        spans = self._spans
-        if not spans or (row > spans[-1][0] and self.clock > spans[-1][2] + self._longest / SPANS):
-            spans.append((row, expires, self.clock))
-            return
-        i = len(spans) - 1 if row >= spans[-1][0] else bisect_right(spans, row, key=lambda span: span[0]) - 1
-        first, latest, opened = spans[i]
-        if expires > latest:
-            spans[i] = (first, expires, opened)
-
-    def _evict(self, clock: float) -> None:
-        while self._spans and self._spans[0][1] < clock:
-            self._spans.pop(0)
-            self._evicted = self._spans[0][0] if self._spans else self._next_row
-            self._index.evicted = self._evicted
+        heapq.heappush(self._waiting_dues, (join.at + terms.horizon, join.row, join.key))
 
     # -- configuration -----------------------------------------------------------------------------------------------
 
     def _find_terms(self, config: str) -> Terms | None:
-        compiled: Compiled | None = self._configs.get(config)
+        compiled = self._configs.get(config)
         if compiled is None and self._refresh is not None:
             self._refresh()
             compiled = self._configs.get(config)
@@ -502,15 +367,44 @@ class Joiner:
         return terms
 
 
-def _ascending(slots: tuple[int, ...]) -> bool:
-    return all(a < b for a, b in zip(slots, slots[1:], strict=False))
+def _take_back(join: Join, name: str) -> tuple[str, str, str]:
+    """(outcome, reason, detail): a retraction wins over all, and is remembered when it comes first."""
+    if join.heard.get(name) == ():
+        return "duplicate", "", ""
+    if name not in join.heard and len(join.heard) >= HEARD_EACH:
+        return "", "too_many", f"more than {HEARD_EACH} feedback ids"
+    join.heard[name] = ()
+    return "retracted", "", ""
 
 
-def _as_bytes(drawn: Drawn) -> Drawn:
-    """Vectors as float32 bytes, whoever produced them. Raises Corrupt('bad_vector')."""
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is refused as such
-        context, shown = floats(drawn.context).tobytes(), floats(drawn.shown).tobytes()
-    return msgspec.structs.replace(drawn, context=context, shown=shown)
+def _remember(record: Placed, join: Join, drawn: Drawn, terms: Terms, feedback: Feedback) -> tuple[str, str, str]:
+    """(outcome, reason, detail) of adding a version to what a decision heard."""
+    kind = feedback.kind
+    if kind not in terms.kinds:
+        return "", "unknown_kind", kind
+    positions = positions_of(drawn, feedback)
+    if positions is None:
+        return "", "bad_slot", f"slot {feedback.slot}, item {feedback.item}, slots {feedback.slots}"
+    version = Version(feedback.at, feedback.revision, kind, feedback.value, positions)
+    name = feedback.feedback_id or content_id(msgspec.Raw(record.value))
+    versions = join.heard.get(name)
+    if versions is None:
+        if len(join.heard) >= HEARD_EACH:
+            return "", "too_many", f"more than {HEARD_EACH} feedback ids"
+        join.heard[name] = (version,)
+        if kind == SHOWN:
+            return "shown", "", ""
+        return ("joined" if feedback.at <= drawn.at + terms.horizon else "after_horizon"), "", ""
+    if not versions or version in versions:  # taken back before it came, or told before
+        return "duplicate", "", ""
+    if len(versions) >= HEARD_EACH:
+        return "", "too_many", f"more than {HEARD_EACH} versions of {name}"
+    join.heard[name] = (*versions, version)
+    return "corrected", "", ""
+
+
+def _rising(slots: tuple[int, ...], most: int) -> bool:
+    return not slots or (slots[0] >= 0 and slots[-1] < most and all(a < b for a, b in pairwise(slots)))
 
 
 def _sound(vectors: bytes) -> bool:

@@ -15,14 +15,17 @@ import hashlib
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
+from policies.errors import Corrupt
 from policies.rewards import Heard
 from streaming.configuration import Compiled, CompiledPolicy
-from streaming.events import Feedback, Floats
+from streaming.events import VERSION, Feedback, Floats, floats
 
 SHOWN = "shown"
 WHOLE = -1
+REMEMBERED = 10_000  # rewards of a single feedback, some 3 MB for a surface version
 
 
 class Drawn(Struct, frozen=True, gc=False, tag_field="type", tag="decision", kw_only=True):
@@ -67,33 +70,75 @@ class Early(Struct, frozen=True, array_like=True, gc=False):
     value: bytes
 
 
-class Join(Struct, array_like=True):
+class Join(Struct):
     """One row. `heard`: feedback id → versions, empty once taken back. `present` and `rewards`: taught so far, b"" = nothing."""
 
     row: int
     key: str
-    drawn: Drawn | None
-    heard: dict[str, list[Version]] = {}
-    early: list[Early] = []
+    drawn: Drawn | None  # None: it has not come, or it has closed and is not read again
+    offset: int  # of the decision's record in the log, −1 where it has not come
+    at: float = 0.0  # of the decision
+    until: float = 0.0  # at + correctable: from then on nothing changes it
+    heard: dict[str, tuple[Version, ...]] = {}
+    early: tuple[Early, ...] = ()
     present: bytes = b""  # k bytes of 0 or 1
     rewards: bytes = b""  # float64 (k, o)
     due: bool = True  # False: `wait` surface, horizon not passed
 
-    def alive(self, clock: float, correctable: float) -> bool:
-        """Whether the row still answers for its id: twice `correctable`, so that what is too late is told from what is early."""
-        return self.drawn is None or self.drawn.at + 2.0 * correctable >= clock
+    def answers(self, clock: float) -> bool:
+        """Whether the row speaks for its id: twice `correctable`, so that what is too late is told from what is early."""
+        return 2.0 * self.until - self.at >= clock if self.offset >= 0 else bool(self.early)
 
 
+Stored = tuple[str, int, float, float, dict[str, tuple[Version, ...]], tuple[Early, ...], bytes, bytes, bool]
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Join).decode
+_decode = msgspec.msgpack.Decoder(Stored).decode
+_event = msgspec.json.Decoder(Drawn | Feedback).decode
 
 
 def pack(join: Join) -> bytes:
-    return _encode(join)
+    """A row without its decision, which the log has."""
+    stored: Stored = (
+        join.key,
+        join.offset,
+        join.at,
+        join.until,
+        join.heard,
+        join.early,
+        join.present,
+        join.rewards,
+        join.due,
+    )
+    return _encode(stored)
 
 
-def unpack(data: bytes) -> Join:
-    return _decode(data)
+def unpack(row: int, data: bytes) -> Join:
+    """A row; its decision is still to be read from the log."""
+    key, offset, *rest = _decode(data)
+    return Join(row, key, None, offset, *rest)
+
+
+def read_event(value: bytes) -> Drawn | Feedback:
+    """What a record says, vectors as bytes. Raises Corrupt('undecodable' | 'version' | 'bad_vector')."""
+    try:
+        event: Drawn | Feedback = _event(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Corrupt("undecodable", str(error)) from None
+    if event.v != VERSION:
+        raise Corrupt("version", f"v {event.v}, this build reads {VERSION}")
+    if type(event) is Drawn and not (isinstance(event.context, bytes) and isinstance(event.shown, bytes)):
+        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is refused as such
+            context, shown = floats(event.context).tobytes(), floats(event.shown).tobytes()
+        return msgspec.structs.replace(event, context=context, shown=shown)
+    return event
+
+
+def read_drawn(value: bytes) -> Drawn:
+    """The decision in a record that was joined before. Raises Corrupt."""
+    event = read_event(value)
+    if not isinstance(event, Drawn):
+        raise Corrupt("join_missing", "the log has feedback where a decision was joined")
+    return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +148,7 @@ class Terms:
     compiled: Compiled
     surface: str
     slots: int
+    natural: tuple[int, ...]  # slots of a slate without gaps
     horizon: float
     correctable: float
     kinds: frozenset[str]
@@ -112,8 +158,7 @@ class Terms:
     wait: bool
     learn_pins: bool
     learners: tuple[CompiledPolicy, ...]  # every learning policy of the version learns from every decision of it
-    silence: dict[int, bytes] = field(default_factory=dict)  # k → rewards of silence
-    everywhere: dict[int, bytes] = field(default_factory=dict)  # k → all present
+    single: dict[tuple[int, int, str, float], tuple[bytes, int]] = field(default_factory=dict)  # see `_rewards`
 
     @classmethod
     def of(cls, compiled: Compiled) -> "Terms":
@@ -122,6 +167,7 @@ class Terms:
             compiled=compiled,
             surface=surface.surface,
             slots=surface.slots,
+            natural=tuple(range(surface.slots)),
             horizon=surface.horizon_seconds,
             correctable=surface.correctable_seconds,
             kinds=surface.feedback_kinds,
@@ -139,7 +185,7 @@ def content_order(version: Version) -> tuple[float, int, bytes]:
     return version.at, version.revision, hashlib.blake2b(_encode(version), digest_size=16).digest()
 
 
-def in_force(versions: list[Version], until: float) -> Version | None:
+def in_force(versions: tuple[Version, ...], until: float) -> Version | None:
     """The version of one feedback id that counts; None once taken back."""
     if len(versions) < 2:
         return versions[0] if versions else None
@@ -153,29 +199,45 @@ def evidence(join: Join, terms: Terms) -> tuple[bytes, bytes, int]:
     k = len(drawn.slate)
     if not join.due or not k:
         return b"", b"", 0
-    if not join.heard and not drawn.defer and (terms.learn_pins or not drawn.pinned):
-        return terms.everywhere.get(k) or _everywhere(terms, k), terms.silence.get(k) or _silence(terms, k), 0
     until = drawn.at + terms.horizon
     force = [(v.at, name, v) for name, versions in join.heard.items() if (v := in_force(versions, until)) is not None]
     if len(force) > 1:
-        force.sort(key=lambda entry: entry[:2])
-    present = presence(drawn, terms, [version for _, _, version in force])
+        force.sort(key=_said)
+    named = drawn.defer or bool(drawn.pinned)
+    heard = []
+    for at, _, version in force:
+        if version.kind == SHOWN:
+            named = True
+        elif at <= until:
+            positions = version.positions
+            heard.append(Heard(positions[0] if positions else WHOLE, version.kind, version.value, at))
+    present = presence(drawn, terms, [version for _, _, version in force]) if named else b"\1" * k
     if not any(present):
         return b"", b"", 0
-    heard = [
-        Heard(v.positions[0] if v.positions else WHOLE, v.kind, v.value, v.at)
-        for _, _, v in force
-        if v.kind != SHOWN and v.at <= until
-    ]
-    if not heard:
-        rewards, clipped = terms.silence.get(k) or _silence(terms, k), 0
-    else:
-        values, clipped = terms.compiled.rewards(k, heard)
-        rewards = values.tobytes()
+    rewards, clipped = _rewards(terms, k, heard)
     if not all(present):
         width, zero = 8 * terms.objectives, bytes(8 * terms.objectives)
         rewards = b"".join(rewards[i * width : (i + 1) * width] if on else zero for i, on in enumerate(present))
     return bytes(present), rewards, clipped
+
+
+def _said(entry: tuple[float, str, Version]) -> tuple[float, str]:
+    return entry[0], entry[1]
+
+
+def _rewards(terms: Terms, k: int, heard: list[Heard]) -> tuple[bytes, int]:
+    """The rule's answer; for silence and a single feedback, which most decisions have, it is remembered."""
+    if len(heard) > 1:
+        values, clipped = terms.compiled.rewards(k, heard)
+        return values.tobytes(), clipped
+    name = (k, *heard[0][:3]) if heard else (k, WHOLE, "", 0.0)
+    known = terms.single.get(name)
+    if known is None:
+        values, clipped = terms.compiled.rewards(k, heard)
+        if len(terms.single) >= REMEMBERED:
+            terms.single.clear()
+        known = terms.single[name] = values.tobytes(), clipped
+    return known
 
 
 def presence(drawn: Drawn, terms: Terms, force: list[Version]) -> bytearray:
@@ -211,11 +273,3 @@ def positions_of(drawn: Drawn, feedback: Feedback) -> tuple[int, ...] | None:
     if feedback.item is not None:
         return (drawn.slate.index(feedback.item),) if feedback.item in drawn.slate else None
     return ()
-
-
-def _everywhere(terms: Terms, k: int) -> bytes:
-    return terms.everywhere.setdefault(k, b"\1" * k)
-
-
-def _silence(terms: Terms, k: int) -> bytes:
-    return terms.silence.setdefault(k, terms.compiled.rewards(k, [])[0].tobytes())

@@ -10,6 +10,7 @@ known here any more keeps its committed sums without being able to add to them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from policies.types import Arrays
 from streaming.configuration import Configs
 from streaming.join import Applied, Joiner
 from streaming.ports import Checkpoints, Commit, DeadLetters, Log
+from streaming.rows import Rows
 
 FRESH_EACH = 32  # acceptance times reported for a policy and step: enough for a percentile
 
@@ -129,13 +131,8 @@ class Shard:
             if loaded.epoch > self._epoch:
                 message = f"partition {self._partition} belongs to epoch {loaded.epoch}, this is {self._epoch}"
                 raise Rejected(message, code="fenced", status=409)
-            joiner = Joiner(
-                self._partition,
-                self._configs,
-                self._checkpoints.join,
-                refresh=self._refresh,
-                hot_limit=self._hot_limit,
-            )
+            rows = Rows(self._checkpoints.join, partial(self._log.read, self._partition), self._hot_limit)
+            joiner = Joiner(self._partition, self._configs, rows, self._refresh)
             joiner.restore(loaded)
             self._learners, self._resting = {}, dict(loaded.statistics)
             self._offset, self._joiner = loaded.offset, joiner

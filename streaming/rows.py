@@ -1,0 +1,143 @@
+"""Which join answers for an id, wherever it is: in memory while it is hot, else in the checkpoint and the log.
+
+A row of the checkpoint holds what the log does not: what was heard and what was taught, some 150 bytes. The decision
+itself is read again from the log, at its offset, when feedback comes for a row that has gone cold; so the log's retention
+has to cover `correctable`, as recovery needs anyway (`semantics.md` 13).
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.errors import Corrupt
+from streaming.index import Index, id_hash
+from streaming.joined import Drawn, Join, pack, read_drawn, unpack
+from streaming.ports import Loaded, Record
+
+SPANS = 64  # rows are given back in this many steps of the longest `correctable`
+GAP = 16  # records read in vain rather than asking the log once more
+
+
+class Span(NamedTuple):
+    """Rows from `first` to the next span's: given back together once the clock passes `expires`."""
+
+    first: int
+    expires: float
+    opened: float
+
+
+class Rows:
+    """One partition's joins. `fetch` reads a committed row, `read` records of the partition from an offset."""
+
+    def __init__(
+        self,
+        fetch: Callable[[int], bytes | None],
+        read: Callable[[int, int], Sequence[Record]],
+        hot_limit: int,
+    ) -> None:
+        self._fetch, self._read, self._hot_limit = fetch, read, hot_limit
+        self.hot: dict[str, Join] = {}  # least recently touched first
+        self.changed: dict[int, Join] = {}  # since the last commit
+        self.spans: list[Span] = []
+        self.next_row = self._committed_row = self.evicted = 0
+        self._index = Index()
+        self._hashes: dict[str, int] = {}  # of ids asked for in this batch
+        self._new: list[int] = []  # hashes of rows opened since the last commit
+
+    def restore(self, loaded: Loaded, spans: Sequence[Span]) -> None:
+        self.next_row = self._committed_row = loaded.next_row
+        self.evicted = self._index.evicted = loaded.evicted
+        self.spans = list(spans)
+        self._index.load(loaded.ids)
+
+    def recall(self, keys: Sequence[str], clock: float) -> None:
+        """Bring the rows of ids into memory; with their decisions, unless they had closed by `clock`."""
+        hot = self.hot
+        missing = [key for key in dict.fromkeys(keys) if key not in hot]
+        hashes = [id_hash(key) for key in missing]
+        self._hashes = dict(zip(missing, hashes, strict=True))
+        found = [(key, row) for key, rows in zip(missing, self._index.find(hashes), strict=True) for row in rows]
+        if found:
+            for (key, _), join in zip(found, self.load([row for _, row in found], clock), strict=True):
+                if join.key == key:  # else another id of the same hash
+                    hot[key] = join  # rows ascend: the newest of an id stays
+
+    def load(self, rows: Sequence[int], clock: float = 0.0) -> list[Join]:
+        """Committed rows as they stand. Raises Corrupt('join_missing')."""
+        joins = []
+        for row in rows:
+            data = self._fetch(row)
+            if data is None:
+                raise Corrupt("join_missing", f"row {row}")
+            joins.append(unpack(row, data))
+        self._redraw([join for join in joins if join.offset >= 0 and join.until >= clock])
+        return joins
+
+    def by_row(self, row: int, key: str) -> Join:
+        """A row that is due, wherever it is."""
+        join = self.hot.get(key)
+        if join is None or join.row != row:
+            join = self.changed.get(row) or self.load([row])[0]
+            self.hot.setdefault(key, join)
+        elif join.drawn is None:
+            self._redraw([join] if join.offset >= 0 else [])  # it had closed when it was recalled
+        return join
+
+    def open(self, key: str, drawn: Drawn | None, offset: int) -> Join:
+        """A new row."""
+        row = self.next_row
+        join = Join(row, key, drawn, offset)
+        hashed = self._hashes.get(key) or id_hash(key)
+        self._index.add(hashed, row)
+        self._new.append(hashed)
+        self.next_row = row + 1
+        if key in self.hot:
+            del self.hot[key]  # an expired row of the same id loses its place
+        self.hot[key] = self.changed[row] = join
+        return join
+
+    def expect(self, row: int, expires: float, clock: float, longest: float) -> None:
+        """A row is needed until `expires`; `longest` sets how much time a span covers."""
+        spans = self.spans
+        if not spans or (row > spans[-1].first and clock > spans[-1].opened + longest / SPANS):
+            spans.append(Span(row, expires, clock))
+            return
+        i = len(spans) - 1 if row >= spans[-1].first else bisect_right(spans, row, key=lambda span: span.first) - 1
+        if expires > spans[i].expires:
+            spans[i] = spans[i]._replace(expires=expires)
+
+    def evict(self, clock: float) -> bool:
+        """Give back the spans that have expired; whether there were any."""
+        before = self.evicted
+        while self.spans and self.spans[0].expires < clock:
+            self.spans.pop(0)
+            self.evicted = self._index.evicted = self.spans[0].first if self.spans else self.next_row
+        return self.evicted > before
+
+    def pieces(self) -> tuple[list[tuple[int, bytes]], tuple[int, bytes] | None]:
+        """(changed rows, ids of new rows) since the last commit."""
+        joins = [(row, pack(join)) for row, join in sorted(self.changed.items())]
+        return joins, (self._committed_row, np.array(self._new, "<u8").tobytes()) if self._new else None
+
+    def committed(self) -> None:
+        """What `pieces` said is durable, so cold rows may go."""
+        self.changed, self._new, self._hashes, self._committed_row = {}, [], {}, self.next_row
+        hot, excess = self.hot, len(self.hot) - self._hot_limit
+        for key in [key for _, key in zip(range(excess), hot, strict=False)]:
+            del hot[key]
+
+    def _redraw(self, joins: list[Join]) -> None:
+        """Read decisions again, neighbours in the log in one go."""
+        joins = sorted(joins, key=lambda join: join.offset)
+        start = 0
+        for end in range(1, len(joins) + 1):
+            if end == len(joins) or joins[end].offset - joins[end - 1].offset > GAP:
+                first, last = joins[start].offset, joins[end - 1].offset
+                records = {record.offset: record for record in self._read(first, last - first + 1)}
+                for join in joins[start:end]:
+                    if join.offset not in records:
+                        raise Corrupt("join_missing", f"decision {join.key} at offset {join.offset}")
+                    join.drawn = read_drawn(records[join.offset].value)
+                start = end
