@@ -18,7 +18,8 @@ from policies.slate import draw, uniforms
 from policies.types import DrawSettings
 from services.client import Decision as Answer
 from services.client import Slatewise, reward
-from services.learning.shards import open_shards, take_epoch
+from services.epochs import take_epoch
+from services.learning.shards import open_shards
 from services.settings import Settings
 from services.wiring import open_log, open_state
 from streaming.configuration import Configs, from_json, publish_surface

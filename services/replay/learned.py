@@ -19,7 +19,8 @@ from policies.errors import Unavailable
 from policies.features import Encoder
 from policies.ridge import columns
 from policies.types import F64, Arrays
-from services.learning.shards import open_shards, take_epoch
+from services.epochs import take_epoch
+from services.learning.shards import open_shards
 from services.replay.logged import Logged, records, shifted
 from services.settings import Settings
 from services.wiring import open_dead_letters, open_log, open_state
