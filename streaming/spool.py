@@ -122,13 +122,18 @@ class Spool:
             self._appended += 1
 
     def sync(self) -> None:
-        """Every record appended before the call is on the disk. Threads that wait share one flush. Raises Unavailable."""
+        """Every record appended before the call is on the disk. Threads that wait share one flush. Raises Unavailable.
+
+        Also looks what the forwarder has deleted, so call it now and then even when nothing was appended.
+        """
         wanted = self._appended
         with self._flushing:
             if self._lost[0] < wanted <= self._lost[1]:
                 raise Unavailable(f"spool {self._folder}: the disk refused")
             if wanted > self._flushed:
                 self._flush()
+            with self._lock:
+                self._count()
 
     def close(self) -> None:
         """Flush and let the next process have it."""
@@ -157,8 +162,6 @@ class Spool:
             for old in retired:
                 os.close(old)
         self._flushed = appended
-        with self._lock:
-            self._count()
 
     def _count(self) -> None:
         """The forwarder deletes segments from another process: look again."""

@@ -20,11 +20,16 @@ from policies.errors import Corrupt, Unavailable
 # unixepoch('subsec') needs SQLite 3.42; this is the same clock, which counts whole milliseconds.
 NOW_SECONDS = "round((julianday('now') - 2440587.5) * 86400000) / 1000"
 
+_OPENING_SECONDS = 30.0  # several processes may make a file at the same moment
 _ATTEMPTS, _PAUSE_SECONDS = 250, 0.02
 
 
 class SqliteFile:
-    """A connection with its lock. `synchronous` FULL: a commit is on the disk; NORMAL: it survives the process only."""
+    """A connection with its lock.
+
+    synchronous   FULL: a commit is on the disk; NORMAL: it survives the process, not the power
+    wait_seconds  for another process's transaction, before Unavailable is raised
+    """
 
     def __init__(
         self,
@@ -34,14 +39,14 @@ class SqliteFile:
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         page_bytes: int = 4096,
         wal_bytes: int = 4 << 20,
-        wait_seconds: float = 30.0,
+        wait_seconds: float = _OPENING_SECONDS,
     ) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()
         with _named(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
-                self.path, timeout=wait_seconds, isolation_level=None, check_same_thread=False, cached_statements=256
+                self.path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._db.execute(f"PRAGMA page_size={page_bytes}")  # acts on a new file only
             weakref.finalize(self, self._db.close)  # a file nobody holds any more is closed without a warning
@@ -51,6 +56,7 @@ class SqliteFile:
         with self.write() as db:
             for statement in schema.split(";"):  # executescript would commit the transaction we are in
                 db.execute(statement)
+        self._db.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
 
     def _write_ahead(self) -> None:
         """Switching a new file to the write-ahead log does not wait for another process doing the same: try again."""
