@@ -290,6 +290,7 @@ class Encoder:
     """Encodes contexts (c,) and items (n, d) of one feature spec, which configuration has checked.
 
     schema         16 hex digits: equal exactly when the columns and crosses, and so every encoded value, are
+    item_columns   feature → its columns of an item, as a slice
     cross          (column of the context, column of the item), one pair a cross column: the product is the model's to form
     Cost is linear in the values given. The four calls agree bit for bit.
     """
@@ -299,6 +300,7 @@ class Encoder:
         self._context, self._items = _Side(spec.context), _Side(spec.items)
         self.context_names, self.item_names = self._context.names, self._items.names
         self.context_size, self.item_size = self._context.size, self._items.size
+        self.item_columns = {n: slice(p.place, p.place + len(p.names)) for n, p in self._items.parts.items()}
         pairs = [
             (left.place + i, right.place + j)
             for one, other in sorted(spec.cross)

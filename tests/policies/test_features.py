@@ -48,7 +48,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 def part(row: np.ndarray, name: str) -> list[float]:
     """The columns of one feature."""
-    return [float(x) for x, column in zip(row, NAMES, strict=True) if column[: len(name)] == name]
+    return [float(x) for x in row[ENCODER.item_columns[name]]]
 
 
 def test_the_columns_are_named_after_what_they_mean() -> None:
@@ -62,6 +62,13 @@ def test_the_columns_are_named_after_what_they_mean() -> None:
     assert expected == NAMES
     assert ENCODER.context_names == ("device=ios", "device=web", "device!unseen", "hour:0.0..24.0")
     assert (ENCODER.context_size, ENCODER.item_size) == (4, 9)
+    assert [NAMES[columns] for columns in ENCODER.item_columns.values()] == [
+        NAMES[:1],
+        NAMES[1:4],
+        NAMES[4:5],
+        NAMES[5:8],
+        NAMES[8:],
+    ]
 
 
 @every_way
@@ -227,6 +234,13 @@ def test_a_number_of_any_range_stays_within_one(one: float, other: float, value:
     row = encoder.item({"x": value})
     assert np.abs(row).max() <= 1.0
     assert row.tobytes() == encoder.rows([{"x": value}], "$").tobytes()
+
+
+def test_the_widest_range_does_not_overflow() -> None:
+    encoder = Encoder(FeatureSpec(items={"x": Number(-1.7e308, 1.7e308)}))
+    values = [-1.7e308, -0.85e308, 0.0, 0.85e308, 1.7e308]
+    assert [float(encoder.item({"x": value})[0]) for value in values] == [-1, -0.5, 0, 0.5, 1]
+    assert encoder.columns({"x": values}, 5, "$")[:, 0].tolist() == [-1, -0.5, 0, 0.5, 1]
 
 
 def test_crosses_are_products_of_the_named_columns() -> None:

@@ -84,6 +84,12 @@ def test_first_and_last_follow_the_time_and_ties_the_value() -> None:
         assert reward(Objective("play", "last"), order) == 2
 
 
+@pytest.mark.parametrize("values", [[1e11, 0.1, -1e11], [1e11, -1e11, 0.1], [0.1, 1e11, -1e11]])
+def test_sums_are_exact_in_every_order(values: list[float]) -> None:
+    assert reward(Objective("play"), heard(*values)) == 0.1
+    assert reward(Objective("play", "mean"), heard(*values)) == 0.1 / 3
+
+
 @pytest.mark.parametrize(
     ("values", "expected", "count"),
     [([70], 60, 1), ([40, 30], 60, 1), ([-5], 0, 1), ([60], 60, 0), ([0], 0, 0), ([80, -30], 50, 0)],
