@@ -11,6 +11,8 @@ from types import FrameType
 PARENT = "SLATEWISE_PARENT"  # pid of the supervisor, set for the processes it starts
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
+_tell: list[int] = []  # pipes to the threads that wait for a signal
+
 
 def follow_parent() -> None:
     """Ask for SIGTERM when the supervisor that started this process dies, even by kill -9 (Linux; elsewhere a poll).
@@ -29,7 +31,7 @@ def follow_parent() -> None:
 
 
 def stopping() -> threading.Event:
-    """An event that SIGTERM and SIGINT set. Call in the main thread.
+    """An event that SIGTERM and SIGINT set. Call in the main thread; `listen_again` after a library took the signals.
 
     The handler only writes a byte, and a thread sets the event: a handler that sets it itself runs inside the main
     thread's `wait`, and finds the event's lock held by the very thread it has interrupted.
@@ -38,18 +40,26 @@ def stopping() -> threading.Event:
     told, tell = os.pipe()
     os.set_blocking(tell, False)
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # full of signals already
-            os.write(tell, b"s")
-
     def listen() -> None:
         os.read(told, 1)
         stop.set()
 
     threading.Thread(target=listen, name="signals", daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+    _tell.append(tell)
+    listen_again()
     return stop
+
+
+def listen_again() -> None:
+    """Have SIGTERM and SIGINT reach the events of `stopping` again."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _handle)
+
+
+def _handle(_number: int, _frame: FrameType | None) -> None:
+    for tell in _tell:
+        with contextlib.suppress(BlockingIOError):  # full of signals already
+            os.write(tell, b"s")
 
 
 def _watch(parent: int) -> None:

@@ -11,13 +11,13 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from policies.errors import Rejected, Unavailable
+from policies.errors import Unavailable
 from services.epochs import take_epoch
 from services.learning.inline import InlineShards
 from services.learning.shards import Engine, open_shards
-from services.lifetime import stopping
+from services.lifetime import listen_again, stopping
 from services.releases import holds
 from services.settings import Settings
 from services.telemetry import Telemetry, share
@@ -148,8 +148,43 @@ def _current(configs: Configs) -> list[Compiled]:
     return [compiled for compiled in found if compiled is not None]
 
 
+class Later:
+    """An engine that takes seconds to start, built in a thread that then stays: what it started may end with its thread."""
+
+    def __init__(self, build: Callable[[], Engine]) -> None:
+        self._build = build
+        self._done, self._over = threading.Event(), threading.Event()
+        self._engine: Engine | None = None
+        self._error: Exception | None = None
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    def take(self) -> Engine | None:
+        """The engine, once, when it is there. Raises what building it raised."""
+        if not self._done.is_set():
+            return None
+        if self._error is not None:
+            raise self._error
+        engine, self._engine = self._engine, None
+        return engine
+
+    def forget(self) -> None:
+        """Give up: `take` has nothing from now on."""
+        self._error = None
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        try:
+            self._engine = self._build()
+        except Exception as error:  # noqa: BLE001 - handed to `take`, in the thread that decides what it means
+            self._error = error
+        self._done.set()
+        self._over.wait()
+
+
 def run(settings: Settings) -> None:
-    """Learn until SIGTERM."""
+    """Learn until SIGTERM: inline at once, on Ray as soon as it is up."""
     stop = stopping()
     share(settings.metrics_path)
     state, configs = open_state(settings), Configs()
@@ -158,37 +193,49 @@ def run(settings: Settings) -> None:
     learning = Learning(state, configs, publisher, Telemetry(), settings.publish_ms / 1000)
     learning.follow()
     learning.begin([])
-    engine = _engine(settings, state, configs, epoch)
+    partitions = open_log(settings).partitions
+    engine: Engine = InlineShards(open_shards(settings, state, configs, epoch, range(partitions)))
+    later = Later(lambda: _on_ray(settings, partitions, epoch)) if settings.ray != "inline" else None
     try:
         learning.begin(engine.statistics())
-        serve(learning, engine, stop)
+        while not stop.is_set():
+            found = _taken(later, settings) if later is not None else None
+            if found is not None:
+                engine.close()
+                engine = found
+                listen_again()  # Ray takes the signals for itself
+            _turn(learning, engine, stop)
+        learning.finish(engine)
+        log.info("stopped", extra={"epoch": epoch})
     finally:
         engine.close()
+        if later is not None:
+            later.end()
 
 
-def serve(learning: Learning, engine: Engine, stop: threading.Event) -> None:
-    """Turn until `stop`; when a store is away, wait for it: everything uncommitted is read again."""
-    while not stop.is_set():
-        try:
-            if learning.turn(engine) == 0:
-                stop.wait(IDLE_SECONDS)
-        except Unavailable as error:
-            log.warning("away", extra={"error": str(error)})
-            stop.wait(AWAY_SECONDS)
-    learning.finish(engine)
+def _turn(learning: Learning, engine: Engine, stop: threading.Event) -> None:
+    """One turn; when a store is away, wait for it: everything uncommitted is read again."""
+    try:
+        if learning.turn(engine) == 0:
+            stop.wait(IDLE_SECONDS)
+    except Unavailable as error:
+        log.warning("away", extra={"error": str(error)})
+        stop.wait(AWAY_SECONDS)
 
 
-def _engine(settings: Settings, state: State, configs: Configs, epoch: int) -> Engine:
-    partitions = open_log(settings).partitions
-    if settings.ray != "inline":
-        try:
-            from services.learning.rays import RayShards  # the only file that needs Ray, and not everyone has it
+def _on_ray(settings: Settings, partitions: int, epoch: int) -> Engine:
+    from services.learning.rays import RayShards  # the only file that needs Ray, and not everyone has it
 
-            return RayShards(settings, partitions, epoch)
-        except ImportError as error:
-            if settings.ray != "auto":
-                raise Rejected(
-                    f"Ray is not installed ({error}): pip install 'slatewise[learning]'", at="SLATEWISE_RAY"
-                ) from None
-            log.warning("inline", extra={"why": f"Ray is not installed ({error})"})
-    return InlineShards(open_shards(settings, state, configs, epoch, list(range(partitions))))
+    return RayShards(settings, partitions, epoch)
+
+
+def _taken(later: Later, settings: Settings) -> Engine | None:
+    """The engine on Ray when it is up. Where nobody asked for Ray by name, learning goes on without it."""
+    try:
+        return later.take()
+    except Exception as error:
+        if settings.ray != "auto":
+            raise
+        log.warning("inline", extra={"why": f"no Ray: {error}"})
+        later.forget()
+        return None

@@ -61,7 +61,10 @@ class ShardGroup:
 
 
 class RayShards:
-    """Drives the actors from the learning service. Raises RuntimeError or ray's errors when Ray cannot start."""
+    """Drives the actors from the learning service. They touch no partition before the first `step`.
+
+    Made in a thread that outlives it: Linux ends Ray's processes with the thread that started them.
+    """
 
     def __init__(self, settings: Settings, partitions: int, epoch: int) -> None:
         self._settings, self._epoch = settings, epoch
@@ -71,9 +74,11 @@ class RayShards:
         self._actors = [self._seat(seat) for seat in range(count)]
         pids = ray.get([actor.ready.remote() for actor in self._actors], timeout=CALL_SECONDS)
         log.info("ray", extra={"actors": count, "pids": pids, "epoch": epoch})
-        self._pulls: dict[Any, int] = {actor.pull.remote(): seat for seat, actor in enumerate(self._actors)}
+        self._pulls: dict[Any, int] = {}
 
     def step(self) -> list[StepReport]:
+        for seat in set(range(len(self._actors))) - set(self._pulls.values()):
+            self._pulls[self._actors[seat].pull.remote()] = seat
         done, _ = ray.wait(list(self._pulls), num_returns=1, timeout=PULL_SECONDS)
         reports: list[StepReport] = []
         for pull in done:
@@ -83,7 +88,6 @@ class RayShards:
             except ray.exceptions.RayActorError as error:  # its process died: the checkpoint has all it committed
                 log.warning("actor died", extra={"seat": seat, "error": str(error)})
                 self._actors[seat] = self._seat(seat)
-            self._pulls[self._actors[seat].pull.remote()] = seat
         return reports
 
     def statistics(self) -> list[Statistics]:
@@ -117,7 +121,6 @@ class RayShards:
 def start_ray(settings: Settings) -> None:
     """A local Ray on loopback without dashboard and without usage reports, or the cluster of `ray://host:port`."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     if settings.ray.startswith("ray://"):
         ray.init(address=settings.ray, namespace=NAMESPACE, log_to_driver=False)
         return
