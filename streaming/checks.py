@@ -12,7 +12,8 @@ from policies.features import Encoder
 from policies.registry import ALGORITHMS
 from policies.rewards import LIMIT
 from policies.surface import Category, Feature, Number, Objective, PolicySpec, Surface, Vector, seconds
-from streaming.documents import DURATION, Path, unknown
+from streaming.documents import Path
+from streaming.fitting import DURATION, unknown
 
 RESERVED = ("given_order", "popular", "uniform")  # policies every surface has, so that any can be its fallback
 NAME = re.compile(r"\w[\w.-]{0,63}")  # no slash: names become keys of learners, pointers and label values

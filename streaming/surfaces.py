@@ -16,7 +16,8 @@ from policies.errors import Rejected
 from policies.registry import ALGORITHMS, algorithm
 from policies.surface import PolicySpec, Surface
 from streaming import checks, documents
-from streaming.documents import ConfigInvalid, Document, Fit, Mistake, Path
+from streaming.documents import ConfigInvalid, Document, Mistake, Path
+from streaming.fitting import Fit, got, unknown
 
 _POLICY_KEYS = [field.encode_name for field in msgspec.structs.fields(PolicySpec)]
 
@@ -27,13 +28,16 @@ def parse(text: str, file: str) -> list[Surface]:
 
 
 def load_folder(folder: FilePath) -> list[Surface]:
-    """Every surface of a folder's *.yaml and *.yml files, hidden ones left out. Raises ConfigInvalid with all mistakes."""
-    if not folder.is_dir():
+    """Every surface of one file, or of a folder's visible *.yaml and *.yml files. Raises ConfigInvalid with all mistakes."""
+    if not folder.exists():
         raise ConfigInvalid([Mistake(str(folder), 1, "document", "no such folder", "a folder of *.yaml files")])
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
     surfaces: list[Surface] = []
     places: dict[str, str] = {}
     mistakes: list[Mistake] = []
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml") and path.name[0] != "."):
+    for file in files:
+        if file != folder and (file.suffix not in (".yaml", ".yml") or file.name[0] == "."):
+            continue
         try:
             found = _read(file.read_text(encoding="utf-8"), str(file))
         except UnicodeDecodeError as error:
@@ -92,7 +96,7 @@ def _surface(document: Document) -> Surface | None:
     """The canonical surface of a document; every mistake is said to the document."""
     if not isinstance(document.value, dict):
         if not document.mistakes:
-            document.say((), f"expected a mapping, got {documents.got(document.value)}", "a surface document")
+            document.say((), f"expected a mapping, got {got(document.value)}", "a surface document")
         return None
     fit = Fit(document)
     value = dict(document.value)
@@ -135,7 +139,7 @@ def _policy(raw: Any, name: str, fit: Fit) -> Any:
     options: dict[str, Any] = {}
     for here, given in ((path, flat), ((*path, "options"), nested)):
         for key in given.keys() - set(known):
-            hint, expected = documents.unknown(key, [*_POLICY_KEYS[:-1], *known])
+            hint, expected = unknown(key, [*_POLICY_KEYS[:-1], *known])
             fit.document.say((*here, key), f"unknown key{hint}", expected)
         options |= fit.struct({key: value for key, value in given.items() if key in known}, shape, here)
     return {**own, "options": options}

@@ -489,6 +489,7 @@ def test_a_folder_is_read_in_order_and_every_file_told(tmp_path: Path) -> None:
     (tmp_path / ".hidden.yaml").write_text("not: read\n")
     (tmp_path / "notes.txt").write_text("not: read\n")
     assert [one.surface for one in load_folder(tmp_path)] == ["a", "c", "b"]
+    assert [one.surface for one in load_folder(tmp_path / "a.yaml")] == ["a", "c"]
     (tmp_path / "d.yaml").write_text("surface: a\n")
     (tmp_path / "e.yaml").write_text("slots: 1\n")
     (tmp_path / "f.yaml").write_bytes(b"surface: \xff\n")
