@@ -19,8 +19,6 @@ column's name carries all that gives it its meaning (a number's range, for one):
 to another by name.
 """
 
-import math
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -28,168 +26,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from policies.columns import Columns, NumberBlock, NumberColumn, WrongValueError, columns_of
 from policies.errors import Rejected
-from policies.surface import Bool, Category, Feature, FeatureSpec, Number, Vector, content_hash
+from policies.surface import Feature, FeatureSpec, Vector, content_hash
 from policies.types import F32, I64, Features, Value
 
 FORMAT = 1  # raised when the encoding of an unchanged spec changes: part of every schema hash
-
-
-class _WrongValueError(Exception):
-    """A value that its feature refuses; the caller knows the path."""
-
-
-def _expected(what: str, value: object) -> _WrongValueError:
-    return _WrongValueError(f"Expected {what}, got {'null' if value is None else type(value).__name__}")
-
-
-class _Number:
-    kind: Any = float
-
-    def __init__(self, name: str, feature: Number, place: int) -> None:
-        low, high = float(feature.min), float(feature.max)
-        self.names: tuple[str, ...] = (f"{name}:{low!r}..{high!r}",)
-        self.place = place
-        self.middle, self.half = low / 2 + high / 2, high / 2 - low / 2  # halves first: the span may overflow
-
-    def write(self, row: list[float], value: Value) -> None:
-        if type(value) is not float and type(value) is not int:
-            if value is None:
-                return
-            if not isinstance(value, float):  # subclasses of float are welcome, bool is one of int and is not
-                raise _expected("number", value)
-        try:
-            scaled = (value - self.middle) / self.half
-        except OverflowError:  # an int beyond every float
-            scaled = math.inf if value > 0 else -math.inf
-        else:
-            if -1.0 <= scaled <= 1.0:
-                row[self.place] = scaled
-                return
-            if not math.isfinite(value):
-                raise _WrongValueError(f"Expected a finite number, got {value}")
-        row[self.place] = 1.0 if scaled > 0 else -1.0
-
-
-class _Numbers:
-    """All number features of a side at once: packing by `struct` is the fastest way from lists into an array."""
-
-    def __init__(self, parts: Sequence[_Number]) -> None:
-        self.places = [part.place for part in parts]
-        self.fillers = [part.middle for part in parts]  # what stands for a missing value scales to exactly 0
-        self.middle = np.array(self.fillers)[:, None]
-        self.half = np.array([part.half for part in parts])[:, None]
-
-    def fill(self, out: F32, columns: Sequence[Sequence[Any] | None]) -> bool:
-        n = len(out)
-        pack = struct.Struct(f"{n}d").pack
-        packed = []
-        for filler, column in zip(self.fillers, columns, strict=True):
-            try:
-                packed.append(pack(*(column or [filler] * n)))
-            except struct.error:  # a null among the numbers
-                packed.append(pack(*[filler if value is None else value for value in column or []]))
-        raw = np.frombuffer(b"".join(packed)).reshape(-1, n)
-        if not np.isfinite(raw).all():
-            return False
-        with np.errstate(over="ignore"):  # far outside the range: clipped in the same breath
-            out[:, self.places] = ((raw - self.middle) / self.half).clip(-1.0, 1.0).T
-        return True
-
-
-class _Category:
-    kind: Any = str
-
-    def __init__(self, name: str, feature: Category, place: int) -> None:
-        values = sorted(feature.values)
-        self.names: tuple[str, ...] = (*(f"{name}={value}" for value in values), f"{name}!unseen")
-        self.place = place
-        self.codes: dict[Value, int] = {value: i for i, value in enumerate(values)}
-        self.unseen = len(values)
-        self.eye: F32 = np.vstack([np.eye(len(self.names)), np.zeros(len(self.names))]).astype(np.float32)
-
-    def write(self, row: list[float], value: Value) -> None:
-        if isinstance(value, str):
-            row[self.place + self.codes.get(value, self.unseen)] = 1.0
-        elif value is not None:
-            raise _expected("text", value)
-
-    def fill(self, out: F32, values: Sequence[Any]) -> bool:
-        code, unseen, missing = self.codes.get, self.unseen, len(self.names)
-        codes = [missing if value is None else code(value, unseen) for value in values]
-        out[:, self.place : self.place + missing] = self.eye[codes]
-        return True
-
-
-class _Bool:
-    kind: Any = bool
-
-    def __init__(self, name: str, place: int) -> None:
-        self.names: tuple[str, ...] = (name,)
-        self.place = place
-
-    def write(self, row: list[float], value: Value) -> None:
-        if isinstance(value, bool):
-            row[self.place] = 1.0 if value else -1.0
-        elif value is not None:
-            raise _expected("true or false", value)
-
-    def fill(self, out: F32, values: Sequence[Any]) -> bool:
-        out[:, self.place] = [0.0 if value is None else 1.0 if value else -1.0 for value in values]
-        return True
-
-
-class _Vector:
-    kind: Any = list[float]
-
-    def __init__(self, name: str, feature: Vector, place: int) -> None:
-        self.size, self.clip = feature.size, float(feature.clip)
-        self.names = tuple(f"{name}[{i}]" for i in range(feature.size))
-        self.place = place
-
-    def write(self, row: list[float], value: Value) -> None:
-        if value is None:
-            return
-        if not isinstance(value, list):
-            raise _expected(f"{self.size} numbers", value)
-        if len(value) != self.size:
-            raise _WrongValueError(f"Expected {self.size} numbers, got {len(value)}")
-        clip = self.clip
-        for i, number in enumerate(value, self.place):
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                raise _expected("numbers only", number)
-            if -clip <= number <= clip:
-                row[i] = number
-            elif isinstance(number, float) and not math.isfinite(number):
-                raise _WrongValueError(f"Expected finite numbers, got {number}")
-            else:
-                row[i] = clip if number > 0 else -clip
-
-    def fill(self, out: F32, values: Sequence[Any]) -> bool:
-        silent = [0.0] * self.size
-        flat = [silent if value is None else value for value in values]
-        if any(len(value) != self.size for value in flat):
-            return False
-        raw = np.frombuffer(struct.pack(f"{len(flat) * self.size}d", *chain.from_iterable(flat)))
-        if not np.isfinite(raw).all():
-            return False
-        out[:, self.place : self.place + self.size] = raw.clip(-self.clip, self.clip).reshape(-1, self.size)
-        return True
-
-
-_Columns = _Number | _Category | _Bool | _Vector  # one feature's columns; `place` is the first
-
-
-def _columns(name: str, feature: Feature, place: int) -> _Columns:
-    match feature:
-        case Number():
-            return _Number(name, feature, place)
-        case Category():
-            return _Category(name, feature, place)
-        case Bool():
-            return _Bool(name, place)
-        case Vector():
-            return _Vector(name, feature, place)
 
 
 class _Side:
@@ -200,17 +42,17 @@ class _Side:
     """
 
     def __init__(self, features: Mapping[str, Feature]) -> None:
-        self.parts: dict[str, _Columns] = {}
+        self.parts: dict[str, Columns] = {}
         self.size = 0
         for name in sorted(features):
-            self.parts[name] = _columns(name, features[name], self.size)
+            self.parts[name] = columns_of(name, features[name], self.size)
             self.size += len(self.parts[name].names)
         self.names = tuple(chain.from_iterable(part.names for part in self.parts.values()))
         self.zeros = [0.0] * self.size
-        numbers = {name: part for name, part in self.parts.items() if isinstance(part, _Number)}
-        self.numbers = _Numbers(list(numbers.values()))
+        numbers = {name: part for name, part in self.parts.items() if isinstance(part, NumberColumn)}
+        self.numbers = NumberBlock(list(numbers.values()))
         self.order = [*numbers, *(name for name in self.parts if name not in numbers)]
-        self.others = [part for part in self.parts.values() if not isinstance(part, _Number)]
+        self.others = [part for part in self.parts.values() if not isinstance(part, NumberColumn)]
         self.rows_type: Any = list[self.struct(lambda kind: kind)]  # type: ignore[misc]  # types made at run time
         self.columns_type = self.struct(lambda kind: list[kind | None])  # type: ignore[valid-type]
 
@@ -233,7 +75,7 @@ class _Side:
                 parts[name].write(row, value)
         except KeyError:
             raise self.unknown(name, at) from None
-        except _WrongValueError as wrong:
+        except WrongValueError as wrong:
             raise Rejected(str(wrong), at=f"{at}.{name}") from None
         return np.array(row, np.float32)
 
@@ -281,7 +123,7 @@ class _Side:
             for i, value in enumerate(values):
                 try:
                     self.parts[name].write(out[i], value)
-                except _WrongValueError as wrong:
+                except WrongValueError as wrong:
                     raise Rejected(str(wrong), at=f"{at}.{name}[{i}]") from None
         return np.array(out, np.float32).reshape(n, self.size)
 
