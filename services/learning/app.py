@@ -32,6 +32,7 @@ FOLLOW_SECONDS = 0.25
 IDLE_SECONDS = 0.005
 SHARE = 4  # a publish that took t is followed by at least (SHARE − 1)·t without one
 AWAY_SECONDS = 0.5
+FINISH_SECONDS = 5.0  # the rest is read at the next start
 
 
 class Learning:
@@ -78,7 +79,10 @@ class Learning:
         return sum(report.records for report in reports)
 
     def finish(self, engine: Engine) -> None:
-        """Publish what was learned since the last publish."""
+        """Read the log to its end, as far as `FINISH_SECONDS` go, and publish what was learned since the last publish."""
+        until = time.monotonic() + FINISH_SECONDS
+        while self.turn(engine) and time.monotonic() < until:
+            pass
         if self._changed:
             self._publish_changed(engine)
 
