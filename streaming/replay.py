@@ -3,13 +3,15 @@
 Nothing is looked up but the bundle: a sampled record carries everything the draw read.
 """
 
+from typing import Any
+
 import numpy as np
 
 from policies.bundle import Bundle, item_rows
 from policies.errors import Corrupt
 from policies.registry import algorithm
 from policies.slate import draw
-from policies.types import F32, Arrays, DrawSettings, Slate, item_hashes
+from policies.types import F32, DrawSettings, Slate, item_hashes
 from streaming.events import Decision, floats
 from streaming.scorer import score
 
@@ -39,7 +41,7 @@ def recompute(decision: Decision, bundle: Bundle | None) -> Slate:
 
 
 def _scores(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
-    inputs: Arrays = {"context": floats(decision.context), "items": items}
+    inputs: dict[str, Any] = {"context": floats(decision.context), "items": items}
     if bundle is None:
         return algorithm(decision.policy).reference(None, None, {}, inputs)  # type: ignore[arg-type]  # they read only n
     wanted = bundle.manifest.inputs

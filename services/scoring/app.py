@@ -34,6 +34,7 @@ POLL_SECONDS, TICK_SECONDS, SYNC_SECONDS = 0.02, 0.1, 0.05
 YIELD_SECONDS = 0.001
 DECISIONS = "/v1/decisions"
 T = TypeVar("T")
+FAULT = Rejected("A fault of the service, which has been logged", code="internal", status=500)
 JSON = (b"content-type", b"application/json")
 
 
@@ -75,6 +76,10 @@ class Front:
         except SlatewiseError as error:
             self._http.count(error)
             await refuse(send, error)
+            return
+        except Exception:  # a fault of ours: the caller gets the contract's error body, the log the trace
+            log.exception("fault", extra={"path": scope["path"]})
+            await refuse(send, FAULT)
             return
         await send(
             {
@@ -378,6 +383,10 @@ def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
     async def ours(request: Request, error: SlatewiseError) -> Response:
         http.count(error)
         return _refusal(error)
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        return _refusal(FAULT)  # the trace is logged by the server
 
     @app.exception_handler(HTTPException)
     async def theirs(request: Request, error: HTTPException) -> Response:

@@ -387,7 +387,8 @@ _unpack: Callable[[bytes], Claimed] = msgspec.msgpack.Decoder(Claimed).decode
 def _request_hash(request: DecisionRequest) -> bytes:
     """Of the decoded request, but for what does not change the answer."""
     same = msgspec.structs.replace(request, deadline_ms=None, explain=False)
-    return blake2b(msgspec.json.encode(same, order="sorted"), digest_size=16).digest()
+    plain = msgspec.to_builtins(same, str_keys=True)  # slots of pins are numbers, which cannot be sorted as keys
+    return blake2b(msgspec.json.encode(plain, order="sorted"), digest_size=16).digest()
 
 
 def _encoded(record: Decision, candidates: int) -> bytes:
