@@ -27,10 +27,10 @@ BUDGET, CHUNK = 2.0, 200
 
 def measure(report: Report, chunks: int = 15) -> None:
     """Microseconds a decision, each form of candidates; the stages of the form by id."""
-    with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder, DecideFloor() as floor:
         telemetry = Telemetry()
         scoring = scoring_in(Path(folder), telemetry)
-        floor, asked = DecideFloor(), bodies()
+        asked = bodies()
         taken: dict[str, list[float]] = {"floor": [], **{form: [] for form in FORMS}}
         series = {stage: telemetry.series("decide_stage_seconds", stage) for stage in STAGES}
         stages: dict[str, list[float]] = {stage: [] for stage in STAGES}

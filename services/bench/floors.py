@@ -62,7 +62,7 @@ class Heard(msgspec.Struct):
     value: float
 
 
-@numba.njit  # type: ignore[untyped-decorator]  # numba ships no types
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]  # numba ships no types
 def _draw(scores: Any, epsilon: float, uniforms: Any, slots: int) -> Any:
     n, m = scores.shape
     best = np.zeros(m, np.int32)
@@ -119,8 +119,16 @@ class DecideFloor:
         self._decode = msgspec.json.Decoder(Asked).decode
         self._encode = msgspec.json.Encoder().encode
         self._counter = itertools.count()
-        self.folder = tempfile.TemporaryDirectory(prefix="slatewise-floor-")
-        self._spool = os.open(os.path.join(self.folder.name, "spool"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        self._folder = tempfile.TemporaryDirectory(prefix="slatewise-floor-")
+        self.spool = os.path.join(self._folder.name, "spool")
+        self._spool = os.open(self.spool, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def __enter__(self) -> "DecideFloor":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._spool)
+        self._folder.cleanup()
 
     def __call__(self, body: bytes) -> bytes:
         asked = self._decode(body)
@@ -157,8 +165,9 @@ def per_second(work: Callable[[], object], count: int, warm: int = 50) -> float:
 
 def decide(count: int = 3_000) -> float:
     """Microseconds a decision."""
-    floor, asked = DecideFloor(), body()
-    return 1e6 / per_second(lambda: floor(asked), count)
+    asked = body()
+    with DecideFloor() as floor:
+        return 1e6 / per_second(lambda: floor(asked), count)
 
 
 def learn(count: int = 5_000, rounds: int = 5) -> float:

@@ -24,6 +24,7 @@ from services.settings import Settings
 from services.wiring import open_bundles
 
 RATE, BUDGET_MS, CONNECTIONS = 500.0, 500.0, 32
+WARM_SECONDS = 60.0
 
 
 class _Answer(msgspec.Struct):
@@ -42,12 +43,12 @@ class Observed:
 
 
 def measure(report: Report, seconds: float = 20.0, rate: float = RATE) -> None:
-    """Freshness at `rate` decisions and as many feedback a second, after two seconds of the same load."""
+    """Freshness at `rate` decisions and as many feedback a second, once the learner publishes."""
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
         data = Path(folder) / "data"
         with running([surface()], data=data) as service:
             fill(service.url)
-            asyncio.run(_load(service.url, 2.0, rate))
+            _until_learning(service.url, rate)
             seen = asyncio.run(_load(service.url, seconds, rate))
         bundles = open_bundles(Settings.load(environ={}, data=data))
         lags = [
@@ -72,13 +73,24 @@ def measure(report: Report, seconds: float = 20.0, rate: float = RATE) -> None:
         report.note(f"freshness: {seen.failed} requests failed")
 
 
+def _until_learning(url: str, rate: float) -> None:
+    """The same load until the learner has published what it learned: it starts beside scoring and may be later."""
+    deadline = time.monotonic() + WARM_SECONDS
+    bundles: set[str] = set()
+    while len(bundles) < 3:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the learner published nothing in {WARM_SECONDS:g} s of feedback")
+        bundles |= set(asyncio.run(_load(url, 1.0, rate)).first)
+
+
 async def _load(url: str, seconds: float, rate: float) -> Observed:
     """Requests at their times, late ones at once; `CONNECTIONS` at most at a time."""
     seen, asked = Observed(), bodies(count=64)
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     headers = {"content-type": "application/json"}
     async with httpx.AsyncClient(base_url=url, limits=limits, headers=headers, timeout=10.0) as client:
-        start, busy = time.perf_counter(), set()
+        start = time.perf_counter()
+        busy: set[asyncio.Task[None]] = set()
         for i in range(int(seconds * rate)):
             await asyncio.sleep(max(0.0, start + i / rate - time.perf_counter()))
             task = asyncio.create_task(_one(client, asked[i % len(asked)], seen))

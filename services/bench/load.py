@@ -46,7 +46,7 @@ def _wrk(url: str, bodies: list[bytes], connections: int, seconds: float) -> Loa
             "    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout))\nend\n",
             encoding="utf-8",
         )
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), url]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     measured = re.search(r"P ([\d.]+) ([\d.]+) ([\d.]+) E (\d+)", out)

@@ -92,8 +92,8 @@ def factors(known: F64, rank: int = RANK, rounds: int = 30, shrink: float = 5.0)
 
 def fold_in(answers: F64, mean: F64, v: F64, ridge: float = 20.0) -> F64:
     """(u, r): least squares of centred answers (u, a) on the factors (a, r) of the jokes asked, with a ridge."""
-    folded: F64 = np.linalg.solve(v.T @ v + ridge * np.eye(v.shape[1]), v.T @ (answers - mean).T).T
-    return folded
+    folded = np.linalg.solve(v.T @ v + ridge * np.eye(v.shape[1]), v.T @ (answers - mean).T)
+    return np.ascontiguousarray(folded.T, np.float64)
 
 
 def world(data: Path | None) -> JesterWorld:

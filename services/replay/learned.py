@@ -151,13 +151,15 @@ def _column(name: str, encoder: Encoder, context: F64, item: F64, logged: Logged
     if kind == "item":
         return item[:, encoder.item_names.index(rest)]
     at = encoder.cross_names.index(rest)
-    return context[:, encoder.cross[0][at]] * item[:, encoder.cross[1][at]]
+    crossed: F64 = context[:, encoder.cross[0][at]] * item[:, encoder.cross[1][at]]
+    return crossed
 
 
 def _clipped(logged: Logged, compiled: Compiled, objective: str) -> F64:
     rule = compiled.surface.objectives[objective]
     low, high = rule.range or (-np.inf, np.inf)
-    return np.clip(logged.outcomes[rule.kind], low, high)
+    clipped: F64 = np.clip(logged.outcomes[rule.kind], low, high)
+    return clipped
 
 
 def lines(title: str, done: Replayed) -> list[str]:

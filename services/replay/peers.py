@@ -67,7 +67,8 @@ class VowpalWabbit:
         return position
 
     def learn(self, reward: float) -> None:
-        assert self._last is not None
+        if self._last is None:
+            raise RuntimeError("nothing was chosen yet")
         shared, candidates, position, p = self._last
         lines = [f"|a {self._arms[k]}" for k in candidates]
         lines[position] = f"0:{-reward:.6g}:{p:.6g} {lines[position]}"
@@ -78,34 +79,49 @@ class VowpalWabbit:
 
 
 class MabWiser:
-    """A disjoint linear model an arm; candidates of a round are ranked by its sampled or bounded expectations."""
+    """A disjoint linear model an arm; candidates of a round are ranked by its sampled or bounded expectations.
+
+    It cannot be asked for some of its arms. Where a round offers only some, each arm is a bandit of its own, which is the
+    same model (arms share nothing) and spares it hundreds of predictions nobody asks for.
+    """
 
     def __init__(self, stream: Stream, seed: int, policy: str) -> None:
         from mabwiser.mab import MAB, LearningPolicy  # the bench extra
 
-        arms = [int(k) for k in range(len(stream.arms))]
-        self._mab: Any = MAB(arms, getattr(LearningPolicy, policy)(), seed=seed + 1)
-        self._started = False
-        self._rng = np.random.default_rng([seed, 3])
+        rule, arms = getattr(LearningPolicy, policy)(), list(range(len(stream.arms)))
+        whole = stream.candidates.shape[1] == len(arms)
+        one = MAB(arms, rule, seed=seed + 1) if whole else None
+        self._of: list[Any] = [one or MAB([k], rule, seed=1_000 * (seed + 1) + k) for k in arms]
+        self._whole = whole
+        nothing, zero = stream.context[:1] * 0, [0.0]  # a fit makes the models: at context zero it teaches them nothing
+        for mab, k in zip(self._of[:1] if whole else self._of, arms, strict=False):
+            mab.fit([k], zero, nothing)
         self._last: tuple[F32, int] | None = None
 
     def choose(self, context: F32, candidates: I64) -> int:
-        if self._started:
-            expected = self._mab.predict_expectations(context[None])
-            position = int(np.argmax([expected[int(k)] for k in candidates]))
-        else:  # its models exist after the first fit only
-            position = int(self._rng.integers(len(candidates)))
-        self._last = (context, int(candidates[position]))
+        asked, ids = context[None], candidates.tolist()
+        if self._whole:
+            expected = self._of[0].predict_expectations(asked)
+            position = int(np.argmax([expected[k] for k in ids]))
+        else:
+            position = int(np.argmax([_alone(self._of[k].predict_expectations(asked)) for k in ids]))
+        self._last = (context, ids[position])
         return position
 
     def learn(self, reward: float) -> None:
-        assert self._last is not None
+        if self._last is None:
+            raise RuntimeError("nothing was chosen yet")
         context, arm = self._last
-        (self._mab.partial_fit if self._started else self._mab.fit)([arm], [reward], context[None])
-        self._started = True
+        self._of[arm].partial_fit([arm], [reward], context[None])
 
     def close(self) -> None:
         return None
+
+
+def _alone(expected: dict[int, float]) -> float:
+    """The expectation of a bandit of one arm."""
+    (value,) = expected.values()
+    return value
 
 
 PEERS: dict[str, Callable[[Stream, int], Player]] = {

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from policies.types import F64
+from policies.types import F64, Arrays
 from services.replay import jester, jester_run, learned, logged, quality, regret, streams
 from services.replay.command import command
 from services.replay.datasets import VARIABLE, located
 from services.replay.drive import InProcess
 from services.replay.ours import Slatewise
 from services.replay.peers import PEERS, Uniform, play
+from streaming.configuration import Compiled
 
 NOW = 1_790_000_000.0
 
@@ -230,7 +231,7 @@ def test_sums_of_other_rows_are_told_apart(small: Path, tmp_path: Path) -> None:
     clicks[np.flatnonzero(clicks == 0)[0]] = 1.0
     right = learned.direct
 
-    def wrong(rows: logged.Logged, compiled: learned.Compiled) -> learned.Arrays:
+    def wrong(rows: logged.Logged, compiled: Compiled) -> Arrays:
         return right(replace(rows, outcomes={"click": clicks}), compiled)
 
     with pytest.MonkeyPatch.context() as patched:
