@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from policies.errors import Rejected
 from policies.surface import seconds
 from policies.types import F64
 
@@ -18,10 +19,13 @@ BLOCK = (
 
 
 def half_life_seconds(half_life: str | float | None) -> float:
-    """Seconds, infinite when nothing is forgotten. Raises ValueError unless above zero; Rejected when unreadable."""
+    """Seconds, infinite when nothing is forgotten. Raises ValueError, which msgspec turns into an error with a path."""
     if half_life is None:
         return math.inf
-    value = seconds(half_life, "$.half_life")
+    try:
+        value = seconds(half_life)
+    except Rejected as unreadable:
+        raise ValueError(unreadable.message) from None
     if not value > 0:
         raise ValueError(f"half_life must be longer than zero, got {half_life!r}")
     return value

@@ -44,12 +44,13 @@ class LinearThompson(Config, frozen=True):
 
     half_life  duration after which an example counts half, by the time of its decision; nothing is forgotten by default
     prior      λ when it is to be fixed instead of inferred
-    spread     multiplies the posterior's standard deviation; 1 is Thompson sampling
+    spread     multiplies the posterior's standard deviation; 1 is Thompson sampling by the book. 0.7 halves the variance, the
+               reshaping with α = 0.5 of Chapelle & Li, NeurIPS 2011: less regret at every finite horizon they tried
     """
 
     half_life: str | float | None = None
     prior: Annotated[float, Meta(gt=0)] | None = None
-    spread: Annotated[float, Meta(ge=0)] = 1.0
+    spread: Annotated[float, Meta(ge=0)] = 0.7
 
     def __post_init__(self) -> None:
         forgetting.half_life_seconds(self.half_life)
