@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
-from policies.types import Changes
+from policies.types import F64, Changes
 from streaming.index import id_hash
 from streaming.joined import Drawn, Terms
 
@@ -29,12 +28,12 @@ _item_hashes = ItemHashes()
 
 def changes_of(terms: Terms, taught: Sequence[Taught]) -> Changes:
     """Arrays of a batch of decisions of one surface version, all slots of each, in the order given."""
-    decisions = [entry[0] for entry in taught]
-    filled = [len(drawn.slate) for drawn in decisions]
-    o, n = terms.objectives, sum(filled)
-    k = np.array(filled, np.int64)
-    contexts = np.frombuffer(b"".join([drawn.context for drawn in decisions]), "<f4")  # type: ignore[misc]  # bytes here
-    items = np.frombuffer(b"".join([drawn.shown for drawn in decisions]), "<f4")  # type: ignore[misc]  # bytes here
+    decisions, present_before, rewards_before, present_after, rewards_after = zip(*taught, strict=True)
+    slates = [drawn.slate for drawn in decisions]
+    filled = list(map(len, slates))
+    o, n, k = terms.objectives, sum(filled), np.array(filled, np.int64)
+    contexts = np.frombuffer(b"".join([drawn.context for drawn in decisions]), "<f4")
+    items = np.frombuffer(b"".join([drawn.shown for drawn in decisions]), "<f4")
     return Changes(
         context=np.repeat(contexts.reshape(len(decisions), terms.context_bytes // 4), k, axis=0),
         items=items.reshape(n, terms.item_bytes // 4),
@@ -42,22 +41,24 @@ def changes_of(terms: Terms, taught: Sequence[Taught]) -> Changes:
         slates=np.repeat(np.arange(len(decisions)), k),
         times=np.repeat(np.array([drawn.at for drawn in decisions]), k),
         weights=np.repeat(np.array([drawn.weight for drawn in decisions]), k),
-        present_before=_present([entry[1] for entry in taught], filled),
-        present_after=_present([entry[3] for entry in taught], filled),
-        rewards_before=_rewards([entry[2] for entry in taught], filled, o),
-        rewards_after=_rewards([entry[4] for entry in taught], filled, o),
-        item_hashes=np.fromiter(
-            map(_item_hashes.__getitem__, chain.from_iterable([drawn.slate for drawn in decisions])), np.uint64, n
-        ),
+        present_before=_present(present_before, filled),
+        present_after=_present(present_after, filled),
+        rewards_before=_rewards(rewards_before, filled, o),
+        rewards_after=_rewards(rewards_after, filled, o),
+        item_hashes=np.fromiter(map(_item_hashes.__getitem__, chain.from_iterable(slates)), np.uint64, n),
         propensities=np.fromiter(chain.from_iterable([drawn.propensities for drawn in decisions]), np.float64, n),
     )
 
 
-def _present(packed: Sequence[bytes], filled: Sequence[int]) -> NDArray[np.float64]:
+def _present(packed: Sequence[bytes], filled: Sequence[int]) -> F64:
+    if not any(packed):
+        return np.zeros(sum(filled))
     whole = b"".join([some or bytes(k) for some, k in zip(packed, filled, strict=True)])
     return np.frombuffer(whole, np.uint8).astype(np.float64)
 
 
-def _rewards(packed: Sequence[bytes], filled: Sequence[int], o: int) -> NDArray[np.float64]:
+def _rewards(packed: Sequence[bytes], filled: Sequence[int], o: int) -> F64:
+    if not any(packed):
+        return np.zeros((sum(filled), o))
     whole = b"".join([some or bytes(8 * k * o) for some, k in zip(packed, filled, strict=True)])
-    return np.frombuffer(whole, np.float64).reshape(len(whole) // (8 * o) if o else sum(filled), o)
+    return np.frombuffer(whole, np.float64).reshape(-1, o)

@@ -11,8 +11,10 @@ The functions here are pure: evidence depends on the set of what was heard, neve
     rewards    the surface version's rule over what is in force and inside the horizon; 0 where absent
 """
 
+import base64
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,7 +23,7 @@ from msgspec import Struct
 from policies.errors import Corrupt
 from policies.rewards import Heard
 from streaming.configuration import Compiled, CompiledPolicy
-from streaming.events import VERSION, Feedback, Floats, floats
+from streaming.events import VERSION, Feedback
 
 SHOWN = "shown"
 WHOLE = -1
@@ -42,8 +44,8 @@ class Drawn(Struct, frozen=True, gc=False, tag_field="type", tag="decision", kw_
     slate: tuple[str, ...]
     slots: tuple[int, ...]
     propensities: tuple[float, ...]
-    context: Floats
-    shown: Floats
+    context: bytes
+    shown: bytes
     pinned: tuple[int, ...] = ()
     weight: float = 1.0
     defer: bool = False
@@ -70,7 +72,7 @@ class Early(Struct, frozen=True, array_like=True, gc=False):
     value: bytes
 
 
-class Join(Struct):
+class Join(Struct, gc=False):
     """One row. `heard`: feedback id → versions, empty once taken back. `present` and `rewards`: taught so far, b"" = nothing."""
 
     row: int
@@ -119,18 +121,30 @@ def unpack(row: int, data: bytes) -> Join:
 
 
 def read_event(value: bytes) -> Drawn | Feedback:
-    """What a record says, vectors as bytes. Raises Corrupt('undecodable' | 'version' | 'bad_vector')."""
+    """What a record says. Raises Corrupt('undecodable' | 'version' | 'bad_vector')."""
     try:
         event: Drawn | Feedback = _event(value)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Corrupt("undecodable", str(error)) from None
+        event = _foreign(value, error)
     if event.v != VERSION:
         raise Corrupt("version", f"v {event.v}, this build reads {VERSION}")
-    if type(event) is Drawn and not (isinstance(event.context, bytes) and isinstance(event.shown, bytes)):
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is refused as such
-            context, shown = floats(event.context).tobytes(), floats(event.shown).tobytes()
-        return msgspec.structs.replace(event, context=context, shown=shown)
     return event
+
+
+def _foreign(value: bytes, error: Exception) -> Drawn | Feedback:
+    """A decision of a producer that sends its vectors as arrays of numbers; for all else the error stands."""
+    try:
+        raw = msgspec.json.decode(value, type=dict[str, Any])
+        for name in ("context", "shown"):
+            if isinstance(raw.get(name), list):
+                numbers = msgspec.convert(raw[name], list[float])
+                with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is refused as such
+                    raw[name] = np.array(numbers, "<f4").tobytes()
+            elif isinstance(raw.get(name), str):
+                raw[name] = base64.b64decode(raw[name], validate=True)
+        return msgspec.convert(raw, Drawn)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, OverflowError):
+        raise Corrupt("undecodable", str(error)) from None
 
 
 def read_drawn(value: bytes) -> Drawn:
@@ -200,6 +214,14 @@ def evidence(join: Join, terms: Terms) -> tuple[bytes, bytes, int]:
     if not join.due or not k:
         return b"", b"", 0
     until = drawn.at + terms.horizon
+    if len(join.heard) == 1 and not drawn.defer and not drawn.pinned:  # as most are: the same answer, without the work
+        [versions] = join.heard.values()
+        if len(versions) == 1 and versions[0].kind != SHOWN and versions[0].at <= until:
+            [said] = versions
+            name = (k, said.positions[0] if said.positions else WHOLE, said.kind, said.value)
+            known = terms.single.get(name)
+            if known is not None:
+                return b"\1" * k, *known
     force = [(v.at, name, v) for name, versions in join.heard.items() if (v := in_force(versions, until)) is not None]
     if len(force) > 1:
         force.sort(key=_said)
