@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Up:
     """A running service."""
 
     settings: Settings
-    process: psutil.Popen
+    process: subprocess.Popen[bytes]
     said: Path
 
     @property
@@ -50,7 +50,7 @@ class Up:
 
     def child(self, name: str) -> int | None:
         """The pid of one of its processes."""
-        for child in self.process.children():
+        for child in psutil.Process(self.process.pid).children():
             try:
                 if child.cmdline()[-1:] == [name]:
                     return int(child.pid)
@@ -59,8 +59,8 @@ class Up:
         return None
 
     def everyone(self) -> list[psutil.Process]:
-        """Every process of the tree."""
-        return [psutil.Process(self.process.pid), *self.process.children(recursive=True)]
+        """Every process below the supervisor."""
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def kill(self, name: str) -> None:
         """kill -9 one of its processes and wait for the next one."""
@@ -101,7 +101,7 @@ def up(folder: Path, *flags: str, config: str | None = None, **options: str) -> 
     settings = Settings.load({}, **arguments)
     said = folder / "up.log"
     with said.open("ab") as output:
-        process = psutil.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "services.cli", "up", *flags],
             env={**os.environ, **settings.environment()},
             stdin=subprocess.DEVNULL,
@@ -118,7 +118,9 @@ def up(folder: Path, *flags: str, config: str | None = None, **options: str) -> 
     finally:
         if process.poll() is None:
             everyone = running.everyone()
+        process.kill()
+        process.wait(SECONDS)
         for one in everyone:
-            if one.is_running():
+            with suppress(psutil.NoSuchProcess):
                 one.kill()
         psutil.wait_procs(everyone, timeout=SECONDS)
