@@ -91,7 +91,7 @@ class Forwarder:
             if forwarded:
                 return forwarded
             with _orphan(spool) as orphan:
-                if orphan and list(segments(spool))[-1:] == [segment]:  # nobody has adopted it since we looked
+                if orphan:
                     return self._segment(spool, segment, position, sealed=True)
         return 0
 

@@ -350,9 +350,12 @@ def evicted_rows_are_gone(adapter: Adapter[Checkpoints], folder: Path) -> None:
     assert (loaded.evicted, loaded.next_row) == (6, 12)
     assert unpacked(loaded.ids) == {row: row for row in range(6, 12)}
     assert [row for row in range(12) if opened.join(row) is not None] == list(range(6, 12))
-    opened.commit(commit(21, evicted=12))
+    opened.commit(commit(21, joins=[(12, b"j")], ids=packed(12, 1)))  # says nothing about eviction
+    assert opened.load().evicted == 6
+    assert unpacked(opened.load().ids) == {row: row for row in range(6, 13)}
+    opened.commit(commit(22, evicted=13))
     assert list(opened.load().ids) == []
-    assert opened.load().next_row == 12
+    assert opened.load().next_row == 13
 
 
 @checkpoints.check

@@ -245,6 +245,19 @@ def test_a_failed_replacement_leaves_the_old_and_nothing_else(tmp_path: Path, mo
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_two_versions_never_look_the_same_to_stat(tmp_path: Path) -> None:
+    """However fast they follow each other, and if the clock of the files goes back."""
+    bundles = FileBundles(tmp_path)
+    bundles.point("home/ts", "b0", 1)
+    ahead = (tmp_path / "pointers.json").stat().st_mtime_ns + 3600 * 10**9
+    os.utime(tmp_path / "pointers.json", ns=(ahead, ahead))
+    seen = [ahead]
+    for n in range(1, 5):
+        bundles.point("home/ts", f"b{n}", 1)
+        seen.append((tmp_path / "pointers.json").stat().st_mtime_ns)
+    assert seen == sorted(set(seen))
+
+
 def test_a_file_still_being_written_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundles, other = FileBundles(tmp_path), FileBundles(tmp_path)
     rename = os.rename
