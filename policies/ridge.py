@@ -42,12 +42,12 @@ def effects(names: Sequence[str]) -> Mask:
     return np.array([name.startswith(("item.", "cross.")) for name in names])
 
 
-def phi(problem: Problem, context: F32, items: F32, slots: I64) -> F64:
-    """φ (N, D) of N examples."""
+def phi(problem: Problem, context: F32, items: F32, slots: I64, out: F64 | None = None) -> F64:
+    """φ (N, D) of N examples, written to `out` when given."""
     encoder = problem.encoder
     c, d, k = encoder.context_size, encoder.item_size, problem.slots if problem.slots > 1 else 0
     of_context, of_item = encoder.cross
-    x = np.empty((len(items), 1 + c + k + d + len(of_item)))
+    x = np.empty((len(items), 1 + c + k + d + len(of_item))) if out is None else out
     x[:, 0] = 1
     x[:, 1 : 1 + c] = context
     x[:, 1 + c : 1 + c + k] = slots[:, None] == np.arange(k)
@@ -64,6 +64,9 @@ class RidgeLearner:
         self.problem, self.half_life = problem, half_life
         self.columns = columns(problem)
         self.sums = empty(len(self.columns), len(problem.objectives), half_life)
+        self._room = np.empty(
+            (2, 0, len(self.columns))
+        )  # for φ and √w φ: memory asked for anew costs more than the sums
 
     def learn(self, changes: Changes) -> None:
         if not len(changes):
@@ -72,10 +75,13 @@ class RidgeLearner:
         index = forgetting.index_for(float(ages.max()), float(self.sums["index"][0]))
         self.sums = sums = forgetting.move(self.sums, ADDED, index)
         w = changes.weights * np.exp2(ages - index)
-        x = phi(self.problem, changes.context, changes.items, changes.slots)
+        if len(changes) > self._room.shape[1]:
+            self._room = np.empty((2, len(changes), len(self.columns)))
+        x, room = self._room[:, : len(changes)]
+        phi(self.problem, changes.context, changes.items, changes.slots, x)
         first, last = changes.rewards_before, changes.rewards_after
         entered = w * (changes.present_after - changes.present_before)
-        sums["S"] += _gram(x, entered)
+        sums["S"] += _gram(x, entered, room)
         sums["B"] += x.T @ (w[:, None] * (last - first))
         sums["Y"] += last.T @ (w[:, None] * last) - first.T @ (w[:, None] * first)
         sums["n"] += entered.sum()
@@ -119,13 +125,13 @@ class RidgeLearner:
         self.sums = {name: value.copy() for name, value in sums_of(align(arrays, names, self.columns)).items()}
 
 
-def _gram(x: F64, w: F64) -> F64:
-    """Σ w φφᵀ. Rows of weight zero (rewards that changed) cost nothing; when no weight is negative, half the work."""
-    moved = w != 0
-    if not moved.all():
-        x, w = x[moved], w[moved]
+def _gram(x: F64, w: F64, room: F64) -> F64:
+    """Σ w φφᵀ. Rows of weight zero (rewards that changed) cost little; when no weight is negative, half the work."""
+    moved = np.flatnonzero(w)
+    if len(moved) < len(x):
+        x, w, room = np.take(x, moved, axis=0, out=room[: len(moved)], mode="clip"), w[moved], room[: len(moved)]
     if len(w) and w.min() > 0:
-        scaled = x * np.sqrt(w)[:, None]
+        scaled = np.multiply(x, np.sqrt(w)[:, None], out=room)
         return scaled.T @ scaled
     return x.T @ (x * w[:, None])
 
