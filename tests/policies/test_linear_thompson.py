@@ -257,6 +257,14 @@ def test_a_learner_takes_over_sums_of_another_schema() -> None:
     assert learner.arrays()["n"] == learned(PROBLEM, evidence(3))["n"]
 
 
+def test_sums_that_do_not_belong_together_do_not_add() -> None:
+    mine = learned(PROBLEM, evidence(3))
+    one_slot = learned(replace(PROBLEM, slots=1), replace(evidence(3), slots=np.zeros(120, np.int64)))
+    for other in (one_slot, learned(PROBLEM, evidence(3), half_life="1h")):
+        with pytest.raises(ValueError, match="do not add"):
+            linear_thompson.ALGORITHM.merge([mine, other])  # type: ignore[misc] - it has one
+
+
 # sparse rewards
 
 
