@@ -19,7 +19,7 @@ PINS = CONFIGS.add(surface(learn_pins=True, credit="clicked"))
 VERSIONS = {version.hash: version for version in (PLAIN, WAIT, PINS)}
 END = EPOCH0 + 100_000.0  # every story ends here: what waits has stopped waiting by then
 OFFSETS = [-10.0, 0.0, 1.0, 50.0, HORIZON, HORIZON + 1.0, 300.0]
-DELAYS = [0.0, 0.0, 1.0, 59.0, 200.0, 900.0, CORRECTABLE - 1, CORRECTABLE + 400.0]
+DELAYS = [-61.0, 0.0, 0.0, 1.0, 59.0, 200.0, 900.0, CORRECTABLE - 1, CORRECTABLE + 400.0]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def oracle(records: list[Record]) -> tuple[Arrays, dict[int, str], int]:
             dead[record.offset] = reason
         else:
             heard[event.decision_id].append((event, record))
-    examples, sums = 0, _nothing(PLAIN)
+    examples, sums = 0, nothing(PLAIN)
     for name, (drawn, _) in made.items():
         version = VERSIONS[drawn.config]
         present, rewards = _evidence(drawn, version, heard[name])
@@ -138,7 +138,7 @@ def oracle(records: list[Record]) -> tuple[Arrays, dict[int, str], int]:
     return sums, dead, examples
 
 
-def _nothing(version: Compiled) -> Arrays:
+def nothing(version: Compiled) -> Arrays:
     width = 2 + version.encoder.context_size + version.encoder.item_size
     return {
         "n": np.zeros(1),
