@@ -135,7 +135,9 @@ def control(**flags: Any) -> None:
 
 
 @main.command()
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="How long the visitors come.")
+@click.option(
+    "--seconds", type=float, default=60.0, show_default=True, help="How long the visitors come; 0: until interrupted."
+)
 @click.option("--rate", type=float, default=150.0, show_default=True, help="Visits a second.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Seed of the world and its visitors.")
 @settings_options

@@ -5,12 +5,14 @@ the best slates would earn from the very same visitors is computed beside, exact
 """
 
 import contextlib
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,11 +24,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from policies.bundle import read_manifest
 from policies.errors import SlatewiseError, Unavailable
 from policies.worlds.taste_world import TasteWorld, Visit
 from services.client import Decision, Slatewise, reward
-from services.exposition import Exposition, quantile
+from services.exposition import Exposition
+from services.lifetime import stopping
 from services.settings import Settings, address
+from services.wiring import open_bundles
+from streaming.ports import Bundles
 
 SURFACE = "home"
 START_SECONDS = 90.0  # after which a service that has not answered is given up
@@ -47,6 +53,8 @@ class Tally:
     modes: dict[str, int] = field(default_factory=dict)
     feedback: int = 0
     refused: int = 0
+    first_from: dict[str, float] = field(default_factory=dict)  # bundle → time of the first answer drawn from it
+    freshness: list[float] = field(default_factory=list)  # seconds, feedback accepted to first answer that knows it
 
     def add(self, decision: Decision, clicks: int, random: float, best: float, seconds: float) -> None:
         self.clicks.append(clicks)
@@ -54,6 +62,8 @@ class Tally:
         self.best.append(best)
         self.milliseconds.append(1_000 * seconds)
         self.modes[decision.mode] = self.modes.get(decision.mode, 0) + 1
+        if decision.bundle:
+            self.first_from.setdefault(decision.bundle, time.time())
 
     def against_random(self, last: int) -> float:
         """Clicks of the last visits over the expected clicks of random slates shown to them."""
@@ -67,8 +77,11 @@ class Tally:
 
 
 def run(settings: Settings, *, seconds: float, rate: float, seed: int, keep: bool) -> None:
-    """Start, show, stop. The data folder is a new temporary one unless `keep`. Raises Unavailable when nothing starts."""
-    console = Console()
+    """Start, show for `seconds` (0: until interrupted), stop. The data folder is a new temporary one unless `keep`.
+
+    Raises Unavailable when the service does not start or goes away.
+    """
+    console, stop = Console(), stopping()
     with contextlib.ExitStack() as stack:
         if not keep:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="slatewise-demo-"))
@@ -78,10 +91,12 @@ def run(settings: Settings, *, seconds: float, rate: float, seed: int, keep: boo
         stack.enter_context(_up(settings))
         slatewise = stack.enter_context(Slatewise(f"http://{settings.http}", timeout=10.0))
         world = TasteWorld(seed)
-        first = _first_decision(slatewise, world, started)
+        first = _first_decision(slatewise, world, started, stop)
+        if first is None:
+            return
         console.print(f"first decision after {first:.1f} s · watch it live: http://{settings.control_http}/ops")
-        tally = _visits(console, slatewise, world, seconds=seconds, rate=rate, seed=seed)
-        time.sleep(1.0)  # the last feedback on its way into a bundle
+        tally = _visits(console, slatewise, world, stop, seconds=seconds, rate=rate, seed=seed)
+        _fresh(tally, open_bundles(settings))
         _summary(console, tally, _scrape(slatewise), first)
 
 
@@ -110,9 +125,9 @@ def _up(settings: Settings) -> Iterator[None]:
             process.kill()
 
 
-def _first_decision(slatewise: Slatewise, world: TasteWorld, started: float) -> float:
+def _first_decision(slatewise: Slatewise, world: TasteWorld, started: float, stop: threading.Event) -> float | None:
     """Seconds from the start of the service to its first answer; the catalogue is written first, as a backend would."""
-    while True:
+    while not stop.is_set():
         try:
             slatewise.put_items(world.catalogue)
             slatewise.decide(SURFACE, "first")
@@ -121,19 +136,26 @@ def _first_decision(slatewise: Slatewise, world: TasteWorld, started: float) -> 
             if time.monotonic() - started > START_SECONDS:
                 raise Unavailable(f"No decision in {START_SECONDS:.0f} s: {error}") from error
             time.sleep(0.05)
+    return None
 
 
 def _visits(
-    console: Console, slatewise: Slatewise, world: TasteWorld, *, seconds: float, rate: float, seed: int
+    console: Console,
+    slatewise: Slatewise,
+    world: TasteWorld,
+    stop: threading.Event,
+    *,
+    seconds: float,
+    rate: float,
+    seed: int,
 ) -> Tally:
     generator, tally = np.random.default_rng([seed, 1]), Tally()
     rows = {name: row for row, name in enumerate(world.ids)}
     begin = time.monotonic()
     next_visit = next_feedback = next_show = begin
     waiting: list[dict[str, object]] = []
-    live = Live(console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext()
-    with live as screen:
-        while (now := time.monotonic()) < begin + seconds:
+    with Live(console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext() as screen:
+        while (now := time.monotonic()) < begin + (seconds or math.inf) and not stop.is_set():
             if now < next_visit:
                 time.sleep(next_visit - now)
             next_visit = max(next_visit + 1 / rate, now - 1.0)  # a stall is made up for, at most a second of it
@@ -173,13 +195,20 @@ def _visit(
     return [reward(decision, "click", slot=decision.slate[position].slot) for position in clicked.tolist()]
 
 
+def _fresh(tally: Tally, bundles: Bundles) -> None:
+    """Freshness from outside: a manifest lists when feedback that is new in it was accepted."""
+    for bundle, answered in tally.first_from.items():
+        with contextlib.suppress(SlatewiseError):  # no number is better than a wrong one
+            tally.freshness += [answered - accepted for accepted in read_manifest(bundle, bundles.get).fresh]
+
+
 def _scrape(slatewise: Slatewise) -> Exposition:
     return Exposition.parse(slatewise.metrics())
 
 
 def _facts(tally: Tally, metrics: Exposition, last: int) -> list[tuple[str, str]]:
-    freshness = metrics.buckets("freshness_seconds")
-    fresh = [quantile(freshness, q) for q in (0.5, 0.95)]
+    fresh = [f"{1_000 * np.percentile(tally.freshness, p):.0f}" for p in (50, 95) if tally.freshness]
+    freshness = [("freshness p50 / p95", " / ".join(fresh) + " ms, feedback accepted to drawn from")] if fresh else []
     return [
         ("decisions", f"{len(tally.clicks):,}  {', '.join(f'{n} {mode}' for mode, n in sorted(tally.modes.items()))}"),
         ("feedback", f"{tally.feedback:,} accepted, {tally.refused} refused"),
@@ -191,7 +220,7 @@ def _facts(tally: Tally, metrics: Exposition, last: int) -> list[tuple[str, str]
             "latency p50 / p99",
             f"{tally.latency(50, last):.1f} / {tally.latency(99, last):.1f} ms, as the caller sees it",
         ),
-        ("freshness p50 / p95", " / ".join("–" if f is None else f"{1_000 * f:.0f}" for f in fresh) + " ms"),
+        *freshness,
         ("bundles published", f"{metrics.total('publish_total', outcome='published'):,.0f}"),
     ]
 

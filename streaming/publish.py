@@ -9,6 +9,7 @@ arrays.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from streaming.configuration import CompiledPolicy, Configs
 from streaming.ports import Bundles
 from streaming.scorer import score
 
+WRITERS = 6  # files flushed at a time: a publish writes as many, and waits for the disk more than for anything else
 Result = Literal["published", "behind", "refused"]
 
 
@@ -38,6 +40,7 @@ class Publisher:
     def __init__(self, bundles: Bundles, configs: Configs, epoch: int) -> None:
         self._bundles, self._configs, self._epoch = bundles, configs, epoch
         self._last: dict[str, bundling.Manifest] = {}
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="publish")
         self._graphs: dict[tuple[str, str], bytes] = {}  # (learner key, configuration) → graph
 
     def last(self, policy: CompiledPolicy) -> bundling.Manifest | None:
@@ -85,8 +88,7 @@ class Publisher:
             made = self._make(policy, sums, trained_through, now, number, fresh)
         except Corrupt as error:
             return Outcome("refused", pointer, detail=str(error))
-        for name, data in bundling.files(made).items():
-            self._bundles.put(name, data)
+        list(self._writers.map(self._bundles.put, *zip(*bundling.files(made).items(), strict=True)))
         self._bundles.point(pointer, made.manifest.bundle, self._epoch)
         self._last[pointer] = made.manifest
         return Outcome("published", pointer, made.manifest)

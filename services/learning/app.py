@@ -3,8 +3,8 @@
     log ─► shards (inline or Ray actors): join, learn, commit ─► publisher ─► bundle, pointer ─► scoring
 
 The prior is published first, before Ray is up, so that scoring has something to draw from; from then on a policy is
-published when a commit changed its sums, at most once every `publish_ms` and never with more than a quarter of the time
-spent on publishing.
+published when a commit changed its sums: the live one at most once every `publish_ms`, and with at most half of the time
+spent on it, the others, which nobody draws from, once a second.
 """
 
 import logging
@@ -30,7 +30,8 @@ from streaming.shard import Statistics, StepReport
 log = logging.getLogger("slatewise.learning")
 FOLLOW_SECONDS = 0.25
 IDLE_SECONDS = 0.005
-SHARE = 4  # a publish that took t is followed by at least (SHARE − 1)·t without one
+SHARE = 2  # a publish that took t is followed by at least (SHARE − 1)·t without one
+OTHERS_SECONDS = 1.0  # between two publishes of policies that are not live
 AWAY_SECONDS = 0.5
 FINISH_SECONDS = 5.0  # the rest is read at the next start
 
@@ -49,7 +50,7 @@ class Learning:
         self._refused: set[tuple[str, str]] = (
             set()
         )  # (pointer, learner key): not tried again until something is learned
-        self._next_publish = self._next_follow = 0.0
+        self._next_publish = self._next_others = self._next_follow = 0.0
 
     def follow(self) -> None:
         """Read what changed in the record: configuration, and which policies are held at a bundle."""
@@ -84,7 +85,7 @@ class Learning:
         while self.turn(engine) and time.monotonic() < until:
             pass
         if self._changed:
-            self._publish_changed(engine)
+            self._publish_changed(engine, every=True)
 
     def _note(self, report: StepReport) -> None:
         self._changed.update(report.learned)
@@ -100,15 +101,23 @@ class Learning:
         lag = max(time.time() - report.clock, 0.0) if report.lag_records else 0.0
         self._telemetry.set("join_lag_seconds", str(report.partition), value=lag)
 
-    def _publish_changed(self, engine: Engine) -> None:
+    def _publish_changed(self, engine: Engine, *, every: bool = False) -> None:
         started = time.monotonic()
-        changed, self._changed = self._changed, set()
-        statistics = engine.statistics()
-        for policy in self._policies():
-            if policy.key in changed:
+        others = every or started >= self._next_others
+        due = [policy for policy in self._policies() if policy.key in self._changed and (others or self._live(policy))]
+        self._changed = set() if others else self._changed - {policy.key for policy in due}
+        if due:
+            statistics = engine.statistics()
+            for policy in due:
                 self._publish(policy, statistics)
+        if others:
+            self._next_others = started + OTHERS_SECONDS
         took = time.monotonic() - started
         self._next_publish = started + max(self._least_seconds, SHARE * took)
+
+    def _live(self, policy: CompiledPolicy) -> bool:
+        compiled = self._configs.current(policy.key.split("/")[1])
+        return compiled is not None and policy.name == (compiled.surface.live or compiled.surface.fallback)
 
     def _publish(self, policy: CompiledPolicy, statistics: Sequence[Statistics]) -> None:
         pointer = pointer_name(policy)
