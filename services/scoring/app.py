@@ -234,11 +234,11 @@ class Http:
         await self.follow_state()
         return _json(wire.encode(wire.VersionAnswer(version)))
 
-    async def get_item(self, request: Request) -> Response:
-        return _json(wire.encode(self._item(request)))
-
-    async def delete_item(self, request: Request) -> Response:
+    async def one_item(self, request: Request) -> Response:
+        """One route for both methods, so that a 405 lists them all."""
         item = self._item(request)
+        if request.method != "DELETE":
+            return _json(wire.encode(item))
         version = await self._in(self._disk, lambda: self.scoring.state.put([(KIND, item.id, None)]))
         await self.follow_state()
         return _json(wire.encode(wire.VersionAnswer(version)))
@@ -356,8 +356,11 @@ def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
             await http.stop()
 
     app = FastAPI(title=openapi.TITLE, version=version, lifespan=lifespan, redirect_slashes=False)
-    described = openapi.document(version)
-    app.openapi = lambda: described  # type: ignore[method-assign]  # the way FastAPI documents
+
+    def described() -> dict[str, Any]:
+        return openapi.document(version, list(scoring.live.surfaces), scoring.live.kinds)
+
+    app.openapi = described  # type: ignore[method-assign]  # the way FastAPI documents
     front = Front(http, app)
 
     async def decide(request: Request) -> Response:
@@ -370,14 +373,13 @@ def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
         ("POST", "/v1/decisions/{decision_id:path}/shown", http.shown),
         ("POST", "/v1/feedback", http.feedback),
         ("PUT", "/v1/items", http.put_items),
-        ("GET", "/v1/items/{item_id:path}", http.get_item),
-        ("DELETE", "/v1/items/{item_id:path}", http.delete_item),
+        ("GET DELETE", "/v1/items/{item_id:path}", http.one_item),
         ("GET", "/healthz", http.healthz),
         ("GET", "/readyz", http.readyz),
         ("GET", "/metrics", http.metrics),
     ]
-    for method, path, endpoint in routes:
-        app.router.routes.append(Route(path, endpoint, methods=[method]))
+    for methods, path, endpoint in routes:
+        app.router.routes.append(Route(path, endpoint, methods=methods.split()))
 
     @app.exception_handler(SlatewiseError)
     async def ours(request: Request, error: SlatewiseError) -> Response:

@@ -1,5 +1,6 @@
 """The OpenAPI document, handed over from the msgspec types: what is checked is what is written down."""
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -29,9 +30,16 @@ ERRORS = {
 }
 
 
-def document(version: str) -> dict[str, Any]:
-    """The whole document."""
+def document(version: str, surfaces: Collection[str] = (), kinds: Collection[str] = ()) -> dict[str, Any]:
+    """The whole document; with the names that this service knows, so that its page can be tried out."""
     _, components = msgspec.json.schema_components(TYPES, ref_template=REF)
+    if surfaces:
+        components["DecisionRequest"]["properties"]["surface"]["enum"] = sorted(surfaces)
+    if kinds:
+        components["FeedbackRequest"]["properties"]["kind"] = {
+            "anyOf": [{"type": "string", "enum": sorted(kinds)}, {"type": "null"}],
+            "default": None,
+        }
     return {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": version},
