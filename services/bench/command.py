@@ -48,7 +48,10 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
     from services.bench import decide, freshness, http, peers, publish
 
     def http_part(report: Report) -> None:
-        http.measure(report, 0.5 if quick else seconds, (1,) if quick else (1, 2), 1 if quick else rounds)
+        if quick:
+            http.measure(report, 1.0, (1,), 1, (8,))
+        else:
+            http.measure(report, seconds, rounds=rounds)
 
     return {
         "decide": lambda report: decide.measure(report, 1 if quick else 15),

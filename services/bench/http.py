@@ -53,7 +53,13 @@ def floor(workers: int) -> Iterator[str]:
         process.wait()
 
 
-def measure(report: Report, seconds: float, workers: tuple[int, ...] = (1, 2), rounds: int = 1) -> None:
+def measure(
+    report: Report,
+    seconds: float,
+    workers: tuple[int, ...] = (1, 2),
+    rounds: int = 1,
+    connections: tuple[int, ...] = CONNECTIONS,
+) -> None:
     """Every form, connection count and worker count, into the report. `rounds` > 1: medians of alternating runs."""
     report.note(
         f"HTTP: {seconds:g} s a run, {rounds} run(s) alternating with the floor's, closed loop by "
@@ -74,13 +80,15 @@ def measure(report: Report, seconds: float, workers: tuple[int, ...] = (1, 2), r
                 ) as service,
             ):
                 _settle(service.url, count)
-                _scoring(report, service, bare, count, seconds, rounds)
+                _scoring(report, service, bare, count, seconds, rounds, connections)
 
 
-def _scoring(report: Report, service: Running, bare: str, workers: int, seconds: float, rounds: int) -> None:
+def _scoring(
+    report: Report, service: Running, bare: str, workers: int, seconds: float, rounds: int, counts: tuple[int, ...]
+) -> None:
     names = f"{workers} worker{'s' if workers > 1 else ''}"
     by_id = bodies()
-    for connections in CONNECTIONS:
+    for connections in counts:
         floors, ours = [], []
         for _ in range(rounds):
             floors.append(post(f"{bare}/v1/decisions", by_id, connections, seconds))
@@ -91,7 +99,7 @@ def _scoring(report: Report, service: Running, bare: str, workers: int, seconds:
         _rows(report, f"{names}, {connections} conn., by id", ours, base, budget, p99)
         report.add(f"  floor p99, {names}, {connections} conn.", statistics.median(f.p99 for f in floors), "ms")
     for form in FORMS[1:]:
-        for connections in CONNECTIONS:
+        for connections in counts:
             found = post(f"{service.url}/v1/decisions", bodies(form), connections, seconds)
             _rows(report, f"{names}, {connections} conn., {form}", [found], None, None, None)
     resident = [p.memory_info().rss / 2**20 for p in _workers(service)]

@@ -145,7 +145,7 @@ def _column(name: str, encoder: Encoder, context: F64, item: F64, logged: Logged
     if kind == "1":
         return np.ones(len(logged))
     if kind == "slot":
-        return (logged.slot == int(rest)).astype(float)
+        return np.asarray(logged.slot == int(rest), np.float64)
     if kind == "context":
         return context[:, encoder.context_names.index(rest)]
     if kind == "item":
