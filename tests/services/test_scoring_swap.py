@@ -276,6 +276,7 @@ def test_a_dead_worker_is_started_again(tmp_path: Path) -> None:
             ["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=True
         ).stdout.split()
         assert len(children) == 2
+        until(lambda: server.log.read_text().count('"listening"') == 2, "both workers to listen")
         os.kill(int(children[0]), signal.SIGKILL)
         until(lambda: "worker_died" in server.log.read_text(), "the death to be noticed")
         until(lambda: server.log.read_text().count('"listening"') == 3, "a third worker to listen")
@@ -284,12 +285,12 @@ def test_a_dead_worker_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scoring_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
-    """What the scoring image leaves out is not imported, and a worker stays small."""
+    """What the scoring image leaves out is not imported."""
     settings = installed(tmp_path, [surface()])
     code = (
         "import sys; from services.settings import Settings; from services.scoring.serve import open_scoring;"
         "from services.scoring.app import create_app; scoring = open_scoring(Settings.load()); create_app(scoring);"
-        "scoring.start(); print([m for m in ('ray', 'torch', 'pandas', 'matplotlib', 'onnx.checker') if m in sys.modules])"
+        "scoring.start(); print([m for m in ('ray', 'torch', 'pandas', 'matplotlib', 'kafka') if m in sys.modules])"
     )
     found = subprocess.run(
         [sys.executable, "-c", code],
