@@ -77,16 +77,33 @@ def draw(
     scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins)
     integers, reals = np.empty((4, k), np.int64), np.empty((2, k))
     distributions = np.zeros((k, len(scores))) if full else NOT_ASKED
-    head, floor, max_share, temperature = HEADS[settings.head], settings.floor, settings.max_share, settings.temperature
-    filled = fill(scores, mask, pinned, _plain(u), head, floor, max_share, temperature, integers, reals, distributions)
+    filled = fill(
+        scores,
+        mask,
+        pinned,
+        _plain(u),
+        HEADS[settings.head],
+        float(settings.floor),  # an int would be another type to the compiler
+        float(settings.max_share),
+        float(settings.temperature),
+        integers,
+        reals,
+        distributions,
+    )
     if filled < 0:
         _refuse(filled)
     if filled < k:
         integers, reals, distributions = integers[:, :filled], reals[:, :filled], distributions[:filled]
-    slots, items, remaining, greedy = integers
-    propensities, alphas = reals
-    is_pin = pinned[slots] >= 0 if len(pinned) else np.zeros(filled, np.bool_)
-    return Slate(slots, items, propensities, remaining, greedy, alphas, is_pin, distributions if full else None)
+    return Slate(
+        integers[0],
+        integers[1],
+        reals[0],
+        integers[2],
+        integers[3],
+        reals[1],
+        pinned[integers[0]] >= 0 if len(pinned) else np.zeros(filled, np.bool_),
+        distributions if full else None,
+    )
 
 
 def reference(
@@ -167,8 +184,7 @@ def reference(
 
 def warm() -> None:
     """Compile, or load what an earlier process compiled: everything a request needs, so that none waits for it."""
-    for head in HEADS:
-        draw(np.zeros((2, 8), np.float32), 1, np.zeros(1), DrawSettings(head=head))  # type: ignore[arg-type]  # str
+    draw(np.zeros((2, 8), np.float32), 1, np.zeros(1), DrawSettings())  # `fill` has one type, whatever is asked of it
 
 
 def _refuse(code: int) -> NoReturn:
@@ -186,13 +202,14 @@ def _pool_means(scores: F32) -> F64:
     for _ in range(3):
         parts = parts[:, 0::2] + parts[:, 1::2]  # 8 → 4 → 2 → 1
     folded = parts[:, 0]
-    lanes = np.zeros((n, 4))
+    lanes: F64 = np.zeros((n, 4))
     for j in range(0, q - q % 4, 4):
         lanes += folded[:, j : j + 4]
     total: F64 = (lanes[:, 0] + lanes[:, 1]) + (lanes[:, 2] + lanes[:, 3])
     for column in [*folded[:, q - q % 4 :].T, *scores[:, 8 * q :].T.astype(float)]:
         total = total + column
-    return total / m
+    means: F64 = total / m
+    return means
 
 
 def _in_order(values: F64) -> float:

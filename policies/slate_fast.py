@@ -1,13 +1,11 @@
 """The law of `policies/slate.py`, compiled: the same numbers bit for bit, in the time one request has for them.
 
-What makes it fast
-    candidate-major passes, so that the compiler works on 8 or 16 draws at once
-    each draw remembers its best candidate; after a pick only the draws that wanted the picked one look again
-        (one after the other when they are few, all in one pass when they are many)
-    ties are counted only where one pass over the scores met an equality
+Fast     candidate-major passes, so that the compiler works on eight draws at once; every draw remembers its best candidate,
+         and after a pick only the draws that wanted the picked one look again (in one pass for all when they are many)
+Equal    every sum runs in the order the reference states, or is of integers; no fast-math, no fused multiply-add;
+         both versions call the same `softmax_weights`, hence the same `exp`
 
-What keeps it equal: sums run in the order the reference states; everything elementwise has one rounding per operation
-(no fast-math, no fused multiply-add); `pool_means` is repeated there, `softmax_weights` is called by both.
+A draw's `top` (m,) is its largest score among the rows that are left, `ties` (m,) how many have it, `best` (m,) one of them.
 """
 
 import math
@@ -64,19 +62,18 @@ def pool_means(scores: F32) -> F64:
 
 
 @compiled
-def softmax_weights(means: F64, rows: I64, temperature: float, weights: F64) -> float:
-    """Write weights[rows] ∝ exp(mean / temperature), the largest RESOLUTION; return the largest mean."""
+def softmax_weights(means: F64, rows: I64, temperature: float, weights: F64) -> None:
+    """Write weights[rows] ∝ exp(mean / temperature): whole numbers, the largest is RESOLUTION."""
     top = -np.inf
     for c in rows:
         top = max(top, means[c])
     for c in rows:
         weights[c] = math.floor(math.exp((means[c] - top) / temperature) * RESOLUTION)
-    return top
 
 
 @compiled
 def _best_of_all(scores: F32, rows: I64, top: F32, best: I32, ties: I32) -> None:
-    """For every draw its largest score among `rows`, the first row that has it, and how many have it."""
+    """For every draw its largest score among `rows`, one row that has it, and how many have it."""
     m = scores.shape[1]
     this = np.int32(rows[0])
     row = scores[this]
@@ -127,10 +124,10 @@ def _vote_again(scores: F32, rows: I64, picked: int, top: F32, best: I32, ties: 
     """Draws whose best candidate was picked take back their units and vote anew; False when these are too many."""
     m = scores.shape[1]
     row = scores[picked]
-    many = m // MANY
+    count = 0
     for i in range(m):
-        many -= row[i] == top[i]
-    if many < 0:
+        count += row[i] == top[i]
+    if count * MANY > m:
         return False
     for i in range(m):
         if row[i] != top[i]:
@@ -139,26 +136,27 @@ def _vote_again(scores: F32, rows: I64, picked: int, top: F32, best: I32, ties: 
             for c in rows:
                 if scores[c, i] == top[i]:
                     weights[c] -= _units(ties[i])
-        score, this, count = np.float32(-np.inf), -1, 0
+        score = np.float32(-np.inf)
         for c in rows:
             s = scores[c, i]
-            if s >= score:
-                count = count + 1 if s == score else 1
-                score, this = s, c
-        top[i], best[i], ties[i] = score, this, count
-        if count == 1:
-            weights[this] += UNIT
+            if s >= score:  # seldom: writing to memory keeps this a branch, twice as fast as what arithmetic would be
+                ties[i] = 1 if s > score else ties[i] + 1
+                best[i] = c
+                score = s
+        top[i] = score
+        if ties[i] == 1:
+            weights[best[i]] += UNIT
         else:
             for c in rows:
                 if scores[c, i] == score:
-                    weights[c] += _units(count)
+                    weights[c] += _units(ties[i])
     return True
 
 
 @compiled
 def _first_greedy(means: F64, rows: I64) -> int:
     """The first row of G_t."""
-    greedy = rows[0]
+    greedy: int = rows[0]
     for c in rows[1:]:
         if means[c] > means[greedy]:
             greedy = c
@@ -185,15 +183,42 @@ def _law(
 
 
 @compiled
+def _collect(free: Mask, masks: Mask, t: int, rows: I64) -> int:
+    """Write R_t into `rows`, ascending; how many they are."""
+    left = 0
+    for c in range(len(free)):
+        if free[c] and (len(masks) == 0 or masks[t, c]):
+            rows[left] = c
+            left += 1
+    return left
+
+
+@compiled
 def _remove(rows: I64, left: int, row: int) -> int:
     """Take `row` out of the ascending rows[:left]; how many are left."""
     left -= 1
-    j = 0
-    while j < left and rows[j] != row:
-        j += 1
-    for i in range(j, left):
-        rows[i] = rows[i + 1]
+    at = 0
+    while at < left and rows[at] != row:
+        at += 1
+    for j in range(at, left):
+        rows[j] = rows[j + 1]
     return left
+
+
+@compiled
+def _record(
+    integers: I64,
+    reals: F64,
+    at: int,
+    slot: int,
+    item: int,
+    remaining: int,
+    greedy: int,
+    propensity: float,
+    alpha: float,
+) -> None:
+    integers[0, at], integers[1, at], integers[2, at], integers[3, at] = slot, item, remaining, greedy
+    reals[0, at], reals[1, at] = propensity, alpha
 
 
 @compiled
@@ -212,9 +237,9 @@ def fill(
 ) -> int:
     """Fill the slots; return how many were filled, or −1 when a score is not finite, −2 when a uniform is not in [0, 1).
 
-    masks  (k, n), or no rows when all is allowed; pins (k,) row or −1, or empty
+    scores (n, m); masks (k, n), or no rows when all is allowed; pins (k,) row or −1, or empty; u (k,)
     Written, a column a filled slot: integers (4, k) slot item remaining greedy; reals (2, k) propensity α; and, unless it
-    is empty, a row of distributions (k, n), given as zeros
+    has no rows, a row of distributions (k, n), given as zeros
     """
     n, m = scores.shape
     for x in u:
@@ -225,46 +250,31 @@ def fill(
         if not math.isfinite(mean):
             return -1
 
-    masked, full = len(masks) > 0, len(distributions) > 0
     free = np.ones(n, np.bool_)  # neither drawn nor pinned
     for row in pins:
         if row >= 0:
             free[row] = False
     rows, left = np.empty(n, np.int64), 0  # R_t is rows[:left], ascending
-    weights, weighed = np.zeros(n), 0.0  # base before it is normalised; the largest mean that softmax weights refer to
+    weights, weighed = np.zeros(n), 0.0  # base before it is normalised; the mean that softmax weights are relative to
     top, best, ties = np.empty(m, np.float32), np.empty(m, np.int32), np.empty(m, np.int32)
-    posterior = np.full(m, 1.0 / m)  # one_draw: W, which draw the slate so far speaks for
-    built, picked, greedy, filled = (
-        -1,
-        -1,
-        -1,
-        0,
-    )  # slot whose mask made `rows`; row drawn since; first of G_t; slots done
+    posterior = np.full(m, 1.0 / m)  # W_t(z), normalised
+    collected, picked, greedy = -1, -1, -1  # slot whose mask made `rows`; row drawn since; first of G_t
+    filled = 0
     for t in range(len(u)):
         if len(pins) > 0 and pins[t] >= 0:
-            integers[0, filled], integers[1, filled], integers[2, filled], integers[3, filled] = t, pins[t], 1, pins[t]
-            reals[0, filled], reals[1, filled] = 1.0, 1.0
-            if full:
+            _record(integers, reals, filled, t, pins[t], 1, pins[t], 1.0, 1.0)
+            if len(distributions) > 0:
                 distributions[filled, pins[t]] = 1.0
             filled += 1
             continue
 
-        # R_t: built anew when the mask is another one than before, else without the one picked
-        anew = built < 0
-        if masked and not anew:
-            for c in range(n):
-                if masks[t, c] != masks[built, c]:
-                    anew = True
-                    break
+        # R_t: the one before without the row picked, unless the mask is another one
+        anew = collected < 0 or (len(masks) > 0 and (masks[t] != masks[collected]).any())
         if anew:
-            left = 0
-            for c in range(n):
-                if free[c] and not (masked and not masks[t, c]):
-                    rows[left] = c
-                    left += 1
+            left = _collect(free, masks, t, rows)
         elif picked >= 0:
             left = _remove(rows, left, picked)
-        built = t
+        collected = t
         if left == 0:
             picked = -1
             continue
@@ -272,10 +282,11 @@ def fill(
         if anew or picked == greedy:
             greedy = _first_greedy(means, allowed)
 
-        # weights
+        # base
         if head == SOFTMAX:
             if anew or means[greedy] != weighed:
-                weighed = softmax_weights(means, allowed, temperature, weights)
+                softmax_weights(means, allowed, temperature, weights)
+                weighed = means[greedy]
         else:
             if anew or not _vote_again(scores, allowed, picked, top, best, ties, weights):
                 _best_of_all(scores, allowed, top, best, ties)
@@ -283,29 +294,27 @@ def fill(
             if anew or head == ONE_DRAW:
                 _vote(scores, allowed, top, best, ties, posterior, head == DRAWS, weights)
 
-        # probabilities, and the draw
+        # floor, cap, draw
         scale, even, alpha, bonus = _law(weights, means, allowed, greedy, floor, max_share)
-        reached, chosen, propensity = 0.0, -1, 0.0
+        reached, picked, propensity = 0.0, -1, 0.0
         for c in allowed:
             p = alpha * (weights[c] * scale + even) + (bonus if means[c] == means[greedy] else 0.0)
-            if full:
+            if len(distributions) > 0:
                 distributions[filled, c] = p
-            if p > 0.0 and u[t] >= reached:
-                chosen, propensity = c, p
+            if p > 0.0 and reached <= u[t]:
+                picked, propensity = c, p
             reached += p
-            if u[t] < reached and not full:
+            if reached > u[t] and len(distributions) == 0:
                 break
+        _record(integers, reals, filled, t, picked, left, greedy, propensity, alpha)
+        filled += 1
+        free[picked] = False
 
         if head == ONE_DRAW:
-            extra = bonus if means[chosen] == means[greedy] else 0.0
-            row = scores[chosen]
+            extra = bonus if means[picked] == means[greedy] else 0.0
+            row_picked = scores[picked]
             for i in range(m):
-                own = 1.0 / ties[i] if row[i] == top[i] else 0.0
-                q = alpha * ((1.0 - floor) * own + even) + extra
+                won = 1.0 / ties[i] if row_picked[i] == top[i] else 0.0
+                q = alpha * ((1.0 - floor) * won + even) + extra
                 posterior[i] = posterior[i] * q / propensity
-        integers[0, filled], integers[1, filled], integers[2, filled], integers[3, filled] = t, chosen, left, greedy
-        reals[0, filled], reals[1, filled] = propensity, alpha
-        filled += 1
-        free[chosen] = False
-        picked = chosen
     return filled

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from policies.errors import Corrupt
 from policies.slate import HEADS, draw, reference, uniforms, warm
+from policies.slate_fast import fill
 from policies.types import DrawSettings, Slate
 
 
@@ -207,6 +208,8 @@ def test_other_layouts_of_the_same_numbers_are_the_same_draw() -> None:
     u, settings = np.full(3, 0.5), DrawSettings()
     for layout in (np.asfortranarray(scores), raw, frozen, np.repeat(scores, 2, axis=1)[:, ::2]):
         assert_same(draw(layout, 3, u, settings), draw(scores, 3, u, settings))
+    draw(scores[:, :1], 3, np.full(6, 0.5)[::2], DrawSettings("softmax", floor=0, max_share=1, temperature=1))
+    assert len(fill.signatures) == 1  # type: ignore[attr-defined]  # numba's
 
 
 @pytest.mark.parametrize("version", [draw, reference])
