@@ -186,7 +186,7 @@ class Joiner:
         if until < clock:
             return self._dead(applied, record, "too_late", f"{clock - at:.3f} s old", surface)
         wrong = self._mistake(drawn, terms)
-        if wrong:
+        if wrong is not None:
             return self._dead(applied, record, *wrong, surface)
         join = self._rows.hot.get(key)
         early: tuple[Early, ...] = ()
@@ -219,19 +219,20 @@ class Joiner:
 
     def _mistake(self, drawn: Drawn, terms: Terms) -> tuple[str, str] | None:
         """(reason, detail) of what makes a decision useless."""
-        k, slots, propensities = len(drawn.slate), drawn.slots, drawn.propensities
+        slots, propensities, context, shown = drawn.slots, drawn.propensities, drawn.context, drawn.shown
+        k = len(drawn.slate)
         if len(slots) != k or len(propensities) != k:
             return "bad_decision", "slate, slots and propensities differ in length"
-        if slots != terms.natural[:k] and not _rising(slots, terms.slots):
+        if slots != terms.natural.get(k) and not _rising(slots, terms.slots):
             return "bad_slot", f"slots {list(slots)[:20]} of {terms.slots}"
         if k and not (min(propensities) > 0.0 and max(propensities) <= 1.0 + 1e-9):
             return "bad_decision", "propensities outside (0, 1]"
         if not 0.0 < drawn.weight <= 1.0:
             return "bad_decision", f"weight {drawn.weight}"
-        if len(drawn.context) != terms.context_bytes or len(drawn.shown) != k * terms.item_bytes:
-            found = f"{len(drawn.context)}, {len(drawn.shown)} bytes"
+        if len(context) != terms.context_bytes or len(shown) != k * terms.item_bytes:
+            found = f"{len(context)}, {len(shown)} bytes"
             return "bad_vector", f"{found}, expected {terms.context_bytes}, {k * terms.item_bytes}"
-        if not self._sound and not (_sound(drawn.context) and _sound(drawn.shown)):
+        if not self._sound and not (_sound(context) and _sound(shown)):
             return "bad_vector", f"a number is not finite or larger than {LARGEST:g}"
         return None
 

@@ -162,7 +162,7 @@ class Terms:
     compiled: Compiled
     surface: str
     slots: int
-    natural: tuple[int, ...]  # slots of a slate without gaps
+    natural: dict[int, tuple[int, ...]]  # k → slots of a slate without gaps
     horizon: float
     correctable: float
     kinds: frozenset[str]
@@ -181,7 +181,7 @@ class Terms:
             compiled=compiled,
             surface=surface.surface,
             slots=surface.slots,
-            natural=tuple(range(surface.slots)),
+            natural={k: tuple(range(k)) for k in range(min(surface.slots, 64) + 1)},
             horizon=surface.horizon_seconds,
             correctable=surface.correctable_seconds,
             kinds=surface.feedback_kinds,

@@ -106,23 +106,29 @@ class Shard:
         collecting = gc.isenabled()
         gc.disable()  # what a batch allocates lives until its commit: looking for garbage meanwhile costs a fifth of the step
         try:
-            records = self._log.read(self._partition, self._offset, self._read_limit)
-            if not records:
-                if now is not None and joiner.idle(now):
-                    self._commit(joiner, self._offset, {})
-                return self._report(Applied(), 0, joiner)
-            applied = joiner.apply(records)
-            learned = self._learn(applied)
-            if applied.letters:
-                self._dead_letters.put(applied.letters)
-            self._commit(joiner, records[-1].offset + 1, learned)
+            applied, records, learned = self._batch(joiner, now)
         except BaseException:
             self._joiner = None  # memory may be ahead of the commit: start again from what is durable
             raise
         finally:
             if collecting:
                 gc.enable()
-        return self._report(applied, len(records), joiner, learned)
+        return self._report(applied, records, joiner, learned)
+
+    def _batch(self, joiner: Joiner, now: float | None) -> tuple[Applied, int, dict[str, int]]:
+        """(what it came to, records, learned rows) of reading, joining, learning and committing once."""
+        records = self._log.read(self._partition, self._offset, self._read_limit)
+        if not records:
+            if now is not None and joiner.idle(now):
+                self._commit(joiner, self._offset, {})
+            return Applied(), 0, {}
+        applied = joiner.apply(records)
+        learned = self._learn(applied)
+        if applied.letters:
+            self._dead_letters.put(applied.letters)
+        self._commit(joiner, records[-1].offset + 1, learned)
+        applied.changes = []  # arrays of the batch go before garbage is looked for
+        return applied, len(records), learned
 
     def statistics(self) -> Statistics:
         """Committed sums, copied."""
@@ -176,9 +182,7 @@ class Shard:
         joiner.committed()
         self._offset = offset
 
-    def _report(
-        self, applied: Applied, records: int, joiner: Joiner, learned: dict[str, int] | None = None
-    ) -> StepReport:
+    def _report(self, applied: Applied, records: int, joiner: Joiner, learned: dict[str, int]) -> StepReport:
         fresh: dict[tuple[str, str], list[float]] = {}
         for terms, accepted_at in applied.heard:
             for policy in terms.learners:
@@ -199,5 +203,5 @@ class Shard:
             clock=joiner.clock,
             lag_records=self._log.end(self._partition)[0] - self._offset,
             fresh=[(surface, policy, at) for (surface, policy), times in fresh.items() for at in times],
-            learned=learned or {},
+            learned=learned,
         )

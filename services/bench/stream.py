@@ -5,10 +5,13 @@ The stream: every decision shows 10 of 100 candidates by id, 32 item features, 4
 """
 
 import itertools
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from streaming.shard import Shard
 
 FEATURES, SLOTS, CANDIDATES, CATALOGUE = 32, 10, 100, 10_000
 BLOCK = 5_000  # records appended in one transaction
+TURN = 5_000  # decisions between two measurements of the floor
 
 
 def surface() -> Surface:
@@ -101,9 +105,9 @@ def make_log(log: Log, compiled: Compiled, decisions: int, now: float, *, after:
 
 
 def measure(
-    decisions: int = 50_000, *, after: int = 0, read_limit: int = 2_000, restart_events: int = 0
+    decisions: int = 50_000, *, after: int = 0, read_limit: int = 4_000, restart_events: int = 0
 ) -> dict[str, float]:
-    """Joined and learned decisions a second beside the floor of the same minute; the seconds of a restart.
+    """Joined and learned decisions a second beside the floor, taken in turns; then the seconds of a restart.
 
     after           decisions between a decision and its feedback
     restart_events  events in the log when the shard is opened again; 0: those of the measurement
@@ -115,34 +119,87 @@ def measure(
         log = open_log(settings)
         make_log(log, compiled, decisions, time.time(), after=after)
         shard = _open(settings, log, configs, read_limit)
-        floor_before = floors.learn()
-        started = time.perf_counter()
-        _drain(shard)
-        rate = decisions / (time.perf_counter() - started)
-        floor = (floor_before + floors.learn()) / 2
+        ours, floor = _in_turns(shard)
         made = decisions
         while 2 * made < restart_events:
-            make_log(log, compiled, min(decisions, restart_events // 2 - made), time.time(), after=after)
-            made += decisions
+            more = min(decisions, restart_events // 2 - made)
+            make_log(log, compiled, more, time.time(), after=after)
+            made += more
             _drain(shard)
         started = time.perf_counter()
         again = _open(settings, log, configs, read_limit)
         again.step(time.time())
         restart = time.perf_counter() - started
-        examples = sum(again.statistics().examples.values())
+        examples = again.statistics().examples
     return {
-        "joined_and_learned_per_second": rate,
+        "joined_and_learned_per_second": decisions / ours,
         "floor_per_second": floor,
-        "ratio": rate / floor,
+        "ratio": decisions / ours / floor,
         "restart_seconds": restart,
         "restart_events": 2.0 * made,
-        "examples": float(examples),
+        "examples": float(max(examples.values())),
     }
 
 
-def _open(settings: Settings, log: Log, configs: Configs, read_limit: int) -> Shard:
-    checkpoints, letters = open_checkpoints(settings, 0), open_dead_letters(settings)
-    return Shard(0, log, checkpoints, configs, letters, epoch=1, read_limit=read_limit)
+def side_by_side(decisions: int = 50_000, shards: int = 2, *, read_limit: int = 4_000) -> dict[str, float]:
+    """Decisions a second of several shards at once, each a process with a partition of its own, as on Ray: one a core.
+
+    The floor is still that of one core, measured just before and just after.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
+        log = open_log(replace(Settings(), data=Path(folder), partitions=shards))
+        make_log(log, Configs().add(surface()), decisions, time.time())
+        before = floors.learn()
+        ready = context.Barrier(shards)
+        spans: Queue[tuple[float, float]] = context.Queue()
+        workers = [
+            context.Process(target=_one_side, args=(folder, shards, partition, read_limit, ready, spans))
+            for partition in range(shards)
+        ]
+        for worker in workers:
+            worker.start()
+        started, ended = zip(*[spans.get(timeout=600) for _ in workers], strict=True)
+        for worker in workers:
+            worker.join()
+        floor = 2 / (1 / before + 1 / floors.learn())
+    rate = decisions / (max(ended) - min(started))
+    return {"joined_and_learned_per_second": rate, "floor_per_second": floor, "ratio": rate / floor, "shards": shards}
+
+
+def _one_side(
+    folder: str, shards: int, partition: int, read_limit: int, ready: Barrier, spans: "Queue[tuple[float, float]]"
+) -> None:
+    settings = replace(Settings(), data=Path(folder), partitions=shards)
+    configs = Configs()
+    configs.add(surface())
+    shard = _open(settings, open_log(settings), configs, read_limit, partition)
+    ready.wait(timeout=600)
+    started = time.monotonic()
+    _drain(shard)
+    spans.put((started, time.monotonic()))
+
+
+def _in_turns(shard: Shard) -> tuple[float, float]:
+    """(seconds of all steps, decisions a second of the floor): a turn of steps, a turn of the floor, so that drift hits both."""
+    ours, floors_seconds, turns = 0.0, 0.0, 0
+    while True:
+        started, decided = time.perf_counter(), 0
+        while decided < TURN:
+            report = shard.step()
+            decided += report.decisions
+            if not report.records:
+                break
+        ours += time.perf_counter() - started
+        floors_seconds += 1.0 / floors.learn(rounds=2)
+        turns += 1
+        if not report.records:
+            return ours, turns / floors_seconds
+
+
+def _open(settings: Settings, log: Log, configs: Configs, read_limit: int, partition: int = 0) -> Shard:
+    checkpoints, letters = open_checkpoints(settings, partition), open_dead_letters(settings)
+    return Shard(partition, log, checkpoints, configs, letters, epoch=1, read_limit=read_limit)
 
 
 def _drain(shard: Shard) -> None:
