@@ -105,11 +105,10 @@ class Learning:
         started = time.monotonic()
         others = every or started >= self._next_others
         due = [policy for policy in self._policies() if policy.key in self._changed and (others or self._live(policy))]
+        statistics = engine.statistics() if due else []  # Unavailable: tried again, nothing is forgotten
         self._changed = set() if others else self._changed - {policy.key for policy in due}
-        if due:
-            statistics = engine.statistics()
-            for policy in due:
-                self._publish(policy, statistics)
+        for policy in due:
+            self._publish(policy, statistics)
         if others:
             self._next_others = started + OTHERS_SECONDS
         took = time.monotonic() - started

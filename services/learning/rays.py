@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from policies.errors import Unavailable
 from services.learning.shards import open_shards
 from services.settings import Settings
 from services.wiring import open_state
@@ -72,8 +73,7 @@ class RayShards:
         count = max(1, min(partitions, int(ray.cluster_resources().get("CPU", 1))))
         self._groups = [list(range(partitions))[seat::count] for seat in range(count)]
         self._actors = [self._seat(seat) for seat in range(count)]
-        pids = ray.get([actor.ready.remote() for actor in self._actors], timeout=CALL_SECONDS)
-        log.info("ray", extra={"actors": count, "pids": pids, "epoch": epoch})
+        log.info("ray", extra={"actors": count, "pids": self.pids(), "epoch": epoch})
         self._pulls: dict[Any, int] = {}
 
     def step(self) -> list[StepReport]:
@@ -91,8 +91,16 @@ class RayShards:
         return reports
 
     def statistics(self) -> list[Statistics]:
-        found = ray.get([actor.statistics.remote() for actor in self._actors], timeout=CALL_SECONDS)
+        """Raises Unavailable while a dead actor's successor is not up yet."""
+        try:
+            found = ray.get([actor.statistics.remote() for actor in self._actors], timeout=CALL_SECONDS)
+        except ray.exceptions.RayError as error:  # `step` finds the dead one and seats another
+            raise Unavailable(f"shards: {error}") from error
         return sorted((one for group in found for one in group), key=lambda one: one.partition)
+
+    def pids(self) -> list[int]:
+        """The actors' processes, once they are up."""
+        return list(ray.get([actor.ready.remote() for actor in self._actors], timeout=CALL_SECONDS))
 
     def close(self) -> None:
         for actor in self._actors:

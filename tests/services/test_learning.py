@@ -1,5 +1,7 @@
 """The learning service's loop over memory adapters: prior first, then what was learned, never back in time."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +11,18 @@ import numpy as np
 import pytest
 
 from policies import bundle as bundling
-from policies.errors import Rejected
+from policies.errors import Rejected, Unavailable
 from services.configuring import quickstart
 from services.epochs import take_epoch
 from services.learning.app import Learning
 from services.learning.inline import InlineShards
+from services.learning.shards import Engine
 from services.releases import KEY, KIND
 from services.telemetry import Telemetry
 from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryDeadLetters, MemoryLog, MemoryState
 from streaming.configuration import Compiled, Configs, publish_surface
 from streaming.events import Decision, Feedback, encode
+from streaming.ports import Log
 from streaming.publish import Publisher
 from streaming.shard import Shard
 
@@ -207,15 +211,18 @@ def test_ray_actors_learn_what_inline_shards_learn(tmp_path: Path, ray_stopped: 
     compiled = configs.current("home")
     assert compiled is not None
     units = [f"{number:016x}" for number in range(60)]
-    log.append(
-        [(unit.encode(), encode(msgspec.structs.replace(decision(compiled, unit), at=time.time()))) for unit in units]
-    )
+    records = [
+        (unit.encode(), encode(msgspec.structs.replace(decision(compiled, unit), at=time.time()))) for unit in units
+    ]
+    log.append(records[:30])
 
     engine = RayShards(settings, PARTITIONS, take_epoch(state))
     try:
-        read = 0
-        while read < len(units):
-            read += sum(report.records for report in engine.step())
+        read_all(engine, log)
+        for pid in engine.pids():
+            os.kill(pid, signal.SIGKILL)  # what they had committed is there for their successors
+        log.append(records[30:])
+        read_all(engine, log)
         remote = engine.statistics()
     finally:
         engine.close()
@@ -233,3 +240,18 @@ def test_ray_actors_learn_what_inline_shards_learn(tmp_path: Path, ray_stopped: 
                 for other in (mine.arrays[key][name], theirs.arrays[key][name]):
                     if array.dtype.kind == "f":
                         np.testing.assert_allclose(other, array, rtol=1e-9, atol=1e-9)
+
+
+def read_all(engine: Engine, log: Log) -> None:
+    """Step until every partition is read to its end; generous, because an actor's process takes seconds to start."""
+    until = time.monotonic() + 120.0
+    while not _at_end(engine, log):
+        assert time.monotonic() < until
+        engine.step()
+
+
+def _at_end(engine: Engine, log: Log) -> bool:
+    try:
+        return all(one.offset >= log.end(one.partition)[0] for one in engine.statistics())
+    except Unavailable:  # a killed actor, and `step` has not noticed yet
+        return False
