@@ -29,6 +29,7 @@ from streaming.events import Feedback
 
 log = logging.getLogger("slatewise.scoring")
 FIRST_BYTE = "slatewise.first_byte"  # perf_counter of a request's first byte, stamped by the protocol
+REPLY = "slatewise.reply"  # (body) → whether the protocol has written it as a 200
 ADMITTED = "slatewise.admitted"  # set by the protocol, which sees requests before their tasks run
 POLL_SECONDS, TICK_SECONDS, SYNC_SECONDS = 0.02, 0.1, 0.05
 YIELD_SECONDS = 0.001
@@ -80,6 +81,9 @@ class Front:
         except Exception:  # a fault of ours: the caller gets the contract's error body, the log the trace
             log.exception("fault", extra={"path": scope["path"]})
             await refuse(send, FAULT)
+            return
+        reply = scope.get(REPLY)
+        if reply is not None and reply(answer):
             return
         await send(
             {

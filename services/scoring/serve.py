@@ -13,14 +13,15 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
-from services.scoring.app import ADMITTED, FIRST_BYTE, Front, create_app
+from services.scoring.app import ADMITTED, FIRST_BYTE, REPLY, Front, create_app
 from services.scoring.service import Scoring
 from services.settings import Settings
 from services.telemetry import configure_logs, forget_process, share
@@ -28,6 +29,7 @@ from services.wiring import open_bundles, open_claims, open_log, open_spool, ope
 
 log = logging.getLogger("slatewise.scoring")
 BACKLOG = 2048
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n"
 SWITCH_SECONDS = 0.0005  # Python's default lets a background thread hold the interpreter for 5 ms
 DRAIN_SECONDS = 0.25  # callers with an open connection are told to close it before it is closed
 GRACE_SECONDS = 15
@@ -48,8 +50,23 @@ class Stamped(HttpToolsProtocol):
         if not waiting:
             scope = cast(dict[str, Any], self.scope)  # ASGI scopes may carry more than their type says
             scope[ADMITTED] = admission.enter(scope["path"] == "/v1/feedback")
+            scope[REPLY] = partial(_reply, self.cycle)
         if admission.draining:
             self.cycle.keep_alive = False
+
+
+def _reply(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """A whole 200 in one write, where uvicorn takes two and checks every header; False when it has to go the usual way."""
+    if cycle.flow.write_paused or cycle.disconnected:
+        return False
+    close = b"" if cycle.keep_alive else b"connection: close\r\n"
+    cycle.transport.write(OK % (len(body), close) + body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
 
 
 class Server(uvicorn.Server):
