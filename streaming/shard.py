@@ -63,7 +63,7 @@ class Shard:
     """Owner of one partition for one epoch. A repeated `step()` is harmless; nothing is passed in but time.
 
     refresh    follows the configuration record; called when a decision names a version not seen yet
-    hot_limit  joins kept in memory between steps
+    hot_limit  joins kept in memory between steps, some 3 kB each; for feedback on others the row and the log are read
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Shard:
         epoch: int,
         read_limit: int = 2000,
         refresh: Callable[[], object] | None = None,
-        hot_limit: int = 32_768,
+        hot_limit: int = 20_000,
     ) -> None:
         self._partition, self._log, self._checkpoints = partition, log, checkpoints
         self._configs, self._dead_letters = configs, dead_letters
