@@ -1,5 +1,6 @@
 """Where the shards of the log's partitions run, and how one is opened. `Engine` has two adapters: inline and Ray actors."""
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,8 +29,11 @@ def open_shards(
     """Shards of some partitions, each as its checkpoint has it."""
     events, dead = open_log(settings), open_dead_letters(settings)
 
+    following = threading.Lock()  # shards step in threads of their own
+
     def refresh() -> bool:
-        return configs.follow(state)
+        with following:
+            return configs.follow(state)
 
     return [
         Shard(partition, events, open_checkpoints(settings, partition), configs, dead, epoch=epoch, refresh=refresh)
