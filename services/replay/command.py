@@ -99,13 +99,15 @@ def jester(
         )
     told = jester_run.summary(run, split, known, passes)
     settings = [
-        f"{how}; feedback after each batch of {batch}; seed {seed}; one pass and {passes} passes",
+        f"{how}; feedback after each batch of {batch}; seed {seed}; {passes} pass(es)",
         f"{len(world.rewards)} people rated all jokes: {len(split.stream)} are the stream, {held_out} are held out; "
         f"features come from the {world.others} others alone",
         f"context: ratings of the {len(world.asked)} jokes the others rated most often, folded into 8 dimensions; items: the "
         "others' mean rating and rank-8 factors; crosses: taste × factors; reward of each shown joke (rating + 10) / 20",
         "linear_thompson with its default options; values are means over the five jokes of a slate, as served, exploration "
         "included; ridge has the same features and every rating of the stream's people; intervals: bootstrap over people, 95%",
+        "from the second pass on the stream's people have been met before; the ridge of a person of the stream never met that "
+        "person, so only held-out people compare like with like",
         f"a held-out person is decided for {repeats} times (`defer`, never shown: nothing is learned from it)",
     ]
     text = jester_run.markdown(told, _typed(), settings, None)

@@ -105,10 +105,10 @@ def summary(run: Run, split: Split, known: References, passes: int) -> dict[str,
     return {
         "held_out": {
             **{name: mean_interval(values) for name, values in known.held_out.items()},
-            **{f"served after {p} passes": mean_interval(run.served[p]) for p in sorted(run.served)},
+            **{f"served after pass {p}": mean_interval(run.served[p]) for p in sorted(run.served)},
         },
         "share_of_gap_closed": {
-            f"after {p} passes": share_closed(run.served[p], known.held_out["fixed"], known.held_out["ridge"])
+            f"after pass {p}": share_closed(run.served[p], known.held_out["fixed"], known.held_out["ridge"])
             for p in ends
         },
         "stream": {**{name: mean_interval(values) for name, values in known.stream.items()}, **online},
@@ -172,12 +172,12 @@ def plot(run: Run, split: Split, known: References, path: Path) -> None:
     left.set(title="people of the stream, dotted: a pass", xlabel="decision", ylabel="cumulative regret")
     left.legend()
     bars = {"uniform": known.held_out["uniform"], "best fixed": known.held_out["fixed"]}
-    bars |= {f"served, {p} passes": run.served[p] for p in sorted(run.served)} | {"ridge": known.held_out["ridge"]}
+    bars |= {f"served, pass {p}": run.served[p] for p in sorted(run.served)} | {"ridge": known.held_out["ridge"]}
     found = [mean_interval(values) for values in bars.values()]
     errors = [[i.value - i.low for i in found], [i.high - i.value for i in found]]
     right.bar(list(bars), [i.value for i in found], yerr=errors, color="tab:blue", alpha=0.7)
     right.set(title="held-out people, 95% intervals", ylabel="mean reward of a slate", ylim=(0.5, None))
-    right.tick_params(axis="x", rotation=20)
+    right.set_xticks(range(len(bars)), list(bars), rotation=20, ha="right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
