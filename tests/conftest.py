@@ -15,7 +15,9 @@ def pytest_runtest_makereport(
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") and "gpu" not in item.keywords:
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, where nothing may be: {call.excinfo.value if call.excinfo else report.longrepr}"
+        report.longrepr = (
+            f"skipped in CI, where nothing may be: {call.excinfo.value if call.excinfo else report.longrepr}"
+        )
     return report
 
 

@@ -37,7 +37,12 @@ def test_every_make_target_named_exists() -> None:
 
 
 def test_every_slatewise_command_named_exists() -> None:
-    named = set(re.findall(r"\bslatewise ((?:up|[a-z-]+)(?: (?:jester|obd|hillstrom|streams|inspect|verify|rollback|list))?)\b", "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", README, re.S))))
+    named = set(
+        re.findall(
+            r"\bslatewise ((?:up|[a-z-]+)(?: (?:jester|obd|hillstrom|streams|inspect|verify|rollback|list))?)\b",
+            "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", README, re.S)),
+        )
+    )
     assert named
     for command in named:
         result = CliRunner().invoke(main, [*command.split(), "--help"])
@@ -62,4 +67,6 @@ def test_the_configuration_shown_is_valid(tmp_path: Path) -> None:
 
 def test_scoring_needs_neither_ray_nor_torch() -> None:
     code = "import services.scoring.serve, sys; print([m for m in ('ray', 'torch', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

