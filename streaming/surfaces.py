@@ -4,6 +4,7 @@ Canonical: names sorted, a policy's implied objective and its options' types wri
 nothing, never moves a column of an array, and a version's hash does not depend on who encoded it.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
@@ -152,7 +153,17 @@ def config_of(policy: PolicySpec) -> Config:
         return msgspec.convert(policy.options, kind)
     except msgspec.ValidationError as error:
         message, _, at = str(error).partition(" - at `")
-        raise Rejected(message, at=at.rstrip("`") or "$") from None
+        raise Rejected(message, at=at.rstrip("`") or _refused(policy.options, kind)) from None
+
+
+def _refused(options: Mapping[str, Any], kind: type[Config]) -> str:
+    """Path of the option that is refused by itself: a Config's own check names no field."""
+    for name, value in options.items():
+        try:
+            msgspec.convert({name: value}, kind)
+        except msgspec.ValidationError:
+            return f"$.{name}"
+    return "$"
 
 
 def canonical(surface: Surface) -> Surface:
