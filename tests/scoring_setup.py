@@ -53,7 +53,13 @@ def surface(**changes: Any) -> Surface:
 
 
 def publish(
-    state: State, bundles: Bundles, *surfaces: Surface, number: int | None = None, epoch: int = 1, examples: int = 0
+    state: State,
+    bundles: Bundles,
+    *surfaces: Surface,
+    number: int | None = None,
+    epoch: int = 1,
+    examples: int = 0,
+    fresh: Sequence[float] = (),
 ) -> Configs:
     """Configure surfaces and publish all their policies: the prior, or after a number of examples."""
     for one in surfaces:
@@ -66,7 +72,7 @@ def publish(
         assert compiled is not None
         for policy in compiled.policies.values():
             sums = [learned(policy, examples)] if examples and policy.algorithm.learner else []
-            outcome = publisher.publish(policy, sums, {}, time.time(), number)
+            outcome = publisher.publish(policy, sums, {}, time.time(), number, fresh)
             assert outcome.result == "published", outcome
     return configs
 

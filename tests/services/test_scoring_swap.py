@@ -150,6 +150,17 @@ def test_a_good_bundle_swaps_in_and_an_old_answer_keeps_its_own(tmp_path: Path) 
     assert scoring.poll() is scoring.live  # nothing new: the very same value
 
 
+def test_a_swap_tells_how_fresh_it_is(tmp_path: Path) -> None:
+    scoring = in_memory(tmp_path)
+    series = scoring.telemetry.series("freshness_seconds", "home", answered(scoring)["policy"])
+    assert series == []  # the first bundle of a process says nothing: it was fresh for others
+    accepted = time.time() - 0.25
+    publish(scoring.state, scoring._follower._bundles, surface(), number=7, examples=30, fresh=[accepted, accepted])
+    scoring.swap(scoring.poll())
+    assert len(series) == 2
+    assert all(0.25 <= age < DEADLINE_SECONDS for age in series)
+
+
 def test_without_a_bundle_the_fallback_answers_and_says_so(tmp_path: Path) -> None:
     state, store = MemoryState(), MemoryBundles()
     publish_surface(state, surface())
