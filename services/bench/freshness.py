@@ -6,12 +6,13 @@ bundle less those times is the freshness; clocks are one machine's.
 """
 
 import asyncio
+import re
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 import numpy as np
 
@@ -84,34 +85,60 @@ def _until_learning(url: str, rate: float) -> None:
 
 
 async def _load(url: str, seconds: float, rate: float) -> Observed:
-    """Requests at their times, late ones at once; `CONNECTIONS` at most at a time."""
+    """Requests at their times, late ones at once, over `CONNECTIONS` kept-alive connections.
+
+    Bare sockets: an HTTP library spends more on a request than the service does, and would measure itself.
+    """
     seen, asked = Observed(), bodies(count=64)
-    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-    headers = {"content-type": "application/json"}
-    async with httpx.AsyncClient(base_url=url, limits=limits, headers=headers, timeout=10.0) as client:
-        start = time.perf_counter()
-        busy: set[asyncio.Task[None]] = set()
-        for i in range(int(seconds * rate)):
-            await asyncio.sleep(max(0.0, start + i / rate - time.perf_counter()))
-            task = asyncio.create_task(_one(client, asked[i % len(asked)], seen))
-            busy.add(task)
-            task.add_done_callback(busy.discard)
-        await asyncio.gather(*busy)
+    parts = urlsplit(url)
+    address = (str(parts.hostname), int(parts.port or 80))
+    free: asyncio.Queue[_Connection] = asyncio.Queue()
+    for _ in range(CONNECTIONS):
+        free.put_nowait(_Connection(*await asyncio.open_connection(*address)))
+
+    async def one(body: bytes, connection: _Connection) -> None:
+        await _one(connection, body, seen)
+        free.put_nowait(connection)
+
+    start = time.perf_counter()
+    busy: set[asyncio.Task[None]] = set()
+    for i in range(int(seconds * rate)):
+        await asyncio.sleep(max(0.0, start + i / rate - time.perf_counter()))
+        task = asyncio.create_task(one(asked[i % len(asked)], await free.get()))
+        busy.add(task)
+        task.add_done_callback(busy.discard)
+    await asyncio.gather(*busy)
+    while not free.empty():
+        free.get_nowait().writer.close()
     return seen
 
 
-async def _one(client: httpx.AsyncClient, body: bytes, seen: Observed) -> None:
+@dataclass(frozen=True)
+class _Connection:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """(status, body) of the answer."""
+        head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.writer.write(head.encode() + body)
+        answer = await self.reader.readuntil(b"\r\n\r\n")
+        size = re.search(rb"content-length: (\d+)", answer.lower())
+        return int(answer[9:12]), await self.reader.readexactly(int(size[1]) if size else 0)
+
+
+async def _one(connection: _Connection, body: bytes, seen: Observed) -> None:
     start = time.perf_counter()
-    response = await client.post("/v1/decisions", content=body)
+    status, content = await connection.post("/v1/decisions", body)
     now = time.time()
-    if response.status_code != 200:
+    if status != 200:
         seen.failed += 1
         return
     seen.decisions.append(time.perf_counter() - start)
-    answer = msgspec.json.decode(response.content, type=_Answer)
+    answer = msgspec.json.decode(content, type=_Answer)
     seen.first.setdefault(answer.bundle, now)
     heard = msgspec.json.encode({"decision_id": answer.decision_id, "slot": 0, "kind": "click"})
     start = time.perf_counter()
-    accepted = await client.post("/v1/feedback", content=heard)
+    status, _ = await connection.post("/v1/feedback", heard)
     seen.feedback.append(time.perf_counter() - start)
-    seen.failed += accepted.status_code != 202
+    seen.failed += status != 202
