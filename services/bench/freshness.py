@@ -41,6 +41,7 @@ class Observed:
     decisions: list[float] = field(default_factory=list)
     feedback: list[float] = field(default_factory=list)
     failed: int = 0
+    took: float = 0.0  # seconds until the last answer
 
 
 def measure(report: Report, seconds: float = 20.0, rate: float = RATE) -> None:
@@ -61,7 +62,7 @@ def measure(report: Report, seconds: float = 20.0, rate: float = RATE) -> None:
     if not lags:
         raise RuntimeError(f"no bundle of {len(seen.first)} contained new feedback; {seen.failed} requests failed")
     p50, p95, p99 = (1e3 * float(np.percentile(lags, p)) for p in (50, 95, 99))
-    answered = len(seen.decisions) / seconds
+    answered = len(seen.decisions) / seen.took  # less than asked for where the service or this loop fell behind
     note = f"{answered:.0f} decisions/s answered, {len(seen.first)} bundles, {len(lags)} feedback"
     report.add("freshness p50", p50, "ms", note=note)
     report.add("freshness p95", p95, "ms", at_most=BUDGET_MS)
@@ -108,6 +109,7 @@ async def _load(url: str, seconds: float, rate: float) -> Observed:
         busy.add(task)
         task.add_done_callback(busy.discard)
     await asyncio.gather(*busy)
+    seen.took = time.perf_counter() - start
     while not free.empty():
         free.get_nowait().writer.close()
     return seen
