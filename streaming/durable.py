@@ -14,10 +14,8 @@ def replace_file(path: Path, data: bytes, *, after_ns: int | None = None) -> Non
     With `after_ns` the file's time of change is later than that, so two versions never look the same to `stat`.
     """
     make_folder(path.parent)
-    beside = path.parent / f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{WRITING}"
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    beside, handle = _begin(path)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # tells `sweep` that somebody is still writing
         write_all(handle, data)
         if after_ns is not None:
             changed = max(os.fstat(handle).st_mtime_ns, after_ns + 1)
@@ -31,6 +29,17 @@ def replace_file(path: Path, data: bytes, *, after_ns: int | None = None) -> Non
     finally:
         os.close(handle)
     flush_folder(path.parent)
+
+
+def _begin(path: Path) -> tuple[Path, int]:
+    """A new file beside `path`, open and locked, so that `sweep` leaves it alone."""
+    while True:
+        beside = path.parent / f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{WRITING}"
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return beside, handle
+        os.close(handle)  # swept between the two lines above: again, under another name
 
 
 def write_all(handle: int, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """Files that several real processes share, or that a killed process was writing: never half of anything."""
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from policies.errors import Corrupt, Unavailable
 from streaming.adapters.files import FileBundles
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteLog, SqliteState
-from streaming.durable import replace_file
+from streaming.durable import replace_file, sweep
 from streaming.ports import Commit, Versioned
 from streaming.snapshot import Snapshot
 from tests.streaming.children import DEADLINE_SECONDS, KILLED, run, start
@@ -270,3 +271,20 @@ def test_a_file_still_being_written_is_not_swept(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "rename", between)
     bundles.put("arrays/a.npy", b"first")
     assert bundles.names("arrays") == ["arrays/a.npy", "arrays/b.npy"]
+
+
+def test_a_file_swept_before_it_is_locked_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer's sweep may come between the opening of a file and its lock."""
+    lock, taken = fcntl.flock, []
+
+    def sweep_first(handle: int, operation: int) -> None:
+        if not taken:
+            taken.append(handle)
+            sweep(tmp_path)
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    replace_file(tmp_path / "a", b"new")
+    assert taken
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
