@@ -1,9 +1,17 @@
 """Settings of every process: one frozen value out of environment variables `SLATEWISE_…` and flags; flags win.
 
-An adapter is picked by a URL (`sqlite:///…`, `file:///…`); left out, everything lives under the data directory:
+An adapter is picked by a URL; left out, everything lives under the data directory:
+
+    log          sqlite:///…  kafka://host:9092  kafka+confluent://host:9092
+    state        sqlite:///…  redis://  rediss://  redis+sentinel://  redis+cluster://
+    bundles      file:///…    any URL that fsspec opens, such as s3://bucket/folder
+    experiences  the same; empty: settled examples are not written
 
     log.sqlite dead.sqlite state.sqlite claims.sqlite   spool/ bundles/ shards/<partition>.sqlite metrics/
     server.key salt.*
+
+`state` on Redis holds claims, counters, profiles and pointers, all of which can be rebuilt. The record of surfaces, items
+and releases then lies beside the log: on Kafka a compacted topic, else in `state.sqlite` (`semantics.md` 18).
 """
 
 import os
@@ -18,6 +26,9 @@ from policies.errors import Rejected
 
 PREFIX = "SLATEWISE_"
 ACKNOWLEDGE = ("spool", "log")
+NUMBERS = ("partitions", "workers", "spool_bytes", "publish_ms", "retention_seconds")
+LOGS = ("sqlite", "kafka", "kafka+confluent")
+STATES = ("sqlite", "redis", "rediss", "redis+sentinel", "redis+cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +36,11 @@ class Settings:
     """What a process needs to know before it opens anything.
 
     http, control_http  host:port of the two listeners
-    data                folder of the embedded state
+    data                folder of the embedded state, and of what a host keeps to itself: spool, shards, snapshots
+    keys                folder of the server key and the tenants' salts, the same on every host; None: `data`
     config              folder of surface documents, applied when its content changes; None: what the state record holds
-    log, state, bundles adapter URLs; empty: under `data`
+    log, state, bundles, experiences   adapter URLs; empty: under `data`
+    retention_seconds   how long the log keeps records: at least the longest `correctable`, and what checkpoints need
     partitions          partitions of a log that is created here; an existing log keeps its own number
     ray                 auto (local when Ray is installed, else inline) | inline | local | ray://host:port
     workers             scoring processes that share the port
@@ -39,10 +52,13 @@ class Settings:
     http: str = "127.0.0.1:8080"
     control_http: str = "127.0.0.1:8081"
     data: Path = Path(".slatewise")
+    keys: Path | None = None
     config: Path | None = None
     log: str = ""
     state: str = ""
     bundles: str = ""
+    experiences: str = ""
+    retention_seconds: int = 7 * 86_400
     partitions: int = 4
     ray: str = "auto"
     workers: int = 1
@@ -75,14 +91,29 @@ class Settings:
                 raise Rejected(
                     f"Expected a loopback address while no keys are configured, got {host}", at=PREFIX + name.upper()
                 )
-        for name in ("partitions", "workers", "spool_bytes", "publish_ms"):
+        for name in NUMBERS:
             if getattr(self, name) < 1:
                 raise Rejected(f"Expected at least 1, got {getattr(self, name)}", at=PREFIX + name.upper())
         if self.ack not in ACKNOWLEDGE:
             raise Rejected(f"Expected one of {', '.join(ACKNOWLEDGE)}, got {self.ack!r}", at=PREFIX + "ACK")
         if self.ray not in ("auto", "inline", "local") and not self.ray.startswith("ray://"):
             raise Rejected(f"Expected auto, inline, local or ray://host:port, got {self.ray!r}", at=PREFIX + "RAY")
-        return replace(self, data=self.data.absolute(), config=self.config.absolute() if self.config else None)
+        for name, schemes in (("log", LOGS), ("state", STATES)):
+            url = getattr(self, name)
+            if url and scheme_of(url) not in schemes:
+                expected = ", ".join(f"{scheme}://…" for scheme in schemes)
+                raise Rejected(f"Expected {expected}, got {url!r}", at=PREFIX + name.upper())
+        for name in ("bundles", "experiences"):
+            if getattr(self, name) and not scheme_of(getattr(self, name)):
+                raise Rejected(
+                    f"Expected a URL such as file:///path, got {getattr(self, name)!r}", at=PREFIX + name.upper()
+                )
+        return replace(
+            self,
+            data=self.data.absolute(),
+            keys=self.keys.absolute() if self.keys else None,
+            config=self.config.absolute() if self.config else None,
+        )
 
     def environment(self) -> dict[str, str]:
         """The same settings as environment variables, for a child process."""
@@ -98,12 +129,26 @@ class Settings:
         return address(self.control_http, PREFIX + "CONTROL_HTTP")
 
     @property
+    def on_kafka(self) -> bool:
+        return scheme_of(self.log).startswith("kafka")
+
+    @property
+    def on_redis(self) -> bool:
+        return scheme_of(self.state).startswith("redis")
+
+    @property
+    def keys_path(self) -> Path:
+        return self.keys or self.data
+
+    @property
     def log_path(self) -> Path:
         return path_of(self.log, "sqlite", PREFIX + "LOG") or self.data / "log.sqlite"
 
     @property
     def state_path(self) -> Path:
-        return path_of(self.state, "sqlite", PREFIX + "STATE") or self.data / "state.sqlite"
+        return (
+            None if self.on_redis else path_of(self.state, "sqlite", PREFIX + "STATE")
+        ) or self.data / "state.sqlite"
 
     @property
     def bundles_path(self) -> Path:
@@ -141,6 +186,12 @@ def address(text: str, at: str) -> tuple[str, int]:
     return host, port
 
 
+def scheme_of(url: str) -> str:
+    """What stands before `://`; empty where nothing does."""
+    scheme, found, _ = url.partition("://")
+    return scheme if found else ""
+
+
 def path_of(url: str, scheme: str, at: str) -> Path | None:
     """The path of `scheme:///path` (three slashes: relative, four: absolute, as SQLAlchemy writes it; file:///x is
     absolute); None of an empty URL. Raises Rejected, naming what this build can open."""
@@ -162,9 +213,9 @@ def _loopback(host: str) -> bool:
 
 
 def _typed(name: str, variable: str, value: Any) -> Any:
-    if name in ("data", "config"):
+    if name in ("data", "keys", "config"):
         return Path(value)
-    if name in ("partitions", "workers", "spool_bytes", "publish_ms"):
+    if name in NUMBERS:
         try:
             return int(value)
         except ValueError:

@@ -117,7 +117,7 @@ def open_scoring(settings: Settings) -> Scoring:
         claims=open_claims(settings),
         bundles=open_bundles(settings),
         spool=open_spool(settings),
-        keys=Keys.load(settings.data),
+        keys=Keys.load(settings.keys_path),
         acknowledge=open_log(settings) if settings.ack == "log" else None,
     )
 

@@ -33,6 +33,12 @@ def test_a_child_process_gets_the_same_settings() -> None:
         ("WORKERS", "0"),
         ("ACK", "never"),
         ("RAY", "cluster"),
+        ("LOG", "redis://127.0.0.1:6379"),
+        ("LOG", "log.sqlite"),
+        ("STATE", "kafka://127.0.0.1:9092"),
+        ("BUNDLES", "some/folder"),
+        ("EXPERIENCES", "some/folder"),
+        ("RETENTION_SECONDS", "a week"),
     ],
 )
 def test_what_is_wrong_is_named(variable: str, value: str) -> None:
@@ -44,6 +50,17 @@ def test_what_is_wrong_is_named(variable: str, value: str) -> None:
 def test_an_unknown_setting_is_a_mistake_of_ours() -> None:
     with pytest.raises(TypeError, match="colour"):
         Settings.load({}, colour="blue")
+
+
+def test_three_urls_make_it_production() -> None:
+    """What stays on the host stays under `data`; the record moves to Kafka with the log."""
+    environ = {"SLATEWISE_LOG": "kafka://127.0.0.1:9092", "SLATEWISE_STATE": "redis://127.0.0.1:6379/0"}
+    settings = Settings.load(environ, data="/tmp/x", keys="/etc/slatewise", bundles="s3://bucket/slatewise")
+    assert settings.on_kafka
+    assert settings.on_redis
+    assert settings.spool_path == Path("/tmp/x/spool")
+    assert settings.keys_path == Path("/etc/slatewise")
+    assert Settings.load({}, data="/tmp/x").keys_path == Path("/tmp/x")
 
 
 def test_addresses_and_urls() -> None:
