@@ -6,12 +6,10 @@ bundle less those times is the freshness; clocks are one machine's.
 """
 
 import asyncio
-import re
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -21,6 +19,7 @@ from services.bench.http import fill
 from services.bench.report import Report
 from services.bench.requests import bodies, surface
 from services.bench.serving import running
+from services.bench.sockets import Connection
 from services.settings import Settings
 from services.wiring import open_bundles
 
@@ -86,18 +85,13 @@ def _until_learning(url: str, rate: float) -> None:
 
 
 async def _load(url: str, seconds: float, rate: float) -> Observed:
-    """Requests at their times, late ones at once, over `CONNECTIONS` kept-alive connections.
-
-    Bare sockets: an HTTP library spends more on a request than the service does, and would measure itself.
-    """
+    """Requests at their times, late ones at once, over `CONNECTIONS` kept-alive connections."""
     seen, asked = Observed(), bodies(count=64)
-    parts = urlsplit(url)
-    address = (str(parts.hostname), int(parts.port or 80))
-    free: asyncio.Queue[_Connection] = asyncio.Queue()
+    free: asyncio.Queue[Connection] = asyncio.Queue()
     for _ in range(CONNECTIONS):
-        free.put_nowait(_Connection(*await asyncio.open_connection(*address)))
+        free.put_nowait(await Connection.open(url))
 
-    async def one(body: bytes, connection: _Connection) -> None:
+    async def one(body: bytes, connection: Connection) -> None:
         await _one(connection, body, seen)
         free.put_nowait(connection)
 
@@ -111,25 +105,11 @@ async def _load(url: str, seconds: float, rate: float) -> Observed:
     await asyncio.gather(*busy)
     seen.took = time.perf_counter() - start
     while not free.empty():
-        free.get_nowait().writer.close()
+        free.get_nowait().close()
     return seen
 
 
-@dataclass(frozen=True)
-class _Connection:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """(status, body) of the answer."""
-        head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self.writer.write(head.encode() + body)
-        answer = await self.reader.readuntil(b"\r\n\r\n")
-        size = re.search(rb"content-length: (\d+)", answer.lower())
-        return int(answer[9:12]), await self.reader.readexactly(int(size[1]) if size else 0)
-
-
-async def _one(connection: _Connection, body: bytes, seen: Observed) -> None:
+async def _one(connection: Connection, body: bytes, seen: Observed) -> None:
     start = time.perf_counter()
     status, content = await connection.post("/v1/decisions", body)
     now = time.time()
