@@ -2,6 +2,7 @@
 
 from services.settings import Settings
 from streaming.adapters.files import FileBundles
+from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
 from streaming.forward import Forwarder
 from streaming.ports import Bundles, Checkpoints, Claims, DeadLetters, Log, State
@@ -49,3 +50,8 @@ def open_forwarder(settings: Settings) -> Forwarder:
     """The one forwarder of this host. Raises Unavailable while another one holds the folder."""
     settings.spool_path.mkdir(parents=True, exist_ok=True)
     return Forwarder(settings.spool_path, open_log(settings))
+
+
+def in_memory() -> tuple[Checkpoints, DeadLetters]:
+    """Stores of a shard that replays a log beside the one that owns it, and leaves nothing behind."""
+    return MemoryCheckpoints(), MemoryDeadLetters()
