@@ -14,8 +14,9 @@ A joiner is state of one partition in memory; `streaming.shard` makes it durable
 """
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import msgspec
@@ -71,10 +72,22 @@ class Applied:
     feedback: int = 0
     outcomes: dict[tuple[str, str], int] = field(default_factory=dict)
     heard: list[tuple[Terms, float]] = field(default_factory=list)  # accepted_at of feedback that moved a decision
+    settled: list["Settled"] = field(default_factory=list)  # by a settling joiner only
 
     def count(self, surface: str, outcome: str, by: int = 1) -> None:
         name = surface, outcome
         self.outcomes[name] = self.outcomes.get(name, 0) + by
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A decision whose time has come, as it stood then. `offset` is its record's; `heard` as in `Join`."""
+
+    due: float
+    offset: int
+    drawn: Drawn
+    terms: Terms
+    heard: dict[str, tuple[Version, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +101,24 @@ class Pieces:
 
 
 class Joiner:
-    """One partition's joins. `refresh` follows the configuration record, once on a version not seen yet."""
+    """One partition's joins. `refresh` follows the configuration record, once on a version not seen yet.
+
+    settling  teaches nothing: every decision waits for one horizon of the log's time (from `at`, or from its append time if
+              that is later: what comes late has its time too) and is given out once, as it stood before the record that moved
+              the clock past it. So what is settled is a function of the log, however it is cut into batches
+    """
 
     def __init__(
-        self, partition: int, configs: Configs, rows: Rows, refresh: Callable[[], object] | None = None
+        self,
+        partition: int,
+        configs: Configs,
+        rows: Rows,
+        refresh: Callable[[], object] | None = None,
+        *,
+        settling: bool = False,
     ) -> None:
         self._partition, self._configs, self._rows, self._refresh = partition, configs, rows, refresh
+        self._settling = settling
         self._terms: dict[str, Terms] = {}
         self._dirty: dict[int, Join] = {}
         self._sound = True  # vectors of this batch
@@ -125,6 +150,8 @@ class Joiner:
         for record, key, event in events:
             if record.appended > self.clock:
                 self.clock = record.appended
+                if self._settling:
+                    self._settle(applied)
             if type(event) is Feedback:
                 applied.feedback += 1
                 self._hear(record, key, event, applied)
@@ -141,6 +168,17 @@ class Joiner:
     def idle(self, now: float) -> bool:
         """Nothing to read until `now`: give back rows that no record can reach any more. Whether there were any."""
         return self._rows.evict(now)
+
+    @property
+    def next_due(self) -> float:
+        """When the next decision that waits for its horizon falls due; infinity when none waits."""
+        return self._waiting_dues[0][0] if self._waiting_dues else math.inf
+
+    def settle(self, clock: float, limit: int) -> list[Settled]:
+        """Of a settling joiner: at most `limit` decisions due before `clock`, in order, before any record that late is heard."""
+        applied = Applied()
+        self._fall_due(applied, clock, limit)
+        return applied.settled
 
     def pieces(self) -> Pieces:
         ghosts = np.fromiter(self._ghosts.values(), "<u8", len(self._ghosts)).tobytes()
@@ -200,7 +238,7 @@ class Joiner:
             return applied.count(surface, "duplicate")
         else:
             return self._dead(applied, record, "conflict", key, surface)
-        join.at, join.until = at, until
+        join.at, join.until = max(at, record.appended) if self._settling else at, until
         self._dirty[join.row] = join
         self._longest = max(self._longest, terms.correctable)
         self._rows.expect(join.row, until + terms.correctable, clock, self._longest)
@@ -298,12 +336,7 @@ class Joiner:
     def _settle(self, applied: Applied) -> None:
         """What the log's clock brings about: `wait` decisions fall due, early feedback stops waiting."""
         rows = self._rows
-        while self._waiting_dues and self._waiting_dues[0][0] < self.clock:
-            _, row, key = heapq.heappop(self._waiting_dues)
-            join = rows.by_row(row, key)
-            join.due = True
-            del self._waiting[row]
-            rows.changed[row] = self._dirty[row] = join
+        self._fall_due(applied, self.clock)
         while self._ghost_dues and self._ghost_dues[0][0] < self.clock:
             _, row, key = heapq.heappop(self._ghost_dues)
             if self._ghosts.get(key) != row:
@@ -322,6 +355,29 @@ class Joiner:
             else:
                 del self._ghosts[key]
 
+    def _fall_due(self, applied: Applied, clock: float, limit: float = math.inf) -> None:
+        """`wait` decisions whose horizon has passed by `clock`, at most `limit` of them, in order."""
+        rows = self._rows
+        fallen: list[tuple[float, int, str]] = []
+        while self._waiting_dues and self._waiting_dues[0][0] < clock and len(fallen) < limit:
+            fallen.append(heapq.heappop(self._waiting_dues))
+        for join in rows.load([row for _, row, key in fallen if key not in rows.hot and row not in rows.changed]):
+            rows.hot[join.key] = join  # cold ones together: neighbours in the log are read in one go
+        for due, row, key in fallen:
+            join = rows.by_row(row, key)
+            join.due = True
+            del self._waiting[row]
+            rows.changed[row] = join
+            if not self._settling:
+                self._dirty[row] = join
+                continue
+            drawn = join.drawn
+            assert drawn is not None  # only decisions wait
+            terms = self._terms.get(drawn.config) or self._terms_of(drawn.config)
+            join.present, join.rewards, _ = evidence(join, terms)
+            heard = dict(join.heard)  # the join goes on hearing
+            applied.settled.append(Settled(due, join.offset, drawn, terms, heard))
+
     def _teach(self, applied: Applied) -> None:
         """The net change of every touched decision, grouped by surface version."""
         groups: dict[str, list[Taught]] = {}
@@ -333,6 +389,10 @@ class Joiner:
             if clipped:
                 applied.count(terms.surface, "clipped", clipped)
             if rewards != join.rewards or present != join.present:
+                if self._settling:  # after it was given out
+                    applied.count(terms.surface, "after_training")
+                    join.present, join.rewards = present, rewards
+                    continue
                 taught = (drawn, join.present, join.rewards, present, rewards)
                 groups.setdefault(drawn.config, []).append(taught)
                 join.present, join.rewards = present, rewards
@@ -347,7 +407,8 @@ class Joiner:
 
     def _waits(self, join: Join, terms: Terms) -> None:
         self._waiting[join.row] = None
-        heapq.heappush(self._waiting_dues, (join.at + terms.horizon, join.row, join.key))
+        due = min(join.at + terms.horizon, join.until)  # after `until` nothing changes it any more
+        heapq.heappush(self._waiting_dues, (due, join.row, join.key))
 
     # -- configuration -----------------------------------------------------------------------------------------------
 
@@ -358,7 +419,10 @@ class Joiner:
             compiled = self._configs.get(config)
         if compiled is None:
             return None
-        terms = self._terms[config] = Terms.of(compiled)
+        terms = Terms.of(compiled)
+        if self._settling:
+            terms = replace(terms, wait=True)
+        self._terms[config] = terms
         return terms
 
     def _terms_of(self, config: str) -> Terms:
