@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -73,10 +74,25 @@ class Applied:
     outcomes: dict[tuple[str, str], int] = field(default_factory=dict)
     heard: list[tuple[Terms, float]] = field(default_factory=list)  # accepted_at of feedback that moved a decision
     settled: list["Settled"] = field(default_factory=list)  # by a settling joiner only
+    touched: list["Touched"] = field(default_factory=list)  # by a watching joiner only
 
     def count(self, surface: str, outcome: str, by: int = 1) -> None:
         name = surface, outcome
         self.outcomes[name] = self.outcomes.get(name, 0) + by
+
+
+class Touched(NamedTuple):
+    """A decision that heard something in this batch, and what was taught of it before and after (see `Join`).
+
+    `join` goes on changing with the next batch.
+    """
+
+    terms: Terms
+    join: Join
+    present_before: bytes
+    rewards_before: bytes
+    present: bytes
+    rewards: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,7 @@ class Joiner:
     settling  teaches nothing: every decision waits for one horizon of the log's time (from `at`, or from its append time if
               that is later: what comes late has its time too) and is given out once, as it stood before the record that moved
               the clock past it. So what is settled is a function of the log, however it is cut into batches
+    watching  says which decisions a batch has touched (`Applied.touched`), for counters and profiles derived from them
     """
 
     def __init__(
@@ -116,9 +133,10 @@ class Joiner:
         refresh: Callable[[], object] | None = None,
         *,
         settling: bool = False,
+        watching: bool = False,
     ) -> None:
         self._partition, self._configs, self._rows, self._refresh = partition, configs, rows, refresh
-        self._settling = settling
+        self._settling, self._watching = settling, watching
         self._terms: dict[str, Terms] = {}
         self._dirty: dict[int, Join] = {}
         self._sound = True  # vectors of this batch
@@ -388,6 +406,8 @@ class Joiner:
             present, rewards, clipped = evidence(join, terms)
             if clipped:
                 applied.count(terms.surface, "clipped", clipped)
+            if self._watching:
+                applied.touched.append(Touched(terms, join, join.present, join.rewards, present, rewards))
             if rewards != join.rewards or present != join.present:
                 if self._settling:  # after it was given out
                     applied.count(terms.surface, "after_training")
