@@ -34,6 +34,10 @@ class Log(Protocol):
     @property
     def partitions(self) -> int: ...
 
+    @property
+    def identity(self) -> str:
+        """Which log this is, the same for everyone who opens it and no other's: every checkpoint names it (`semantics.md` 8)."""
+
     def append(self, records: Sequence[tuple[bytes, bytes]], position: Position | None = None) -> None:
         """Append (key, value) pairs in order; with a position, both become durable in one step. Raises Unavailable."""
 
@@ -113,7 +117,8 @@ class Checkpoints(Protocol):
     def commit(self, commit: "Commit") -> None:
         """Durable on return, all or nothing."""
 
-    def load(self) -> "Loaded": ...
+    def load(self, epoch: int = 0) -> "Loaded":
+        """What is committed. With an epoch, in the same step: no lower one commits from now on. Raises Rejected('fenced')."""
 
     def join(self, row: int) -> bytes | None:
         """One open join by its row number, for those no longer in memory."""
@@ -127,6 +132,7 @@ class Commit:
     ids         (first row, packed little-endian uint64 id hashes of the rows added by this commit, in row order)
     evicted     rows below this number are gone
     statistics  learner key → changed arrays
+    restart     everything committed before is forgotten first: rows count from 0 again
     """
 
     partition: int
@@ -138,6 +144,7 @@ class Commit:
     evicted: int = 0
     statistics: dict[str, Arrays] | None = None
     extra: bytes = b""  # early feedback, retractions before their decision, counters
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +159,19 @@ class Loaded:
     ids: Sequence[tuple[int, bytes]]
     statistics: dict[str, Arrays]
     extra: bytes
+
+
+class Outbox(Protocol):
+    """One partition's settled decisions, numbered without holes in the order they were settled (`semantics.md` 15).
+
+    The rows are written by commits (`Commit.outbox`); whoever pulls keeps the number it has come to.
+    """
+
+    def pull(self, number: int, limit: int) -> list[tuple[int, bytes]]:
+        """Up to `limit` (number, row) pairs from `number`, in order; empty at the end. Raises Corrupt('number_out_of_range')."""
+
+    def trim(self, before: int) -> None:
+        """Rows below a number are gone, and pulling them is Corrupt('number_out_of_range')."""
 
 
 @dataclass(frozen=True, slots=True)

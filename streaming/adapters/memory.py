@@ -18,8 +18,8 @@ def _epoch() -> float:
 class MemoryLog:
     """`now` gives append times; one below the partition's newest counts as the newest."""
 
-    def __init__(self, partitions: int = 1, now: Callable[[], float] = _epoch) -> None:
-        self._now = now
+    def __init__(self, partitions: int = 1, now: Callable[[], float] = _epoch, identity: str = "memory") -> None:
+        self._now, self.identity = now, identity
         self._records: list[list[Record]] = [[] for _ in range(partitions)]
         self._first = [0] * partitions
         self._clocks = [0.0] * partitions
@@ -120,8 +120,8 @@ class MemoryCheckpoints:
         self._joins: dict[int, bytes] = {}
 
     def commit(self, commit: Commit) -> None:
-        before = self._loaded
-        refuse_outrun(commit.epoch, before.epoch)
+        before = NOTHING if commit.restart else self._loaded
+        refuse_outrun(commit.epoch, self._loaded.epoch)
         joins = dict(commit.joins)  # all of it is read before anything changes
         ids = [*before.ids, *([commit.ids] if commit.ids else [])]
         evicted = max(before.evicted, commit.evicted)
@@ -138,11 +138,14 @@ class MemoryCheckpoints:
             statistics=statistics,
             extra=commit.extra,
         )
-        self._joins.update(joins)
+        self._joins = ({} if commit.restart else self._joins) | joins
         for row in [row for row in self._joins if row < evicted]:
             del self._joins[row]
 
-    def load(self) -> Loaded:
+    def load(self, epoch: int = 0) -> Loaded:
+        if epoch:
+            refuse_outrun(epoch, self._loaded.epoch)
+            self._loaded = replace(self._loaded, epoch=epoch)
         copies = {key: copied(arrays) for key, arrays in self._loaded.statistics.items()}
         return replace(self._loaded, statistics=copies)
 

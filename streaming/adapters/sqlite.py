@@ -34,7 +34,9 @@ class SqliteLog:
         self._file = SqliteFile(
             path,
             "CREATE TABLE IF NOT EXISTS ends (partition INTEGER PRIMARY KEY, next INTEGER, first INTEGER, clock REAL);"
-            "CREATE TABLE IF NOT EXISTS positions (spool TEXT PRIMARY KEY, segment INTEGER, byte INTEGER)",
+            "CREATE TABLE IF NOT EXISTS positions (spool TEXT PRIMARY KEY, segment INTEGER, byte INTEGER);"
+            "CREATE TABLE IF NOT EXISTS identity (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL);"
+            "INSERT OR IGNORE INTO identity VALUES (1, lower(hex(randomblob(8))))",
             page_bytes=32768,  # records of a few kB share a page instead of filling chains of overflow pages
             wal_bytes=64 << 20,  # fewer, larger copies from the write-ahead log into the file
         )
@@ -46,6 +48,8 @@ class SqliteLog:
                 db.execute(statement)
             db.executemany("INSERT OR IGNORE INTO ends VALUES (?, 0, 0, 0.0)", [(p,) for p in range(partitions)])
         self._partitions = partitions
+        ((made_as,),) = self._file.read("SELECT name FROM identity")
+        self.identity = f"sqlite {made_as} of {partitions}"
         self._read = [
             f"SELECT offset, appended, key, value FROM log_{p} WHERE offset >= ? ORDER BY offset LIMIT ?"
             for p in range(partitions)

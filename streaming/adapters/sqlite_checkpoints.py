@@ -32,6 +32,10 @@ class SqliteCheckpoints:
             row = db.execute("SELECT epoch, next_row, evicted FROM head").fetchone()
             epoch, reached, evicted = row or (0, 0, 0)
             refuse_outrun(commit.epoch, epoch)
+            if commit.restart:
+                reached = evicted = 0
+                for table in ("joins", "ids", "statistics"):
+                    db.execute(f"DELETE FROM {table}")
             db.executemany("INSERT OR REPLACE INTO joins VALUES (?, ?)", commit.joins)
             if commit.ids:
                 db.execute("INSERT OR REPLACE INTO ids VALUES (?, ?)", commit.ids)
@@ -49,8 +53,13 @@ class SqliteCheckpoints:
             head = (commit.partition, commit.offset, commit.clock, commit.epoch, next_row(reached, commit), evicted)
             db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?, ?, ?, ?, ?)", (*head, commit.extra))
 
-    def load(self) -> Loaded:
+    def load(self, epoch: int = 0) -> Loaded:
         with self._file.write() as db:  # a transaction, so that no other owner commits between the queries
+            if epoch:
+                row = db.execute("SELECT epoch FROM head").fetchone()
+                refuse_outrun(epoch, row[0] if row else 0)
+                db.execute("INSERT OR IGNORE INTO head VALUES (1, NULL, 0, 0.0, 0, 0, 0, x'')")
+                db.execute("UPDATE head SET epoch = ?", (epoch,))
             head = db.execute(_HEAD).fetchone()
             if head is None:
                 return NOTHING

@@ -43,6 +43,16 @@ def values_come_back(adapter: Adapter[Log], folder: Path) -> None:
 
 
 @log.check
+def a_log_says_which_it_is(adapter: Adapter[Log], folder: Path) -> None:
+    opened = adapter.open(folder)
+    assert opened.identity
+    assert opened.identity == opened.identity
+    if adapter.durable:
+        assert adapter.open(folder).identity == opened.identity
+        assert adapter.open(folder / "another").identity != opened.identity
+
+
+@log.check
 def offsets_count_from_zero_without_holes(adapter: Adapter[Log], folder: Path) -> None:
     opened = adapter.open(folder)
     for start in range(0, 300, 60):

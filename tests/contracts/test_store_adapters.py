@@ -372,6 +372,38 @@ def a_lower_epoch_is_refused_and_writes_nothing(adapter: Adapter[Checkpoints], f
     assert (opened.load().offset, opened.load().epoch) == (7, 3)
 
 
+@checkpoints.check
+def who_loads_with_an_epoch_shuts_the_older_ones_out(adapter: Adapter[Checkpoints], folder: Path) -> None:
+    """Before the newcomer has committed anything: what it loaded would be overtaken otherwise."""
+    opened = adapter.open(folder)
+    assert opened.load(2).offset == 0
+    with pytest.raises(Rejected, match="epoch 1 is over"):
+        opened.commit(commit(5, epoch=1))
+    opened.commit(commit(5, epoch=2, joins=[(0, b"a")]))
+    loaded = opened.load(3)
+    assert (loaded.offset, loaded.epoch, opened.load().epoch) == (5, 3, 3)
+    with pytest.raises(Rejected, match="epoch 2 is over"):
+        opened.commit(commit(6, epoch=2))
+    with pytest.raises(Rejected, match="epoch 2 is over") as caught:
+        opened.load(2)
+    assert caught.value.code == "fenced"
+    assert (opened.load().offset, opened.join(0)) == (5, b"a")
+
+
+@checkpoints.check
+def a_restart_forgets_what_was_committed_before(adapter: Adapter[Checkpoints], folder: Path) -> None:
+    opened = adapter.open(folder)
+    sums = {"a": {"S": np.ones(2)}, "b": {"S": np.ones(2)}}
+    opened.commit(commit(9, epoch=2, joins=[(n, b"j") for n in range(8)], ids=packed(0, 8), evicted=3, statistics=sums))
+    with pytest.raises(Rejected, match="epoch 1 is over"):
+        opened.commit(commit(4, epoch=1, restart=True))
+    opened.commit(commit(4, epoch=2, joins=[(0, b"k")], ids=packed(0, 1), statistics={"a": sums["a"]}, restart=True))
+    loaded = opened.load()
+    assert (loaded.offset, loaded.epoch, loaded.next_row, loaded.evicted) == (4, 2, 1, 0)
+    assert (unpacked(loaded.ids), list(loaded.statistics)) == ({0: 0}, ["a"])
+    assert (opened.join(0), opened.join(5)) == (b"k", None)
+
+
 class Breaking(list[tuple[int, bytes]]):
     """Rows whose reading fails half way."""
 
