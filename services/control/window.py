@@ -1,6 +1,7 @@
 """The last decisions of the log with what was heard about them: what `/ops` shows of traffic and reward.
 
-A view, not the record: it starts a little before the end of the log, keeps the newest decisions in memory, and forgets. The reward of uniform slates is estimated from the same decisions by their logged propensities:
+A view, not the record: it starts a little before the end of the log, keeps the newest decisions in memory, and forgets.
+The reward of uniform slates is estimated from the same decisions by their logged propensities:
 
     V_t = Σ w r_t / Σ w,  w = (1/∣R_t∣) / p_t,   V = Σ_t V_t        (self-normalised, first order)
 
@@ -63,7 +64,8 @@ class Window:
         """Traffic, reward a slate, and the estimate for uniform slates, of the kept decisions of a surface."""
         compiled = self._configs.current(surface)
         with self._lock:
-            seen = [one for one in self._seen.values() if one.decision.surface == surface]
+            found = [one for one in self._seen.values() if one.decision.surface == surface]
+        seen = sorted(found, key=_appended)  # partitions are read in turns
         if compiled is None or not seen:
             return {"decisions": 0}
         rewards = [self._rewards(compiled, one) for one in seen]
@@ -111,6 +113,10 @@ class Window:
         heard = [h for h in one.heard.values() if h is not None and one.decision.at <= h.at <= horizon]
         rewards, _ = version.rewards(len(one.decision.slots), heard)
         return np.asarray(rewards @ _weights(version), np.float64)
+
+
+def _appended(one: _Seen) -> float:
+    return one.appended
 
 
 def _weights(compiled: Compiled) -> F64:

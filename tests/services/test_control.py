@@ -19,6 +19,7 @@ from services.control.window import Window
 from services.epochs import take_epoch
 from services.settings import Settings
 from services.wiring import open_bundles, open_log, open_state
+from streaming.adapters.memory import MemoryLog
 from streaming.configuration import Compiled, Configs
 from streaming.events import Decision, Feedback, encode
 from streaming.publish import Publisher
@@ -279,6 +280,20 @@ def test_the_window_counts_what_was_heard_once(house: House) -> None:
     assert report["decisions"] == 4
     assert report["reward"] == pytest.approx(2 / 4)
     assert report["greedy_share"] == 1.0
+
+
+def test_the_line_goes_forward_in_time(house: House) -> None:
+    """Partitions are read in turns, a block each: what was read later may have happened earlier."""
+    times = iter(range(100))
+    log = MemoryLog(2, lambda: NOW + next(times))
+    window = Window(log, house.configs)
+    for number in range(40):
+        log.append([(b"u%d" % (number % 7), encode(decision(house, f"d{number}")))])
+    assert all(log.end(partition)[0] for partition in range(2))
+    window.follow()
+    series = [point["at"] for point in window.report("home")["series"]]
+    assert len(series) == 40
+    assert series == sorted(series)
 
 
 def test_the_value_of_uniform_slates_is_recovered_from_a_greedy_policy(house: House) -> None:
