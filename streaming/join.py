@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from policies.types import Changes
 from streaming.configuration import Configs
 from streaming.events import Feedback, content_id
 from streaming.evidence import Taught, changes_of
+from streaming.index import U64, id_hash
 from streaming.joined import (
     SHOWN,
     Drawn,
@@ -59,7 +60,7 @@ class Extra(Struct, array_like=True):
     longest: float = LONGEST_SECONDS
     ghosts: bytes = b""  # packed uint64: rows whose decision has not come
     waiting_from: int = 0  # no row below is a `wait` decision before its horizon
-    spans: list[tuple[int, float, float]] = []  # see `streaming.rows.Span`
+    spans: list[tuple[Any, ...]] = []  # see `streaming.rows.Span`
     examples: dict[str, int] = {}  # learner key → (decision, slot) pairs present
 
 
@@ -145,6 +146,7 @@ class Joiner:
         self._waiting: dict[int, None] = {}  # rows, ascending
         self._waiting_dues: list[tuple[float, int, str]] = []  # heap
         self._longest = LONGEST_SECONDS
+        self.rebuilding = False  # reading again what learners know: nothing is taught, all early feedback waits
         self.examples: dict[str, int] = {}
         self.clock = 0.0
 
@@ -197,6 +199,24 @@ class Joiner:
         applied = Applied()
         self._fall_due(applied, clock, limit)
         return applied.settled
+
+    def ghosts(self) -> U64:
+        """Hashes of the ids that early feedback waits for."""
+        return np.fromiter(map(id_hash, self._ghosts), np.uint64, len(self._ghosts))
+
+    def rebuilt(self, ghosts: U64) -> None:
+        """What was read again is complete. Feedback on decisions from before it waits for nothing: only `ghosts` are real."""
+        self.rebuilding, real = False, set(ghosts.tolist())
+        for key in [key for key in self._ghosts if id_hash(key) not in real]:
+            row = self._ghosts.pop(key)
+            join = self._rows.by_row(row, key)
+            join.early = ()
+            self._rows.changed[row] = join
+
+    def reach(self) -> tuple[int, float]:
+        """(offset, longest `correctable` there): what may still be changed follows from the log's records from there on."""
+        span = self._rows.open_from(self.clock)
+        return (span.offset, span.longest) if span else (-1, self._longest)
 
     def pieces(self) -> Pieces:
         ghosts = np.fromiter(self._ghosts.values(), "<u8", len(self._ghosts)).tobytes()
@@ -298,7 +318,7 @@ class Joiner:
             return self._dead(applied, record, "bad_time", f"{feedback.at - clock:.3f} s ahead of the log")
         join = self._rows.hot.get(key)
         if join is None or not join.answers(clock):
-            if len(self._ghosts) >= EARLY_DECISIONS:
+            if len(self._ghosts) >= EARLY_DECISIONS and not self.rebuilding:
                 return self._dead(applied, record, "early_full", f"{EARLY_DECISIONS} decisions are waited for")
             if feedback.at < clock - self._longest:
                 return self._dead(applied, record, "bad_time", f"{clock - feedback.at:.3f} s old")
@@ -409,8 +429,9 @@ class Joiner:
             if self._watching:
                 applied.touched.append(Touched(terms, join, join.present, join.rewards, present, rewards))
             if rewards != join.rewards or present != join.present:
-                if self._settling:  # after it was given out
-                    applied.count(terms.surface, "after_training")
+                if self._settling or self.rebuilding:
+                    if self._settling:  # after it was given out
+                        applied.count(terms.surface, "after_training")
                     join.present, join.rewards = present, rewards
                     continue
                 taught = (drawn, join.present, join.rewards, present, rewards)

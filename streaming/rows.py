@@ -5,6 +5,7 @@ itself is read again from the log, at its offset, when feedback comes for a row 
 has to cover `correctable`, as recovery needs anyway (`semantics.md` 13).
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -21,11 +22,20 @@ GAP = 16  # records read in vain rather than asking the log once more
 
 
 class Span(NamedTuple):
-    """Rows from `first` to the next span's: given back together once the clock passes `expires`."""
+    """Rows from `first` to the next span's: given back together once the clock passes `expires`.
+
+    closes   after it nothing changes a decision of these rows, and no feedback of theirs waits any more
+    offset   no record of these rows is before it in the log;   longest   `correctable` there
+
+    What has defaults is told by spans of checkpoints that did not say it yet: all of the log may be needed.
+    """
 
     first: int
     expires: float
     opened: float
+    closes: float = math.inf
+    offset: int = 0
+    longest: float = 86_400.0
 
 
 class Rows:
@@ -42,6 +52,7 @@ class Rows:
         self.changed: dict[int, Join] = {}  # since the last commit
         self.spans: list[Span] = []
         self.next_row = self._committed_row = self.evicted = 0
+        self.reading = 0  # offset of the batch that is applied
         self._index = Index()
         self._hashes: dict[str, int] = {}  # of ids asked for in this batch
         self._new: list[int] = []  # hashes of rows opened since the last commit
@@ -99,14 +110,21 @@ class Rows:
         return join
 
     def expect(self, row: int, expires: float, clock: float, longest: float) -> None:
-        """A row is needed until `expires`; `longest` sets how much time a span covers."""
-        spans = self.spans
+        """A changed row is needed until `expires`; `longest` sets how much time a span covers."""
+        spans, join = self.spans, self.changed[row]
+        closes = join.until if join.offset >= 0 else expires - longest
         if not spans or (row > spans[-1].first and clock > spans[-1].opened + longest / SPANS):
-            spans.append(Span(row, expires, clock))
+            begun = self.reading if row >= self._committed_row or not spans else spans[-1].offset
+            spans.append(Span(row, expires, clock, closes, begun, longest))
             return
         i = len(spans) - 1 if row >= spans[-1].first else bisect_right(spans, row, key=lambda span: span.first) - 1
-        if expires > spans[i].expires:
-            spans[i] = spans[i]._replace(expires=expires)
+        span = spans[i]
+        if expires > span.expires or closes > span.closes:
+            spans[i] = span._replace(expires=max(expires, span.expires), closes=max(closes, span.closes))
+
+    def open_from(self, clock: float) -> Span | None:
+        """The oldest span with rows that a record may still change; None when there are none."""
+        return next((span for span in self.spans if span.closes >= clock), None)
 
     def evict(self, clock: float) -> bool:
         """Give back the spans that have expired; whether there were any."""
