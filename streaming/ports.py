@@ -132,7 +132,8 @@ class Commit:
     ids         (first row, packed little-endian uint64 id hashes of the rows added by this commit, in row order)
     evicted     rows below this number are gone
     statistics  learner key → changed arrays
-    restart     everything committed before is forgotten first: rows count from 0 again
+    restart     everything committed before is forgotten first, but for the outbox: rows count from 0 again
+    outbox      (first number, rows): what is added to the numbered outbox, see `Outbox`; a repeat changes nothing
     """
 
     partition: int
@@ -145,6 +146,7 @@ class Commit:
     statistics: dict[str, Arrays] | None = None
     extra: bytes = b""  # early feedback, retractions before their decision, counters
     restart: bool = False
+    outbox: tuple[int, Sequence[bytes]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,11 @@ class Outbox(Protocol):
     def pull(self, number: int, limit: int) -> list[tuple[int, bytes]]:
         """Up to `limit` (number, row) pairs from `number`, in order; empty at the end. Raises Corrupt('number_out_of_range')."""
 
+    def numbers(self) -> tuple[int, int]:
+        """(first number that can be pulled, next number to be given)."""
+
     def trim(self, before: int) -> None:
-        """Rows below a number are gone, and pulling them is Corrupt('number_out_of_range')."""
+        """Rows below a number are gone, but for the newest; pulling them is Corrupt('number_out_of_range')."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from policies.errors import Corrupt, Unavailable
-from streaming.adapters.rules import NOTHING, checked_name, copied, next_row, refuse_outrun, refuse_stale, without
+from streaming.adapters.rules import (
+    NOTHING,
+    checked_name,
+    copied,
+    next_row,
+    refuse_gap,
+    refuse_outrun,
+    refuse_stale,
+    without,
+)
 from streaming.partition import partitions_of
 from streaming.ports import Commit, DeadLetter, Loaded, Position, Record, Versioned
 
@@ -118,6 +127,7 @@ class MemoryCheckpoints:
     def __init__(self) -> None:
         self._loaded = NOTHING
         self._joins: dict[int, bytes] = {}
+        self._outbox: dict[int, bytes] = {}  # numbers ascend
 
     def commit(self, commit: Commit) -> None:
         before = NOTHING if commit.restart else self._loaded
@@ -141,6 +151,8 @@ class MemoryCheckpoints:
         self._joins = ({} if commit.restart else self._joins) | joins
         for row in [row for row in self._joins if row < evicted]:
             del self._joins[row]
+        if commit.outbox is not None:
+            self._outbox.update(enumerate(commit.outbox[1], commit.outbox[0]))
 
     def load(self, epoch: int = 0) -> Loaded:
         if epoch:
@@ -151,6 +163,18 @@ class MemoryCheckpoints:
 
     def join(self, row: int) -> bytes | None:
         return self._joins.get(row)
+
+    def pull(self, number: int, limit: int) -> list[tuple[int, bytes]]:
+        refuse_gap(number, (), self.numbers())
+        stop = min(number + limit, self.numbers()[1])
+        return [(found, self._outbox[found]) for found in range(number, stop)]
+
+    def numbers(self) -> tuple[int, int]:
+        return (min(self._outbox), max(self._outbox) + 1) if self._outbox else (0, 0)
+
+    def trim(self, before: int) -> None:
+        for number in range(self.numbers()[0], min(before, self.numbers()[1] - 1)):
+            del self._outbox[number]
 
 
 class MemoryBundles:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from policies.errors import Rejected
+from policies.errors import Corrupt, Rejected
 from policies.types import Arrays
 from streaming.ports import Commit, Loaded, Versioned
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")  # no way out of the folder
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")  # no way out of the folder
 NOTHING = Loaded(offset=0, clock=0.0, epoch=0, next_row=0, evicted=0, ids=(), statistics={}, extra=b"")
 
 
@@ -36,6 +36,13 @@ def without(ids: Sequence[tuple[int, bytes]], evicted: int) -> list[tuple[int, b
     """Packed id hashes of the rows that are still there."""
     cut = ((max(first, evicted), packed[8 * max(evicted - first, 0) :]) for first, packed in ids)
     return [(first, packed) for first, packed in cut if packed]
+
+
+def refuse_gap(number: int, pulled: Sequence[tuple[int, bytes]], numbers: tuple[int, int]) -> None:
+    """Corrupt('number_out_of_range') when an outbox was asked for what it has trimmed or never had."""
+    first, end = numbers
+    if (pulled and pulled[0][0] != number) or not first <= number <= end:
+        raise Corrupt("number_out_of_range", f"the outbox has {first}..{end}, not {number}")
 
 
 def copied(arrays: Arrays) -> Arrays:

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from policies.types import Arrays
-from streaming.adapters.rules import NOTHING, next_row, refuse_outrun, without
+from streaming.adapters.rules import NOTHING, next_row, refuse_gap, refuse_outrun, without
 from streaming.adapters.sqlite_file import SqliteFile
 from streaming.ports import Commit, Loaded
 
@@ -15,7 +15,8 @@ CREATE TABLE IF NOT EXISTS head (one INTEGER PRIMARY KEY CHECK (one = 1), partit
   clock REAL, epoch INTEGER, next_row INTEGER, evicted INTEGER, extra BLOB);
 CREATE TABLE IF NOT EXISTS joins (row INTEGER PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS ids (first INTEGER PRIMARY KEY, packed BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS statistics (key TEXT, name TEXT, dtype TEXT, shape TEXT, data BLOB, PRIMARY KEY (key, name))
+CREATE TABLE IF NOT EXISTS statistics (key TEXT, name TEXT, dtype TEXT, shape TEXT, data BLOB, PRIMARY KEY (key, name));
+CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY, value BLOB NOT NULL)
 """
 _HEAD = 'SELECT "offset", clock, epoch, next_row, evicted, extra FROM head'
 
@@ -50,6 +51,9 @@ class SqliteCheckpoints:
                     for name, array in arrays.items()
                 ],
             )
+            if commit.outbox is not None:
+                first, rows = commit.outbox
+                db.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?)", list(enumerate(rows, first)))
             head = (commit.partition, commit.offset, commit.clock, commit.epoch, next_row(reached, commit), evicted)
             db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?, ?, ?, ?, ?)", (*head, commit.extra))
 
@@ -74,6 +78,22 @@ class SqliteCheckpoints:
     def join(self, row: int) -> bytes | None:
         rows = self._file.read("SELECT value FROM joins WHERE row = ?", (row,))
         return rows[0][0] if rows else None
+
+    def pull(self, number: int, limit: int) -> list[tuple[int, bytes]]:
+        rows = self._file.read(
+            "SELECT number, value FROM outbox WHERE number >= ? ORDER BY number LIMIT ?", (number, limit)
+        )
+        if not rows or rows[0][0] != number:
+            refuse_gap(number, rows, self.numbers())
+        return rows
+
+    def numbers(self) -> tuple[int, int]:
+        ((first, last),) = self._file.read("SELECT (SELECT min(number) FROM outbox), (SELECT max(number) FROM outbox)")
+        return (0, 0) if first is None else (first, last + 1)
+
+    def trim(self, before: int) -> None:
+        with self._file.write() as db:
+            db.execute("DELETE FROM outbox WHERE number < min(?, (SELECT max(number) FROM outbox))", (before,))
 
     def close(self) -> None:
         self._file.close()
