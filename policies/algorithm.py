@@ -54,6 +54,14 @@ class Published:
     diagnostics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Addend:
+    """Sums that a policy learned under another version of its surface; `problem` says what they are sums of."""
+
+    problem: Problem
+    arrays: Arrays
+
+
 class Learner(Protocol):
     """Owns sums. `arrays` is a copy-free view for a commit; `load` takes what `arrays` gave, here or in another process."""
 
@@ -71,6 +79,8 @@ class Algorithm:
     graph      (config, problem) → ONNX model; changing arrays are initialisers that are also inputs
     learner    (config, problem) → Learner with nothing learned; None for algorithms that do not learn
     merge      sums of several shards → one; for `merges` algorithms addition after aligning reference times
+    carry      (config, problem, own sums, addends, now seconds) → own sums and all the addends say about this problem, see
+               `policies.carrying`; None: a version whose sums have another shape starts with nothing learned
     publish    (config, problem, merged arrays, now seconds, seed) → Published; pure
     reference  (config, problem, published arrays, inputs) → scores (n, m) in plain numpy: what the graph must equal
     inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …)
@@ -86,4 +96,5 @@ class Algorithm:
     inputs: tuple[str, ...]
     learner: Callable[[Any, Problem], Learner] | None = None
     merge: Callable[[Sequence[Arrays]], Arrays] | None = None
+    carry: Callable[[Any, Problem, Arrays, Sequence[Addend], float], Arrays] | None = None
     traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws

@@ -26,7 +26,7 @@ Sums = dict[str, F64]  # ADDED, and `index`, `half_life` of `policies.forgetting
 
 
 def columns(problem: Problem) -> list[str]:
-    """Names of φ's columns; sums carry them, so that another schema's sums are aligned by name."""
+    """Names of φ's columns; sums carry them, so that sums of another schema are known as such."""
     encoder = problem.encoder
     return [
         "1",
@@ -120,9 +120,10 @@ class RidgeLearner:
         return {**self.sums, "columns": np.array(self.columns)}
 
     def load(self, arrays: Arrays) -> None:
-        """Take over sums; those of another schema are aligned by column name."""
-        names = [str(name) for name in arrays["columns"]]
-        self.sums = {name: value.copy() for name, value in sums_of(align(arrays, names, self.columns)).items()}
+        """Take over sums. Raises ValueError when they are of other columns: those are addends of a publish."""
+        if list(arrays["columns"]) != self.columns:
+            raise ValueError("sums of other columns, see policies.ridge_carrying")
+        self.sums = {name: value.copy() for name, value in sums_of(arrays).items()}
 
 
 def _gram(x: F64, w: F64, room: F64) -> F64:
@@ -163,36 +164,9 @@ def merge(parts: Sequence[Arrays]) -> Arrays:
         return {}
     first = parts[0]
     if any(p["half_life"] != first["half_life"] or list(p["columns"]) != list(first["columns"]) for p in parts):
-        raise ValueError("sums of different columns or half-lives do not add; align them first")
+        raise ValueError("sums of different columns or half-lives do not add, see policies.ridge_carrying")
     every = [sums_of(part) for part in parts]
     index = max(float(sums["index"][0]) for sums in every)
     level = [forgetting.move(sums, ADDED, index) for sums in every]
     added: Arrays = {name: np.sum([sums[name] for sums in level], axis=0) for name in ADDED}
     return added | {name: first[name].copy() for name in ("half_life", "columns")} | {"index": np.array([index])}
-
-
-def align(arrays: Arrays, from_names: Sequence[str], to_names: Sequence[str]) -> Arrays:
-    """The sums under another schema: a new column starts with nothing known, a removed one is marginalised out.
-
-    The second needs a prior (precision 1 at the sums' own reference time), so it is no longer additive; and ρ̂'s sums lose
-    what the column explained.
-    """
-    if list(from_names) == list(to_names):
-        return arrays
-    old = sums_of(arrays)
-    place = {name: i for i, name in enumerate(from_names)}
-    kept = np.array([i for i, name in enumerate(to_names) if name in place], np.int64)
-    was = np.array([place[name] for name in to_names if name in place], np.int64)
-    gone = np.array([i for i, name in enumerate(from_names) if name not in set(to_names)], np.int64)
-    made = empty(len(to_names), len(old["Y"]), float(old["half_life"][0])) | {
-        name: old[name].copy() for name in ("Y", "n", "slate_Y", "pairs", "index")
-    }
-    at, across = np.ix_(kept, kept), old["S"][np.ix_(was, gone)]
-    pull = np.linalg.solve(
-        old["S"][np.ix_(gone, gone)] + np.eye(len(gone)), np.column_stack([across.T, old["B"][gone]])
-    )
-    made["S"][at] = old["S"][np.ix_(was, was)] - across @ pull[:, : len(was)]
-    made["B"][kept] = old["B"][was] - across @ pull[:, len(was) :]
-    made["Y"] -= old["B"][gone].T @ pull[:, len(was) :]
-    made["slate_S"][at], made["slate_B"][kept] = old["slate_S"][np.ix_(was, was)], old["slate_B"][was]
-    return {**made, "columns": np.array(to_names)}

@@ -149,6 +149,7 @@ class Configs:
     def __init__(self, tenant: str = "default") -> None:
         self._tenant = tenant
         self._versions: dict[str, Compiled] = {}
+        self._learned: dict[str, CompiledPolicy] = {}
         self._current: dict[str, str] = {}
         self._newest: dict[str, str] = {}
         self._seen = 0
@@ -157,13 +158,17 @@ class Configs:
     def add(self, surface: Surface) -> Compiled:
         """Compile a surface and make it current. Raises ConfigInvalid."""
         compiled = compile_surface(surface, self._tenant)
-        compiled = self._versions.setdefault(compiled.hash, compiled)
+        compiled = self._keep(compiled)
         self._current[surface.surface] = compiled.hash
         return compiled
 
     def get(self, digest: str) -> Compiled | None:
         """The version of a hash."""
         return self._versions.get(digest)
+
+    def learned_as(self, key: str) -> CompiledPolicy | None:
+        """The policy of a learner key, as the first version that has it; None when no version known here does."""
+        return self._learned.get(key)
 
     def current(self, surface: str) -> Compiled | None:
         """The version that answers now."""
@@ -185,6 +190,12 @@ class Configs:
             self._seen = entries[-1].version
         return changed
 
+    def _keep(self, compiled: Compiled) -> Compiled:
+        kept = self._versions.setdefault(compiled.hash, compiled)
+        for policy in kept.policies.values():
+            self._learned.setdefault(policy.key, policy)
+        return kept
+
     def _store(self, digest: str, stored: bytes) -> None:
         if digest in self._versions:
             self._newest[self._versions[digest].surface.surface] = digest
@@ -194,7 +205,7 @@ class Configs:
             return
         try:
             surface = msgspec.json.decode(stored, type=Surface)
-            self._versions[digest] = _compiled(surface, digest, self._tenant)
+            self._keep(_compiled(surface, digest, self._tenant))
             self._newest[surface.surface] = digest
         except (msgspec.MsgspecError, Rejected) as error:
             self.refused[digest] = str(error)

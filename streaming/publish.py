@@ -6,6 +6,10 @@ Everything up to the files is pure, and the last two steps are harmless to repea
 behind what was last published (`semantics.md` 14), so what scoring draws from never goes back in time. A bundle that
 fails the gate is stored nowhere and pointed at by nobody. The graph is built once for a configuration; a publish makes
 arrays.
+
+When a surface changes what its sums are made of, a policy's key changes, and what was learned under older keys is merged in
+at every publish (`policies.carrying`): configuration never resets learning. The first bundle of a new version waits for
+the partitions like any other, while the old version goes on serving.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from policies import bundle as bundling
+from policies.algorithm import Addend
 from policies.errors import Corrupt, Rejected, Unavailable
 from policies.types import Arrays
 from streaming.configuration import CompiledPolicy, Configs
@@ -69,6 +74,7 @@ class Publisher:
         now: float,
         number: int | None = None,
         fresh: Sequence[float] = (),
+        older: Sequence[Addend] = (),
     ) -> Outcome:
         """A bundle of what the partitions have committed.
 
@@ -76,16 +82,17 @@ class Publisher:
         trained_through  partition → offset each partition has applied
         number           of the publish, which seeds the pool; None: one more than the last
         fresh            acceptance times of feedback that this bundle is the first to contain
+        older            what the policy learned under other keys, see `older_sums`
         """
         pointer, last = pointer_name(policy), self.last(policy)
-        if last is not None and last.key == policy.key:
+        if last is not None:
             behind = [p for p, offset in last.trained_through.items() if trained_through.get(int(p), 0) < offset]
             if behind:
                 return Outcome("behind", pointer, detail=f"partitions {', '.join(behind)}")
         if number is None:
             number = last.number + 1 if last else 0
         try:
-            made = self._make(policy, sums, trained_through, now, number, fresh)
+            made = self._make(policy, merged(policy, sums, older, now), trained_through, now, number, fresh)
         except Corrupt as error:
             return Outcome("refused", pointer, detail=str(error))
         list(self._writers.map(self._bundles.put, *zip(*bundling.files(made).items(), strict=True)))
@@ -96,7 +103,7 @@ class Publisher:
     def _make(
         self,
         policy: CompiledPolicy,
-        sums: Sequence[Arrays],
+        sums: Arrays,
         trained_through: Mapping[int, int],
         now: float,
         number: int,
@@ -104,7 +111,7 @@ class Publisher:
     ) -> bundling.Bundle:
         algorithm, config_hash = policy.algorithm, self._config(policy)
         tenant, surface = policy.key.split("/")[:2]
-        published = algorithm.publish(policy.config, policy.problem, merged(policy, sums), now, number)
+        published = algorithm.publish(policy.config, policy.problem, sums, now, number)
         made = bundling.build(
             algorithm,
             policy.config,
@@ -135,16 +142,36 @@ class Publisher:
         return compiled.hash
 
 
-def merged(policy: CompiledPolicy, sums: Sequence[Arrays]) -> Arrays:
+def merged(policy: CompiledPolicy, sums: Sequence[Arrays], older: Sequence[Addend] = (), now: float = 0.0) -> Arrays:
     """One state of several; of none, what the learner starts from; empty for algorithms that do not learn."""
     algorithm = policy.algorithm
     if algorithm.learner is None:
         return {}
     if not sums:
-        return algorithm.learner(policy.config, policy.problem).arrays()
-    if len(sums) == 1 or algorithm.merge is None:
-        return dict(sums[0])
-    return algorithm.merge(sums)
+        own = algorithm.learner(policy.config, policy.problem).arrays()
+    elif len(sums) == 1 or algorithm.merge is None:
+        own = dict(sums[0])
+    else:
+        own = algorithm.merge(sums)
+    return algorithm.carry(policy.config, policy.problem, own, older, now) if older and algorithm.carry else own
+
+
+def older_sums(configs: Configs, policy: CompiledPolicy, partitions: Sequence[Mapping[str, Arrays]]) -> list[Addend]:
+    """What a policy learned under other keys of the same algorithm, merged over partitions, each an addend."""
+    mine = lineage(policy.key)
+    keys = {key for arrays in partitions for key in arrays if key != policy.key and lineage(key) == mine}
+    found = []
+    for key in sorted(keys):
+        learned = configs.learned_as(key)
+        if learned is not None and learned.algorithm.name == policy.algorithm.name:
+            sums = [arrays[key] for arrays in partitions if key in arrays]
+            found.append(Addend(learned.problem, merged(learned, sums)))
+    return found
+
+
+def lineage(key: str) -> str:
+    """`tenant/surface/policy` of a learner key: what it has in common with the keys of the policy's other versions."""
+    return key.rpartition("/")[0]
 
 
 def pointer_name(policy: CompiledPolicy) -> str:

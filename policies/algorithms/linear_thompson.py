@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import numpy as np
 from msgspec import Meta
 
-from policies import forgetting, graphs
-from policies.algorithm import Algorithm, Config, Problem, Published
+from policies import forgetting, graphs, ridge_carrying
+from policies.algorithm import Addend, Algorithm, Config, Problem, Published
 from policies.errors import Corrupt
 from policies.features import Encoder, crossed
 from policies.ridge import RidgeLearner, Sums, columns, effects, empty, merge, sums_of
@@ -58,6 +58,10 @@ class LinearThompson(Config, frozen=True):
 
 def learner(config: LinearThompson, problem: Problem) -> RidgeLearner:
     return RidgeLearner(problem, forgetting.half_life_seconds(config.half_life))
+
+
+def carry(config: LinearThompson, problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) -> Arrays:
+    return ridge_carrying.carry(problem, own, addends, now)
 
 
 def chosen(problem: Problem) -> list[int]:
@@ -277,6 +281,7 @@ ALGORITHM = Algorithm(
     graph=graph,
     learner=learner,
     merge=merge,
+    carry=carry,
     publish=publish,
     reference=reference,
     inputs=("context", "items", "weights"),

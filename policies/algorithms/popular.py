@@ -15,7 +15,8 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from policies import forgetting, graphs
-from policies.algorithm import Algorithm, Config, Problem, Published
+from policies.algorithm import Addend, Algorithm, Config, Problem, Published
+from policies.carrying import index_at, places, relevant, scaled
 from policies.errors import Corrupt
 from policies.types import F32, F64, Arrays, Changes
 
@@ -118,6 +119,32 @@ def merge(parts: Sequence[Arrays]) -> Arrays:
     }
 
 
+def carry(config: Popular, problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) -> Arrays:
+    """Own sums plus those of other versions, see `policies.carrying`. What an item is expected to earn where nobody knows
+    is what `publish` would say."""
+    half_life, every = forgetting.half_life_seconds(config.half_life), relevant(problem, addends)
+    sources = [own, *(addend.arrays for addend in every)]
+    kept = [list[int | None](range(len(problem.objectives))), *(places(addend.problem, problem) for addend in every)]
+    hashes = [source["item_hashes"].astype(np.uint64) for source in sources]
+    known = np.unique(np.concatenate(hashes))
+    index = index_at(half_life, float(sums_of(own)["index"][0]), now)
+    g = float(np.exp2(index - now / half_life))
+    parts = []
+    for source, mine, of in zip(sources, hashes, kept, strict=True):
+        sums = scaled(spread_out(sums_of(source), mine, known), ADDED, half_life, index, now)
+        sums["B"] = np.stack([np.zeros(len(known)) if at is None else sums["B"][:, at] for at in of], axis=1)
+        parts.append(sums)
+    for o, objective in enumerate(problem.objectives.values()):
+        knowing = [sums for sums, of in zip(parts, kept, strict=True) if of[o] is not None]
+        n, b = g * np.sum([sums["n"] for sums in knowing], axis=0), g * np.sum([s["B"][:, o] for s in knowing], axis=0)
+        mean = (b.sum() + config.prior * objective.default) / (n.sum() + config.prior)
+        for sums, of in zip(parts, kept, strict=True):
+            if of[o] is None:
+                sums["B"][:, o] = sums["n"] * (b + config.prior * mean) / (n + config.prior)
+    added: Arrays = {name: np.sum([sums[name] for sums in parts], axis=0) for name in ADDED}
+    return added | {name: parts[0][name] for name in ("index", "half_life")} | {"item_hashes": known}
+
+
 def publish(config: Popular, problem: Problem, sums: Arrays, now: float, seed: int) -> Published:
     """`table` (N + 1,) of scores, the last for the unseen, and `item_hashes` (N,). Raises Corrupt('nonfinite')."""
     half_life = forgetting.half_life_seconds(config.half_life)
@@ -160,6 +187,7 @@ ALGORITHM = Algorithm(
     graph=graph,
     learner=PopularLearner,
     merge=merge,
+    carry=carry,
     publish=publish,
     reference=reference,
     inputs=("item_rows",),

@@ -24,7 +24,7 @@ from services.telemetry import Telemetry, share
 from services.wiring import open_bundles, open_log, open_state
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
-from streaming.publish import Publisher, pointer_name
+from streaming.publish import Publisher, lineage, older_sums, pointer_name
 from streaming.shard import Statistics, StepReport
 
 log = logging.getLogger("slatewise.learning")
@@ -44,7 +44,7 @@ class Learning:
     ) -> None:
         self._state, self._configs, self._publisher, self._telemetry = state, configs, publisher, telemetry
         self._least_seconds = least_seconds
-        self._changed: set[str] = set()  # learner keys
+        self._changed: set[str] = set()  # lineages of learner keys: an older version's sums count too
         self._fresh: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._held: frozenset[str] = frozenset()
         self._refused: set[tuple[str, str]] = (
@@ -56,7 +56,8 @@ class Learning:
         """Read what changed in the record: configuration, and which policies are held at a bundle."""
         self._configs.follow(self._state)
         before, self._held = self._held, frozenset(holds(self._state))
-        self._changed.update(policy.key for policy in self._policies() if pointer_name(policy) in before - self._held)
+        freed = [policy for policy in self._policies() if pointer_name(policy) in before - self._held]
+        self._changed.update(lineage(policy.key) for policy in freed)
         self._next_follow = time.monotonic() + FOLLOW_SECONDS
 
     def begin(self, statistics: Sequence[Statistics]) -> None:
@@ -88,7 +89,7 @@ class Learning:
             self._publish_changed(engine, every=True)
 
     def _note(self, report: StepReport) -> None:
-        self._changed.update(report.learned)
+        self._changed.update(map(lineage, report.learned))
         for surface, policy, accepted_at in report.fresh:
             self._fresh[surface, policy].append(accepted_at)
         for (surface, outcome), count in report.outcomes.items():
@@ -104,9 +105,10 @@ class Learning:
     def _publish_changed(self, engine: Engine, *, every: bool = False) -> None:
         started = time.monotonic()
         others = every or started >= self._next_others
-        due = [policy for policy in self._policies() if policy.key in self._changed and (others or self._live(policy))]
+        changed = [policy for policy in self._policies() if lineage(policy.key) in self._changed]
+        due = [policy for policy in changed if others or self._live(policy)]
         statistics = engine.statistics() if due else []  # Unavailable: tried again, nothing is forgotten
-        self._changed = set() if others else self._changed - {policy.key for policy in due}
+        self._changed = set() if others else self._changed - {lineage(policy.key) for policy in due}
         for policy in due:
             self._publish(policy, statistics)
         if others:
@@ -126,12 +128,13 @@ class Learning:
         fresh = self._fresh.pop((surface, policy.name), [])
         sums = [one.arrays[policy.key] for one in statistics if policy.key in one.arrays]
         through = {one.partition: one.offset for one in statistics}
-        outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh)
+        older = older_sums(self._configs, policy, [one.arrays for one in statistics])
+        outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh, older=older)
         self._telemetry.add("publish_total", surface, policy.name, outcome.result)
         if outcome.result != "published":
             log.warning("publish", extra={"policy": pointer, "result": outcome.result, "detail": outcome.detail})
             if outcome.result == "behind":
-                self._changed.add(policy.key)
+                self._changed.add(lineage(policy.key))
             else:
                 self._refused.add((pointer, policy.key))
 

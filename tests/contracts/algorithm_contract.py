@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from policies import bundle, slate
-from policies.algorithm import Algorithm, Config, Learner, Problem
+from policies.algorithm import Addend, Algorithm, Config, Learner, Problem
 from policies.algorithms import uniform
 from policies.features import Encoder
 from policies.surface import Bool, Category, FeatureSpec, Number, Objective, Vector
@@ -453,6 +453,21 @@ def forgetting_is_by_event_time(algorithm: Algorithm) -> None:
     for order in ([early, late], [late, early]):
         np.testing.assert_allclose(counted(order, now), SLOTS * 1.5, rtol=1e-12)
         np.testing.assert_allclose(counted(order, now + 2 * 3600), SLOTS * 1.5 / 4, rtol=1e-12)
+
+
+@check("merges")
+def a_new_half_life_keeps_what_was_learned(algorithm: Algorithm) -> None:
+    """What was learned under another half-life is an addend (promise 7): the same examples' worth, decaying as it did."""
+    old, new = (algorithm.config(half_life=long) for long in ("1h", "6h"))  # type: ignore[call-arg] - every learner's own option
+    sums, now = trained(algorithm, old, PROBLEM, evidence(3)).arrays(), START + DAY
+    assert algorithm.carry is not None
+    for later in (0.0, 3600.0):
+        nothing = trained(algorithm, new, PROBLEM).arrays()
+        kept = algorithm.carry(new, PROBLEM, nothing, [Addend(PROBLEM, sums)], now + later)
+        found = algorithm.publish(new, PROBLEM, kept, now + later, 1).diagnostics["examples"]
+        wanted = algorithm.publish(old, PROBLEM, sums, now + later, 1).diagnostics["examples"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-9)
+        assert wanted > 0.1
 
 
 @check("learns")

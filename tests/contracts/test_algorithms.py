@@ -63,6 +63,10 @@ def learns_backwards(changes: Changes) -> Changes:
     return replace(changes, rewards_after=-changes.rewards_after)
 
 
+def starts_again(config: Any, problem: Problem, own: Arrays, addends: Any, now: float) -> Arrays:
+    return own
+
+
 def forgets_the_table(config: Any, problem: Problem, sums: Arrays, now: float, seed: int) -> Published:
     made = popular.publish(config, problem, sums, now, seed)
     return replace(made, arrays={**made.arrays, "table": made.arrays["table"] * np.nan})
@@ -74,6 +78,7 @@ FAULTS = {
     ),
     "pieces_in_any_order_learn_the_same": forgets_on_arrival(),
     "forgetting_is_by_event_time": forgets_on_arrival(),
+    "a_new_half_life_keeps_what_was_learned": replace(linear_thompson.ALGORITHM, carry=starts_again),
     "old_snapshots_stay_still": replace(linear_thompson.ALGORITHM, publish=publishes_its_own_sums),
     "onnx_equals_reference": replace(linear_thompson.ALGORITHM, reference=off_by_the_slot),
     "beats_uniform": learning(learns_backwards),

@@ -13,7 +13,7 @@ from policies.algorithms import linear_thompson
 from policies.algorithms.linear_thompson import ALPHA, BASE, GRID, LinearThompson, Posterior
 from policies.errors import Corrupt
 from policies.features import Encoder
-from policies.ridge import align, columns, effects, phi
+from policies.ridge import columns, effects, phi
 from policies.surface import Category, FeatureSpec, Number, Objective, Vector
 from policies.types import F64, Arrays, Changes, DrawSettings
 from tests.contracts.algorithm_contract import PROBLEM, START, TWO, evidence
@@ -225,36 +225,10 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
 # another schema
 
 
-def test_a_removed_column_is_marginalised_out_and_a_new_one_is_the_prior() -> None:
-    """With λ = 1, the precision that `align` gives a removed column: what is kept has exactly its old marginal."""
-    batch = evidence(3)
-    names = columns(PROBLEM)
-    kept = [name for name in names if "genre" not in name]
-    wanted = ["item.brand-new", *reversed(kept)]
-    aligned = align(learned(PROBLEM, batch), names, wanted)
-    theta, A, _, _ = written_out(PROBLEM, batch, 1.0)
-    old = [names.index(name) for name in reversed(kept)]
-    S, B = np.asarray(aligned["S"], float), np.asarray(aligned["B"], float)
-    precision = S + np.eye(len(wanted))
-    np.testing.assert_allclose(np.linalg.inv(precision)[1:, 1:], np.linalg.inv(A)[np.ix_(old, old)], atol=1e-10)
-    np.testing.assert_allclose(np.linalg.solve(precision, B)[1:], theta[old], atol=1e-10)
-    assert not S[0].any()
-    assert not B[0].any()
-
-
-def test_a_learner_takes_over_sums_of_another_schema() -> None:
-    spec = PROBLEM.encoder.spec
-    wider = replace(
-        PROBLEM,
-        encoder=Encoder(FeatureSpec(context=spec.context, items=spec.items | {"age": Number()}, cross=spec.cross)),
-    )
-    learner = linear_thompson.learner(LinearThompson(), wider)
-    learner.load(learned(PROBLEM, evidence(3)))
-    arrays = linear_thompson.publish(LinearThompson(), wider, learner.arrays(), START, 1).arrays
-    row = [name.split(":")[0] for name in wider.encoder.item_names].index("age")
-    assert arrays["pool"].shape[0] == wider.encoder.item_size
-    assert np.delete(arrays["pool"], row, axis=0).std(axis=1).min() < arrays["pool"][row].std()
-    assert learner.arrays()["n"] == learned(PROBLEM, evidence(3))["n"]
+def test_a_learner_refuses_sums_of_another_schema() -> None:
+    learner = linear_thompson.learner(LinearThompson(), replace(PROBLEM, slots=1))
+    with pytest.raises(ValueError, match="other columns"):
+        learner.load(learned(PROBLEM, evidence(3)))
 
 
 def test_sums_that_do_not_belong_together_do_not_add() -> None:
