@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
@@ -65,15 +66,22 @@ class _Child:
 
 @dataclass
 class Supervisor:
-    """Keeps `parts` alive until `stop` is set."""
+    """Keeps `parts` alive until `stop` is set. What they say goes to `output`; None: where ours goes."""
 
     settings: Settings
     parts: Sequence[Part] = PARTS
+    output: Path | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     restarts: int = 0
+    _children: dict[str, _Child] = field(default_factory=dict)
+
+    def pids(self) -> dict[str, int]:
+        """part → process, of those that are alive."""
+        found = {name: child.process for name, child in list(self._children.items())}
+        return {name: process.pid for name, process in found.items() if process.poll() is None}
 
     def run(self) -> None:
-        children: dict[str, _Child] = {}
+        children = self._children
         try:
             for part in self.parts:
                 children[part.name] = self._start(part)
@@ -85,12 +93,15 @@ class Supervisor:
                 _end(child.process, name)
 
     def _start(self, part: Part) -> _Child:
-        process = subprocess.Popen(
-            part.command,
-            env={**os.environ, **self.settings.environment(), PARENT: str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self.output.open("ab") if self.output else contextlib.nullcontext() as output:
+            process = subprocess.Popen(
+                part.command,
+                env={**os.environ, **self.settings.environment(), PARENT: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         log.info("started", extra={"part": part.name, "pid": process.pid})
         return _Child(part, process, time.monotonic())
 
