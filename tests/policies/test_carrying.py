@@ -47,7 +47,9 @@ def told(asked: Problem, seed: int = 1, *, slots: int = SLOTS, start: float = ST
     """The same decisions for every problem, encoded as it encodes them: what it does not know is left out."""
     rng = np.random.default_rng(seed)
     n = SLATES * slots
-    contexts: list[dict[str, Any]] = [{"device": str(rng.choice(["ios", "web", "tv"])), "hour": rng.uniform(0, 24)} for _ in range(SLATES)]
+    contexts: list[dict[str, Any]] = [
+        {"device": str(rng.choice(["ios", "web", "tv"])), "hour": rng.uniform(0, 24)} for _ in range(SLATES)
+    ]
     rows = [
         {
             "price": rng.uniform(0, 100),
