@@ -3,7 +3,7 @@
 An adapter is technology + port: `SqliteLog`, `MemoryLog`. Only a service's `app.py` chooses one, by URL.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -84,6 +84,37 @@ class Claims(Protocol):
 
     def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
         """Store `value` if the id is free (or its claim expired) and return None; else the winner's value. Raises Unavailable."""
+
+
+class Mark(NamedTuple):
+    """How far a partition's derived values go: every record before `offset`, by its owner of `epoch`. Greater is newer."""
+
+    epoch: int
+    offset: int
+
+
+class Counters(Protocol):
+    """Numbers by name, derived from the log: absolute for each partition, which alone writes them; readers sum (`semantics.md` 20)."""
+
+    def write(self, partition: int, mark: Mark, values: Mapping[str, float], since: Mark | None) -> bool:
+        """Replace what has changed since a mark; with `since` None, replace all. A 0 takes a name away.
+
+        True: the store is at `mark`, or was at it or beyond and nothing was written. False: the store is not at `since`
+        (it was flushed, or another owner wrote) and nothing was written: write all. Raises Unavailable.
+        """
+
+    def read(self, names: Sequence[str]) -> list[float]:
+        """The sum over partitions of each name; 0 for one that is not there. Raises Unavailable."""
+
+
+class Profiles(Protocol):
+    """A unit's last interactions, derived from the log by the partition that its hash belongs to."""
+
+    def write(self, partition: int, mark: Mark, values: Mapping[str, bytes], since: Mark | None) -> bool:
+        """As `Counters.write`; empty bytes take a unit away."""
+
+    def read(self, units: Sequence[str]) -> list[bytes]:
+        """Each unit's profile, by hash; empty for one that is not there. Raises Unavailable."""
 
 
 class Bundles(Protocol):

@@ -1,0 +1,31 @@
+"""The production adapters on Redis: claims, pointers, counters, profiles. Redis holds only what can be rebuilt.
+
+    claims    lost with Redis: a retry is then drawn afresh, and says so (`semantics.md` 6)
+    pointers  the bundle store has them; Redis tells of them sooner (`redis_bundles`)
+    counters, profiles   the shards have them, and write them again after a flush (`redis_tables`)
+
+Needs Redis 7: a claim is one `SET … NX GET`. `maxmemory-policy volatile-ttl` gives up old claims before anything else.
+"""
+
+from policies.errors import Rejected
+from streaming.adapters.redis_bundles import RedisBundles
+from streaming.adapters.redis_connection import RedisConnection, connect
+from streaming.adapters.redis_tables import RedisCounters, RedisProfiles
+
+__all__ = ["RedisBundles", "RedisClaims", "RedisConnection", "RedisCounters", "RedisProfiles", "connect"]
+
+
+class RedisClaims:
+    """One trip a claim. A claim's hour is counted by Redis, so `now` is not used."""
+
+    def __init__(self, client: RedisConnection, *, life_seconds: float = 3600.0) -> None:
+        if life_seconds < 0.001:
+            raise Rejected(f"Expected at least a millisecond, got {life_seconds} s", at="$.life_seconds")
+        self._client, self._life_ms = client, round(life_seconds * 1000)
+
+    def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
+        key = self._client.name("claim", f"{len(tenant)}", tenant, decision_id)  # the length keeps tenants apart
+        held: bytes | None = self._client.ask(
+            lambda client: client.set(key, value, nx=True, get=True, px=self._life_ms)
+        )
+        return held
