@@ -6,22 +6,26 @@ the first change in memory, memory is thrown away and the next step starts from 
 
 State is per partition, so moving a partition to another worker moves its checkpoint. A learner of a version that is not
 known here any more keeps its committed sums without being able to add to them.
+
+    recovery  from the local checkpoint or the newest upload, see `streaming.recovery`
+    fencing   whoever takes the partition over shuts older epochs out of the checkpoint in the step that loads it
 """
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from policies.algorithm import Learner
-from policies.errors import Rejected
 from policies.types import Arrays
 from streaming.configuration import Configs
 from streaming.join import Applied, Joiner
 from streaming.ports import Checkpoints, Commit, DeadLetters, Log
+from streaming.recovery import Held, beginning, better_upload, encode_held, read_held
 from streaming.rows import Rows
+from streaming.uploads import Checkpoint, Uploads
 
 FRESH_EACH = 32  # acceptance times reported for a policy and step: enough for a percentile
 
@@ -32,6 +36,8 @@ class StepReport:
 
     offset, clock  where the partition stands after it;   lag_records  how many the log holds beyond
     fresh          (surface, policy, accepted_at) of feedback now in committed statistics, at most 32 for each policy
+    rebuilding     records still to be read again before anything is learned
+    stopped        why this partition waits for a person; empty: it does not
     """
 
     partition: int
@@ -45,6 +51,8 @@ class StepReport:
     lag_records: int
     fresh: list[tuple[str, str, float]] = field(default_factory=list)
     learned: dict[str, int] = field(default_factory=dict)
+    rebuilding: int = 0
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ class Shard:
 
     refresh    follows the configuration record; called when a decision names a version not seen yet
     hot_limit  joins kept in memory between steps, some 3 kB each; for feedback on others the row and the log are read
+    uploads    where checkpoints of this partition are when the local one is not; None: nowhere
     """
 
     def __init__(
@@ -78,14 +87,18 @@ class Shard:
         read_limit: int = 2000,
         refresh: Callable[[], object] | None = None,
         hot_limit: int = 20_000,
+        uploads: Uploads | None = None,
     ) -> None:
         self._partition, self._log, self._checkpoints = partition, log, checkpoints
         self._configs, self._dead_letters = configs, dead_letters
         self._epoch, self._read_limit, self._refresh, self._hot_limit = epoch, read_limit, refresh, hot_limit
+        self.uploads = uploads
         self._joiner: Joiner | None = None
         self._learners: dict[str, Learner] = {}
         self._resting: dict[str, Arrays] = {}  # committed sums whose learner was not needed yet
-        self._offset = 0
+        self._versions: dict[str, int] = {}  # learner key → how often its sums have changed
+        self._offset = self._learned_to = 0
+        self._ghosts = b""
 
     @property
     def partition(self) -> int:
@@ -95,12 +108,12 @@ class Shard:
     def offset(self) -> int:
         """Records before this one are in the committed statistics."""
         self._state()
-        return self._offset
+        return max(self._offset, self._learned_to)
 
     def step(self, now: float | None = None) -> StepReport:
         """One batch. `now` lets an idle partition give back rows; it never changes statistics or a verdict.
 
-        Raises Unavailable (a port is away: call again), Corrupt('offset_out_of_range' …) and Rejected('fenced').
+        Raises Unavailable (a port is away: call again), Corrupt('offset_out_of_range' …) and Rejected('fenced', 'another_log').
         """
         joiner = self._state()
         collecting = gc.isenabled()
@@ -117,12 +130,18 @@ class Shard:
 
     def _batch(self, joiner: Joiner, now: float | None) -> tuple[Applied, int, dict[str, int]]:
         """(what it came to, records, learned rows) of reading, joining, learning and committing once."""
-        records = self._log.read(self._partition, self._offset, self._read_limit)
+        limit = self._read_limit
+        if joiner.rebuilding:
+            limit = min(limit, self._learned_to - self._offset)
+        records = self._log.read(self._partition, self._offset, limit)
         if not records:
             if now is not None and joiner.idle(now):
                 self._commit(joiner, self._offset, {})
             return Applied(), 0, {}
+        self._rows.reading = self._offset
         applied = joiner.apply(records)
+        if joiner.rebuilding:
+            return self._rebuilt(joiner, records[-1].offset + 1), len(records), {}
         learned = self._learn(applied)
         if applied.letters:
             self._dead_letters.put(applied.letters)
@@ -135,20 +154,60 @@ class Shard:
         joiner = self._state()
         held = self._resting | {key: learner.arrays() for key, learner in self._learners.items()}
         arrays = {key: {name: np.array(array) for name, array in sums.items()} for key, sums in held.items()}
-        return Statistics(self._partition, self._offset, self._epoch, joiner.clock, arrays, dict(joiner.examples))
+        return Statistics(self._partition, self.offset, self._epoch, joiner.clock, arrays, dict(joiner.examples))
+
+    def committed(self) -> Statistics:
+        """As `statistics`, of a shard that cannot go on: the checkpoint is read, and the log is not."""
+        loaded = self._checkpoints.load()
+        held = read_held(loaded)
+        offset, examples = max(loaded.offset, held.learned_to), held.extra().examples
+        return Statistics(self._partition, offset, self._epoch, loaded.clock, loaded.statistics, examples)
+
+    def checkpoint(self, known: Mapping[str, int]) -> Checkpoint | None:
+        """What to upload, without sums of which the version is `known`; None while joins are being rebuilt."""
+        joiner = self._state()
+        if joiner.rebuilding:
+            return None
+        statistics = self._resting | {key: learner.arrays() for key, learner in self._learners.items()}
+        versions = {key: self._versions.get(key, 0) for key in statistics}
+        changed = [key for key, version in versions.items() if known.get(key) != version]
+        rebuild_from, longest = joiner.reach()
+        return Checkpoint(
+            log=self._log.identity,
+            offset=self._offset,
+            rebuild_from=rebuild_from if rebuild_from >= 0 else self._offset,
+            clock=joiner.clock,
+            longest=longest,
+            ghosts=joiner.ghosts().tobytes(),
+            examples=dict(joiner.examples),
+            statistics={key: {name: np.array(a) for name, a in statistics[key].items()} for key in changed},
+            versions=versions,
+        )
 
     def _state(self) -> Joiner:
         if self._joiner is None:
-            loaded = self._checkpoints.load()
-            if loaded.epoch > self._epoch:
-                message = f"partition {self._partition} belongs to epoch {loaded.epoch}, this is {self._epoch}"
-                raise Rejected(message, code="fenced", status=409)
-            rows = Rows(self._checkpoints.join, partial(self._log.read, self._partition), self._hot_limit)
-            joiner = Joiner(self._partition, self._configs, rows, self._refresh)
-            joiner.restore(loaded)
+            loaded = self._checkpoints.load(self._epoch)
+            upload = better_upload(loaded, self.uploads, self._log.identity)
+            if upload is not None:
+                self._checkpoints.commit(beginning(upload, self._partition, self._epoch))
+                loaded = self._checkpoints.load(self._epoch)
+            held = read_held(loaded)
+            self._rows = Rows(self._checkpoints.join, partial(self._log.read, self._partition), self._hot_limit)
+            joiner = Joiner(self._partition, self._configs, self._rows, self._refresh)
+            joiner.rebuilding = loaded.offset < held.learned_to
+            joiner.restore(replace(loaded, extra=held.joiner))
             self._learners, self._resting = {}, dict(loaded.statistics)
-            self._offset, self._joiner = loaded.offset, joiner
+            self._offset, self._learned_to, self._ghosts = loaded.offset, held.learned_to, held.ghosts
+            self._joiner = joiner
         return self._joiner
+
+    def _rebuilt(self, joiner: Joiner, offset: int) -> Applied:
+        """Commit joins that were read again. What their records came to was said and learned before."""
+        if offset == self._learned_to:
+            joiner.rebuilt(np.frombuffer(self._ghosts, np.uint64))
+            self._ghosts = b""
+        self._commit(joiner, offset, {})
+        return Applied()
 
     def _learn(self, applied: Applied) -> dict[str, int]:
         learned: dict[str, int] = {}
@@ -162,10 +221,12 @@ class Shard:
                         learner.load(self._resting.pop(policy.key))
                 learner.learn(changes)
                 learned[policy.key] = learned.get(policy.key, 0) + len(changes)
+                self._versions[policy.key] = self._versions.get(policy.key, 0) + 1
         return learned
 
     def _commit(self, joiner: Joiner, offset: int, learned: dict[str, int]) -> None:
         pieces = joiner.pieces()
+        held = Held(self._log.identity, self._learned_to, self._ghosts, pieces.extra)
         self._checkpoints.commit(
             Commit(
                 partition=self._partition,
@@ -176,7 +237,7 @@ class Shard:
                 ids=pieces.ids,
                 evicted=pieces.evicted,
                 statistics={key: self._learners[key].arrays() for key in learned},
-                extra=pieces.extra,
+                extra=encode_held(held),
             )
         )
         joiner.committed()
@@ -204,4 +265,5 @@ class Shard:
             lag_records=self._log.end(self._partition)[0] - self._offset,
             fresh=[(surface, policy, at) for (surface, policy), times in fresh.items() for at in times],
             learned=learned,
+            rebuilding=max(self._learned_to - self._offset, 0),
         )

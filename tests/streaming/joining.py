@@ -3,8 +3,9 @@
 The oracle knows nothing of batches, rows or order: it judges the whole log at once from the rules' own words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -193,8 +194,10 @@ class _Dying:
     def __init__(self, ports: Ports, inner: object) -> None:
         self._ports, self._inner = ports, inner
 
-    def __getattr__(self, name: str) -> Callable[..., object]:
+    def __getattr__(self, name: str) -> Any:
         call = getattr(self._inner, name)
+        if not callable(call):
+            return call
 
         def touched(*arguments: object) -> object:
             self._ports.touch()
