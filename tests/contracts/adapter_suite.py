@@ -13,33 +13,44 @@ Check = Callable[["Adapter[Any]", Path], None]
 
 @dataclass(frozen=True)
 class Adapter(Generic[P]):
-    """How to open an adapter on what lies in a folder. `durable`: opening again finds what was there."""
+    """How to open an adapter on what lies in a folder.
+
+    durable    opening again finds what was there
+    own_clock  the store counts time by itself: it cannot be handed in
+    at_once    what one writes another sees with its next look, and not only soon
+    """
 
     name: str
     open: Callable[[Path], P]
     durable: bool = True
+    own_clock: bool = False
+    at_once: bool = True
 
 
 @dataclass
 class Suite(Generic[P]):
-    """Checks of one port; a check that needs durability is not run on adapters without it."""
+    """Checks of one port; a check that needs a trait is not run on adapters without it."""
 
     adapters: list[Adapter[P]]
-    checks: list[tuple[Check, bool]] = field(default_factory=list)
+    checks: list[tuple[Check, str]] = field(default_factory=list)
 
     def check(self, function: Check) -> Check:
-        self.checks.append((function, False))
+        self.checks.append((function, ""))
         return function
 
     def check_durable(self, function: Check) -> Check:
-        self.checks.append((function, True))
+        self.checks.append((function, "durable"))
+        return function
+
+    def check_given_clock(self, function: Check) -> Check:
+        self.checks.append((function, "given_clock"))
         return function
 
     def parametrize(self) -> pytest.MarkDecorator:
         runs = [
             pytest.param(adapter, check, id=f"{adapter.name}-{check.__name__}")
             for adapter in self.adapters
-            for check, durable in self.checks
-            if adapter.durable or not durable
+            for check, trait in self.checks
+            if (trait != "durable" or adapter.durable) and (trait != "given_clock" or not adapter.own_clock)
         ]
         return pytest.mark.parametrize(("adapter", "check"), runs)

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from policies.errors import Corrupt, Rejected, Unavailable
 from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryClaims, MemoryDeadLetters, MemoryState
+from streaming.adapters.redis import RedisClaims
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteState
 from streaming.ports import Bundles, Checkpoints, Claims, Commit, DeadLetter, DeadLetters, State, Versioned
 from tests.contracts.adapter_suite import Adapter, Check, Suite
+from tests.redis_setup import close_opened, eventually, namespace, opened, told
 
 state: Suite[Any] = Suite(
     [
@@ -28,6 +30,7 @@ claims: Suite[Any] = Suite(
     [
         Adapter("MemoryClaims", lambda _: MemoryClaims(), durable=False),
         Adapter("SqliteClaims", lambda folder: SqliteClaims(folder / "claims.sqlite")),
+        Adapter("RedisClaims", lambda folder: RedisClaims(opened(namespace(folder))), own_clock=True),
     ]
 )
 letters: Suite[Any] = Suite(
@@ -46,6 +49,11 @@ bundles: Suite[Any] = Suite(
     [
         Adapter("MemoryBundles", lambda _: MemoryBundles(), durable=False),
         Adapter("FileBundles", lambda folder: FileBundles(folder / "bundles")),
+        Adapter(
+            "RedisBundles",
+            lambda folder: told(FileBundles(folder / "bundles"), opened(namespace(folder))),
+            at_once=False,
+        ),
     ]
 )
 
@@ -172,7 +180,7 @@ def the_first_wins_and_the_others_get_its_answer(adapter: Adapter[Claims], folde
     assert opened.claim("default", "d1", b"third", 3699.0) == b"first"
 
 
-@claims.check
+@claims.check_given_clock
 def a_claim_ends_after_an_hour(adapter: Adapter[Claims], folder: Path) -> None:
     opened = adapter.open(folder)
     opened.claim("default", "d1", b"first", 100.0)
@@ -195,7 +203,7 @@ def an_empty_answer_is_an_answer(adapter: Adapter[Claims], folder: Path) -> None
     assert opened.claim("default", "d1", b"x", 0.0) == b""
 
 
-@claims.check
+@claims.check_given_clock
 def sweeping_takes_expired_claims_only(adapter: Adapter[Any], folder: Path) -> None:
     opened = adapter.open(folder)
     for n in range(600):
@@ -521,7 +529,16 @@ def every_move_is_seen_from_elsewhere(adapter: Adapter[Bundles], folder: Path) -
     writer, reader = adapter.open(folder), adapter.open(folder)
     for n in range(100):  # names of one length, moved as fast as the disk allows
         writer.point("home/ts", f"{n:064d}", 1)
+        if not adapter.at_once:
+            eventually(reader.pointers, {"home/ts": f"{n:064d}"})
         assert reader.pointers() == {"home/ts": f"{n:064d}"}
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Connections and threads of the Redis adapters end with the test that opened them."""
+    yield
+    close_opened()
 
 
 @state.parametrize()
