@@ -58,6 +58,9 @@ METRICS = {
     "spool_bytes": Metric("gauge", (), "Bytes in this host's spools that the log has not acknowledged"),
     "log_write_errors_total": Metric("counter", (), "Failed writes to the spool or the log"),
     "log_retention_headroom_ratio": Metric("gauge", ("partition",), "Retention left before unread records are lost"),
+    "settle_lag_seconds": Metric("gauge", ("partition",), "Age of the oldest record not yet settled"),
+    "settle_stopped": Metric("gauge", ("partition",), "1: settling stopped at a record it cannot go past"),
+    "experience_files_total": Metric("counter", (), "Parquet files of settled decisions written"),
     "dead_letters_total": Metric("counter", ("reason",), "Records set aside"),
     "ope_value": Metric("gauge", ("surface", "policy", "bound"), "Off-policy value of a policy"),
 }  # names of the contract (`api.md`), `decide_rejected_total` and `swap_total` beside them
