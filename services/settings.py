@@ -173,6 +173,9 @@ class Settings:
     def shard_path(self, partition: int) -> Path:
         return self.data / "shards" / f"{partition}.sqlite"
 
+    def settling_path(self, partition: int) -> Path:
+        return self.data / "settling" / f"{partition}.sqlite"
+
 
 def address(text: str, at: str) -> tuple[str, int]:
     """(host, port) of `host:port`; an IPv6 host stands in brackets. Raises Rejected."""

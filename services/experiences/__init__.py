@@ -1,0 +1,1 @@
+"""Settled decisions outside the service: files as they settle, exports on demand."""

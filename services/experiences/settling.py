@@ -1,0 +1,147 @@
+"""The settling process: every partition's decisions into its outbox and Parquet files, once their horizon has passed.
+
+It is a consumer of the log of its own: stopped, killed or far behind, it takes nothing from learning, and goes on where it was.
+Of two that run at once the older one is fenced and ends. A partition whose next record the log no longer has stops here,
+with an error in the log and in `slatewise_settle_stopped`, and is never set forward by itself; the others go on.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from policies.errors import Corrupt, Rejected, Unavailable
+from services.epochs import take_epoch
+from services.lifetime import stopping
+from services.settings import Settings
+from services.telemetry import Telemetry, share
+from services.wiring import open_experiences, open_log, open_settlements, open_state
+from streaming.configuration import Configs
+from streaming.ports import Bundles, Log, State
+from streaming.settle import Experiences, Settlements, Settler, SettleReport
+from streaming.windows import Windows
+
+log = logging.getLogger("slatewise.settling")
+EPOCH = "settling"
+IDLE_SECONDS = 0.5  # nobody waits for a settled decision as for a fresh bundle
+AWAY_SECONDS = 1.0
+TRIM_SECONDS, TRIM_ROWS = 60.0, 1_000
+
+
+@dataclass
+class Seat:
+    """One partition: its settler, and the files made of what it settles. `stopped`: why it goes no further."""
+
+    settler: Settler
+    windows: Windows
+    outbox: Settlements
+    experiences: Experiences
+    stopped: str = ""
+
+
+def run(settings: Settings) -> None:
+    """Settle until SIGTERM. Raises Rejected when there is nowhere to write to."""
+    if not settings.experiences:
+        raise Rejected(
+            "Expected a folder for settled decisions such as file:///path", at="SLATEWISE_EXPERIENCES", code="missing"
+        )
+    stop = stopping()
+    share(settings.metrics_path)
+    state = open_state(settings)
+    Settling(state, open_log(settings), open_experiences(settings), settings).run(stop)
+    log.info("stopped")
+
+
+class Settling:
+    """All partitions of a log, in turns."""
+
+    def __init__(
+        self, state: State, events: Log, store: Bundles, settings: Settings, telemetry: Telemetry | None = None
+    ) -> None:
+        self._state, self._configs, self._telemetry = state, Configs(), telemetry or Telemetry()
+        self._retention_seconds = settings.retention_seconds
+        self._configs.follow(state)
+        epoch = take_epoch(state, EPOCH)
+        self._seats = [
+            self._seat(partition, events, open_settlements(settings, partition), store, epoch)
+            for partition in range(events.partitions)
+        ]
+        self._next_trim = 0.0
+
+    def _seat(self, partition: int, events: Log, outbox: Settlements, store: Bundles, epoch: int) -> Seat:
+        def refresh() -> bool:
+            return self._configs.follow(self._state)
+
+        settler = Settler(partition, events, outbox, self._configs, epoch=epoch, refresh=refresh)
+        experiences = Experiences(partition, outbox, events)
+        return Seat(settler, Windows(experiences, store, self._configs), outbox, experiences)
+
+    def run(self, stop: threading.Event) -> None:
+        """Turns until `stop`; ends by itself when another settling process has taken over, or when no partition is left."""
+        while not stop.is_set():
+            try:
+                busy = self.turn(time.time())
+            except Unavailable as error:  # everything uncommitted is read again
+                log.warning("away", extra={"error": str(error)})
+                stop.wait(AWAY_SECONDS)
+                continue
+            except Rejected as error:
+                if error.code != "fenced":
+                    raise
+                log.warning("another settling process has taken over", extra={"error": str(error)})
+                return
+            self._telemetry.flush()
+            if not busy:
+                stop.wait(IDLE_SECONDS)
+
+    def turn(self, now: float) -> bool:
+        """One step of every partition; whether there is more to do at once."""
+        busy = False
+        for seat in self._seats:
+            if not seat.stopped:
+                busy |= self._step(seat, now)
+        if now >= self._next_trim:
+            self._next_trim = now + TRIM_SECONDS
+            for seat in self._seats:
+                self._trim(seat, now - self._retention_seconds)
+        return busy
+
+    def _step(self, seat: Seat, now: float) -> bool:
+        partition = seat.settler.partition
+        try:
+            report = seat.settler.step(now)
+            written, files = seat.windows.write(seat.settler.written, report.frontier)
+        except Corrupt as error:
+            seat.stopped = str(error)
+            log.error("partition stopped", extra={"partition": partition, "error": str(error)})
+            self._telemetry.set("settle_stopped", str(partition), value=1.0)
+            return False
+        if files:
+            seat.settler.wrote(written)
+            log.info("written", extra={"partition": partition, "files": files})
+        self._note(report, len(files), now)
+        return bool(report.lag_records or files or report.settled)
+
+    def _note(self, report: SettleReport, files: int, now: float) -> None:
+        partition = str(report.partition)
+        for surface, count in report.settled.items():
+            self._telemetry.add("join_outcomes_total", surface, "settled", by=count)
+        for surface, count in report.after_training.items():
+            self._telemetry.add("join_outcomes_total", surface, "after_training", by=count)
+        self._telemetry.add("experience_files_total", by=files)
+        self._telemetry.set("settle_stopped", partition, value=0.0)
+        behind = max(now - report.clock, 0.0) if report.lag_records else 0.0
+        self._telemetry.set("settle_lag_seconds", partition, value=behind)
+
+    def _trim(self, seat: Seat, before: float) -> None:
+        """Rows that are in files and older than the log's retention: their records are gone from the log by then."""
+        while True:
+            first, _ = seat.outbox.numbers()
+            rows = seat.experiences.rows(first, TRIM_ROWS)
+            keep = next((number for number, row in rows if row.due >= before), first + len(rows))
+            keep = min(keep, seat.settler.written)
+            if keep <= first:
+                return
+            seat.outbox.trim(keep)
+            if keep < first + TRIM_ROWS:
+                return

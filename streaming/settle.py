@@ -1,0 +1,344 @@
+"""Settled decisions: each once, when one horizon of the log's time has passed, numbered for trainers and files.
+
+A settler is a consumer of its own of one partition, beside the shard: read → join → settle → commit. Its joiner teaches
+nothing (`Joiner(…, settling=True)`): what it gives out goes into the partition's outbox in the same transaction as the
+offset, so the numbers are a function of the log (`semantics.md` 4, 15). A row of the outbox holds what the log does not say,
+some 200 bytes; `Experiences` reads it together with the decision's record, while the log keeps that.
+
+    due       max(at, append time) + horizon, at most at + `correctable`: after it nothing changes the row, and feedback that
+              comes later is counted `after_training`
+    idle      with nothing to read, a time the service passes in settles too, less a minute for clocks that differ
+    trimmed   a settler that starts anew on a log whose beginning is gone starts at what is there, and numbers from the
+              log's end on: above every number that was given before
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from policies.errors import Corrupt, Rejected
+from policies.rewards import Heard
+from policies.types import F64
+from streaming.configuration import Configs
+from streaming.events import Decision, decode
+from streaming.join import AHEAD_SECONDS, Joiner, Settled
+from streaming.joined import SHOWN, WHOLE, Drawn, Version, in_force, presence, read_drawn
+from streaming.ports import Checkpoints, Commit, Loaded, Log, Outbox, Record
+from streaming.rows import GAP, Rows
+
+
+class Told(Struct, frozen=True, array_like=True, gc=False):
+    """A feedback in force when its decision settled. `positions` as in `joined.Version`: none means the whole slate."""
+
+    feedback_id: str
+    kind: str
+    value: float
+    at: float
+    positions: tuple[int, ...]
+
+
+class Row(Struct, frozen=True, array_like=True, gc=False):
+    """One row of the outbox: a decision of k slots under o objectives, but for its record.
+
+    viewed   k bytes of 0 or 1: slots that were seen, as far as anyone said
+    present  k bytes: slots learners are taught, that is viewed and not pinned (unless `learn_pins`)
+    rewards  float64 (k, o), 0 where not viewed
+    """
+
+    due: float
+    offset: int
+    objectives: tuple[str, ...]
+    schema: str
+    viewed: bytes
+    present: bytes
+    rewards: bytes
+    told: tuple[Told, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A settled decision with all that training and evaluation need of it."""
+
+    partition: int
+    number: int
+    row: Row
+    decision: Decision
+
+    @property
+    def rewards(self) -> F64:
+        """(k, o), in the order of `row.objectives`."""
+        return np.frombuffer(self.row.rewards, np.float64).reshape(-1, max(len(self.row.objectives), 1))
+
+
+class Settlements(Checkpoints, Outbox, Protocol):
+    """Where a settler commits to, and what it gives out: one store, so that both move in one transaction."""
+
+
+class Kept(Struct, array_like=True):
+    """What a settler's commit holds besides the joiner's own."""
+
+    joiner: bytes = b""
+    identity: str = ""  # of the log
+    next_number: int = 0
+    written: int = 0  # rows below are in files
+
+
+@dataclass(frozen=True, slots=True)
+class SettleReport:
+    """What a step did. `frontier`: all that is due before is in the outbox, and nothing will be added to it."""
+
+    partition: int
+    records: int
+    settled: dict[str, int]  # surface → decisions
+    after_training: dict[str, int]  # surface → settled decisions that changed afterwards
+    offset: int
+    clock: float
+    frontier: float
+    lag_records: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_row = msgspec.msgpack.Decoder(Row).decode
+
+
+class Settler:
+    """Owner of one partition's outbox for one epoch. A repeated `step()` is harmless.
+
+    refresh  follows the configuration record; called when a decision names a version not seen yet
+    limit    most decisions settled in one commit
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        log: Log,
+        checkpoints: Checkpoints,
+        configs: Configs,
+        *,
+        epoch: int,
+        read_limit: int = 2000,
+        limit: int = 2000,
+        refresh: Callable[[], object] | None = None,
+        hot_limit: int = 20_000,
+    ) -> None:
+        self._partition, self._log, self._checkpoints, self._configs = partition, log, checkpoints, configs
+        self._epoch, self._read_limit, self._limit = epoch, read_limit, limit
+        self._refresh, self._hot_limit = refresh, hot_limit
+        self._joiner: Joiner | None = None
+        self._kept = Kept()
+        self._offset = 0
+        self._idle = 0.0
+
+    @property
+    def partition(self) -> int:
+        return self._partition
+
+    @property
+    def written(self) -> int:
+        """Rows of the outbox below this number are in files."""
+        self._state()
+        return self._kept.written
+
+    def wrote(self, number: int) -> None:
+        """Rows below `number` are in files: durable with the next commit, and written again alike if that never comes."""
+        self._state()
+        self._kept.written = number
+
+    def step(self, now: float | None = None) -> SettleReport:
+        """One batch. Raises Unavailable, Corrupt('offset_out_of_range' …) and Rejected('fenced')."""
+        joiner = self._state()
+        try:
+            return self._batch(joiner, now)
+        except BaseException:
+            self._joiner = None  # memory may be ahead of the commit: start again from what is durable
+            raise
+
+    def _batch(self, joiner: Joiner, now: float | None) -> SettleReport:
+        records = self._log.read(self._partition, self._offset, self._read_limit)
+        settled: list[Settled] = []
+        after: dict[str, int] = {}
+        done = 0
+        while done < len(records) and len(settled) < self._limit:
+            appended = records[done].appended
+            if joiner.next_due < appended:
+                settled += joiner.settle(appended, self._limit - len(settled))
+                continue
+            end = _until(records, done, joiner.next_due)
+            applied = joiner.apply(records[done:end])
+            settled += applied.settled  # of horizons shorter than the batch is long
+            for (surface, outcome), count in applied.outcomes.items():
+                if outcome == "after_training":
+                    after[surface] = after.get(surface, 0) + count
+            done = end
+        evicted = False
+        if not records and now is not None:
+            self._idle = max(self._idle, now - AHEAD_SECONDS)
+            settled += joiner.settle(self._idle, self._limit)
+            evicted = joiner.next_due >= self._idle and joiner.idle(now)  # never a row that still waits
+        if done or settled or evicted:
+            self._commit(joiner, records[done - 1].offset + 1 if done else self._offset, settled)
+        counts: dict[str, int] = {}
+        for one in settled:
+            counts[one.terms.surface] = counts.get(one.terms.surface, 0) + 1
+        return SettleReport(
+            partition=self._partition,
+            records=done,
+            settled=counts,
+            after_training=after,
+            offset=self._offset,
+            clock=joiner.clock,
+            frontier=min(max(joiner.clock, self._idle), joiner.next_due),
+            lag_records=self._log.end(self._partition)[0] - self._offset,
+        )
+
+    def _commit(self, joiner: Joiner, offset: int, settled: Sequence[Settled]) -> None:
+        pieces, kept = joiner.pieces(), self._kept
+        number = kept.next_number
+        after = Kept(pieces.extra, self._log.identity, number + len(settled), kept.written)
+        self._checkpoints.commit(
+            Commit(
+                partition=self._partition,
+                offset=offset,
+                clock=joiner.clock,
+                epoch=self._epoch,
+                joins=pieces.joins,
+                ids=pieces.ids,
+                evicted=pieces.evicted,
+                extra=_encode(after),
+                outbox=(number, [_encode(row_of(one)) for one in settled]) if settled else None,
+            )
+        )
+        joiner.committed()
+        self._offset, self._kept = offset, after
+
+    def _state(self) -> Joiner:
+        if self._joiner is None:
+            loaded = self._checkpoints.load(self._epoch)
+            rows = Rows(self._checkpoints.join, partial(self._log.read, self._partition), self._hot_limit)
+            joiner = Joiner(self._partition, self._configs, rows, self._refresh, settling=True)
+            if loaded.extra:
+                self._kept = msgspec.msgpack.decode(loaded.extra, type=Kept)
+                if self._kept.identity != self._log.identity:
+                    message = f"settled so far was {self._kept.identity}, this log is {self._log.identity}"
+                    raise Rejected(message, code="other_log", status=409)
+                joiner.restore(replace(loaded, extra=self._kept.joiner))
+                self._offset = loaded.offset
+            else:
+                self._begin(loaded)
+            self._joiner = joiner
+        return self._joiner
+
+    def _begin(self, loaded: Loaded) -> None:
+        self._offset = first_offset(self._log, self._partition)
+        base = self._log.end(self._partition)[0] if self._offset else 0
+        self._kept = Kept(next_number=base, written=base)
+
+
+def _until(records: Sequence[Record], start: int, due: float) -> int:
+    """One past the last record from `start` that was appended by `due`."""
+    end = start + 1
+    while end < len(records) and records[end].appended <= due:
+        end += 1
+    return end
+
+
+def first_offset(log: Log, partition: int) -> int:
+    """The oldest record that the log still has: 0 but for retention, found by halving what is left."""
+    low, high = 0, log.end(partition)[0]
+    while low < high:
+        middle = (low + high) // 2 if low else 0
+        try:
+            log.read(partition, middle, 1)
+        except Corrupt as error:
+            if error.reason != "offset_out_of_range":
+                raise
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def row_of(settled: Settled) -> Row:
+    """What the outbox says of a decision: its evidence as it stood, judged by the version it was made under."""
+    drawn, terms = settled.drawn, settled.terms
+    until = drawn.at + terms.horizon
+    force: list[tuple[float, str, Version]] = []
+    for name, versions in settled.heard.items():
+        version = in_force(versions, until)
+        if version is not None:
+            force.append((version.at, name, version))
+    force.sort(key=lambda said: said[:2])
+    versions_in_force = [version for _, _, version in force]
+    viewed = presence(msgspec.structs.replace(drawn, pinned=()), terms, versions_in_force)
+    heard = [
+        Heard(version.positions[0] if version.positions else WHOLE, version.kind, version.value, at)
+        for at, _, version in force
+        if version.kind != SHOWN and at <= until
+    ]
+    rewards, _ = terms.compiled.rewards(len(drawn.slate), heard)
+    rewards[np.frombuffer(viewed, np.uint8) == 0] = 0.0
+    return Row(
+        due=settled.due,
+        offset=settled.offset,
+        objectives=terms.compiled.surface.objective_names,
+        schema=terms.compiled.encoder.schema,
+        viewed=bytes(viewed),
+        present=bytes(presence(drawn, terms, versions_in_force)),
+        rewards=rewards.tobytes(),
+        told=tuple(Told(name, v.kind, v.value, v.at, v.positions) for _, name, v in force),
+    )
+
+
+class Experiences:
+    """One partition's settled decisions by number: rows of the outbox with their records of the log."""
+
+    def __init__(self, partition: int, outbox: Outbox, log: Log) -> None:
+        self.partition, self._outbox, self._log = partition, outbox, log
+
+    def numbers(self) -> tuple[int, int]:
+        """(first number that can be pulled, next number to be given)."""
+        return self._outbox.numbers()
+
+    def rows(self, number: int, limit: int) -> list[tuple[int, Row]]:
+        """Rows of the outbox alone. Raises Corrupt('number_out_of_range')."""
+        return [(found, _row(data)) for found, data in self._outbox.pull(number, limit)]
+
+    def pull(self, number: int, limit: int) -> list[Experience]:
+        """Up to `limit` from `number`, in order. Raises Corrupt('number_out_of_range' | 'offset_out_of_range'), Unavailable."""
+        return self.of(self.rows(number, limit))
+
+    def of(self, rows: Sequence[tuple[int, Row]]) -> list[Experience]:
+        """Rows with their decisions, neighbours in the log read in one go."""
+        offsets = sorted({row.offset for _, row in rows})
+        records: dict[int, bytes] = {}
+        start = 0
+        for end in range(1, len(offsets) + 1):
+            if end == len(offsets) or offsets[end] - offsets[end - 1] > GAP:
+                first, last = offsets[start], offsets[end - 1]
+                found = self._log.read(self.partition, first, last - first + 1)
+                records |= {record.offset: record.value for record in found}
+                start = end
+        missing = [offset for offset in offsets if offset not in records]
+        if missing:
+            raise Corrupt("join_missing", f"decision at offset {missing[0]} of partition {self.partition}")
+        return [Experience(self.partition, number, row, whole(records[row.offset])) for number, row in rows]
+
+
+def whole(value: bytes) -> Decision:
+    """The decision in a record that was joined. One of a producer that says only what joining needs gets neutral values."""
+    try:
+        event = decode(value)
+    except Corrupt:
+        return _from_drawn(read_drawn(value))
+    return event if isinstance(event, Decision) else _from_drawn(read_drawn(value))
+
+
+def _from_drawn(drawn: Drawn) -> Decision:
+    said = msgspec.structs.asdict(drawn)
+    lists = {name: list(value) for name, value in said.items() if isinstance(value, tuple)}
+    return Decision(**{**said, **lists}, rows=[], remaining=[], greedy=[], candidates=list(drawn.slate))
