@@ -1,6 +1,7 @@
 """What every test shares: a skipped test is a failed one in CI, unless it needs a GPU."""
 
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -28,3 +29,11 @@ def datasets() -> Path:
     if not folder:
         pytest.skip("needs real data: set SLATEWISE_DATASETS to the folder of the public data sets")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kafka_broker() -> Generator[None]:
+    """The broker that the first test in need of it starts ends with the session."""
+    yield
+    if "tests.kafka_setup" in sys.modules:  # no test that needs none pays for the import
+        sys.modules["tests.kafka_setup"].stop()

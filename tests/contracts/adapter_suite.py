@@ -1,7 +1,8 @@
 """Suites of checks, each run over every adapter of a port; the test's id names both: `SqliteLog-values_come_back`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ class Adapter(Generic[P]):
     durable    opening again finds what was there
     own_clock  the store counts time by itself: it cannot be handed in
     at_once    what one writes another sees with its next look, and not only soon
+    examples   histories that Hypothesis makes for it: fewer where each needs something remote to be made first
     """
 
     name: str
@@ -25,6 +27,20 @@ class Adapter(Generic[P]):
     durable: bool = True
     own_clock: bool = False
     at_once: bool = True
+    examples: int = 40
+
+
+def run(adapter: Adapter[Any], check: Check, folder: Path) -> None:
+    """Run one check, and close what it opened."""
+    with ExitStack() as opened:
+
+        def opening(place: Path) -> Any:
+            found = adapter.open(place)
+            if hasattr(found, "close"):
+                opened.callback(found.close)
+            return found
+
+        check(replace(adapter, open=opening), folder)
 
 
 @dataclass

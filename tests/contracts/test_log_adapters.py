@@ -14,13 +14,16 @@ from streaming.adapters.memory import MemoryLog
 from streaming.adapters.sqlite import SqliteLog
 from streaming.partition import murmur2, partition_of, partitions_of
 from streaming.ports import Log, Position, Record
-from tests.contracts.adapter_suite import Adapter, Check, Suite
+from tests import kafka_setup
+from tests.contracts.adapter_suite import Adapter, Check, Suite, run
 
 PARTITIONS = 4
 log: Suite[Any] = Suite(
     [
         Adapter("MemoryLog", lambda _: MemoryLog(PARTITIONS, time.time), durable=False),
         Adapter("SqliteLog", lambda folder: SqliteLog(folder / "log.sqlite", PARTITIONS)),
+        Adapter("KafkaLog", lambda folder: kafka_setup.log(folder, PARTITIONS), examples=6),
+        Adapter("ConfluentLog", lambda folder: kafka_setup.log(folder, PARTITIONS, confluent=True), examples=6),
     ]
 )
 
@@ -190,7 +193,7 @@ steps = st.one_of(
 
 @log.check
 def any_history_reads_as_lists_would(adapter: Adapter[Any], folder: Path) -> None:
-    @settings(max_examples=40, deadline=None, derandomize=True)
+    @settings(max_examples=adapter.examples, deadline=None, derandomize=True)
     @given(st.lists(steps, max_size=12))
     def holds(history: list[tuple[str, Any]]) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -229,7 +232,7 @@ def any_history_reads_as_lists_would(adapter: Adapter[Any], folder: Path) -> Non
 
 @log.parametrize()
 def test_log(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
-    check(adapter, tmp_path)
+    run(adapter, check, tmp_path)
 
 
 # --- what one adapter promises besides -------------------------------------------------------------------------------

@@ -17,13 +17,15 @@ from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryCl
 from streaming.adapters.redis import RedisClaims
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteState
 from streaming.ports import Bundles, Checkpoints, Claims, Commit, DeadLetter, DeadLetters, State, Versioned
-from tests.contracts.adapter_suite import Adapter, Check, Suite
+from tests import kafka_setup
+from tests.contracts.adapter_suite import Adapter, Check, Suite, run
 from tests.redis_setup import close_opened, eventually, namespace, opened, told
 
 state: Suite[Any] = Suite(
     [
         Adapter("MemoryState", lambda _: MemoryState(), durable=False),
         Adapter("SqliteState", lambda folder: SqliteState(folder / "state.sqlite")),
+        Adapter("KafkaState", kafka_setup.state, examples=8),
     ]
 )
 claims: Suite[Any] = Suite(
@@ -37,6 +39,7 @@ letters: Suite[Any] = Suite(
     [
         Adapter("MemoryDeadLetters", lambda _: MemoryDeadLetters(), durable=False),
         Adapter("SqliteDeadLetters", lambda folder: SqliteDeadLetters(folder / "dead.sqlite")),
+        Adapter("KafkaDeadLetters", kafka_setup.letters),
     ]
 )
 checkpoints: Suite[Any] = Suite(
@@ -140,7 +143,7 @@ def versions_only_grow_in_any_history(adapter: Adapter[Any], folder: Path) -> No
     names = st.tuples(st.sampled_from(["item", "surface"]), st.sampled_from("abc"))
     entries = st.lists(st.tuples(names, st.none() | st.binary(max_size=5)), max_size=4)
 
-    @settings(max_examples=40, deadline=None, derandomize=True)
+    @settings(max_examples=adapter.examples, deadline=None, derandomize=True)
     @given(st.lists(st.tuples(entries, st.none() | st.integers(0, 12)), max_size=10), st.integers(1, 5))
     def holds(history: list[tuple[Any, int | None]], limit: int) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -543,27 +546,27 @@ def _closed() -> Iterator[None]:
 
 @state.parametrize()
 def test_state(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
-    check(adapter, tmp_path)
+    run(adapter, check, tmp_path)
 
 
 @claims.parametrize()
 def test_claims(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
-    check(adapter, tmp_path)
+    run(adapter, check, tmp_path)
 
 
 @letters.parametrize()
 def test_dead_letters(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
-    check(adapter, tmp_path)
+    run(adapter, check, tmp_path)
 
 
 @checkpoints.parametrize()
 def test_checkpoints(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
-    check(adapter, tmp_path)
+    run(adapter, check, tmp_path)
 
 
 @bundles.parametrize()
 def test_bundles(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
-    check(adapter, tmp_path)
+    run(adapter, check, tmp_path)
 
 
 def test_an_unchanged_pointer_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
