@@ -1,7 +1,7 @@
 """Settled decisions as Parquet: one row a decision, lists by slot and by candidate. `docs/experiences.md` says every column.
 
 Types are those that DuckDB, pandas and Spark all read: signed integers, microseconds in UTC, lists, maps; no dictionaries, no
-nanoseconds. Probabilities are float64, encoded features float32 as they were drawn from. Equal experiences give equal bytes.
+nanoseconds; no column is called by a word of SQL. Probabilities are float64, encoded features float32 as they were drawn from. Equal experiences give equal bytes.
 """
 
 import io
@@ -28,24 +28,24 @@ _feedback = pa.struct(
         ("feedback_id", pa.string()),
         ("kind", pa.string()),
         ("value", pa.float64()),
-        ("at", _time),
+        ("given_at", _time),
         ("slots", _integers),
     ]
 )
 
 _COLUMNS: list[tuple[str, pa.DataType, bool]] = [  # name, type, may be null
-    ("partition", pa.int32(), False),
+    ("log_partition", pa.int32(), False),
     ("number", pa.int64(), False),
-    ("offset", pa.int64(), False),
+    ("log_offset", pa.int64(), False),
     ("decision_id", pa.string(), False),
     ("tenant", pa.string(), False),
     ("surface", pa.string(), False),
     ("unit", pa.string(), False),
     ("session", pa.string(), True),
-    ("at", _time, False),
+    ("decided_at", _time, False),
     ("settled_at", _time, False),
     ("config", pa.string(), False),
-    ("schema", pa.string(), False),
+    ("feature_schema", pa.string(), False),
     ("policy", pa.string(), False),
     ("bundle", pa.string(), False),
     ("mode", pa.string(), False),
@@ -56,7 +56,7 @@ _COLUMNS: list[tuple[str, pa.DataType, bool]] = [  # name, type, may be null
     ("raw_context", pa.string(), True),
     ("slate", _strings, False),
     ("slots", _integers, False),
-    ("rows", _integers, False),
+    ("candidate_rows", _integers, False),
     ("features", pa.list_(_floats), False),
     ("propensities", _doubles, False),
     ("prefix_propensities", _doubles, False),
@@ -105,14 +105,15 @@ def table_of(experiences: Sequence[Experience]) -> pa.Table:
     matrices = [None if d.matrix is None else _rows(d.matrix, len(d.candidates)) for _, d in made]
     propensities = [np.array(d.propensities) for _, d in made]
     columns: dict[str, Any] = {
-        "partition": [e.partition for e, _ in made],
+        "log_partition": [e.partition for e, _ in made],
         "number": [e.number for e, _ in made],
-        "offset": [e.row.offset for e, _ in made],
-        "at": _times([d.at for _, d in made]),
+        "log_offset": [e.row.offset for e, _ in made],
+        "decided_at": _times([d.at for _, d in made]),
         "settled_at": _times([e.row.due for e, _ in made]),
-        "schema": [e.row.schema for e, _ in made],
+        "feature_schema": [e.row.schema for e, _ in made],
         "experiment": [(d.experiment or {}).get("name") for _, d in made],
         "arm": [(d.experiment or {}).get("arm") for _, d in made],
+        "candidate_rows": [d.rows for _, d in made],
         "context": _lists([floats(d.context) for _, d in made], pa.float32()),
         "raw_context": [
             None if d.raw_context is None else msgspec.json.encode(d.raw_context).decode() for _, d in made
@@ -224,6 +225,6 @@ def _told(said: Told, decision: Decision) -> dict[str, Any]:
         "feedback_id": said.feedback_id,
         "kind": said.kind,
         "value": said.value,
-        "at": round(said.at * 1e6),
+        "given_at": round(said.at * 1e6),
         "slots": [decision.slots[position] for position in said.positions],
     }
