@@ -1,34 +1,76 @@
-"""The only place where adapters are chosen, by the URLs of the settings. Everything else speaks ports."""
+"""The only place where adapters are chosen, by the URLs of the settings. Everything else speaks ports.
 
-from policies.errors import Rejected
-from services.settings import PREFIX, Settings, path_of
+What a process does not use it does not import: a client library costs a start tenths of a second.
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from services.settings import PREFIX, Settings
 from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
 from streaming.forward import Forwarder
 from streaming.ports import Bundles, Checkpoints, Claims, DeadLetters, Log, State
-from streaming.settle import Settlements
 from streaming.spool import Spool
+
+if TYPE_CHECKING:
+    from streaming.adapters.kafka import KafkaAddress
+    from streaming.adapters.redis import RedisConnection
 
 
 def open_log(settings: Settings) -> Log:
-    settings.log_path.parent.mkdir(parents=True, exist_ok=True)
-    return SqliteLog(settings.log_path, partitions=settings.partitions)
+    if not settings.on_kafka:
+        settings.log_path.parent.mkdir(parents=True, exist_ok=True)
+        return SqliteLog(settings.log_path, partitions=settings.partitions)
+    address = _kafka(settings)
+    if address.confluent:
+        from streaming.adapters.kafka_confluent import ConfluentLog as KafkaLog
+    else:
+        from streaming.adapters.kafka import KafkaLog
+    return KafkaLog(
+        address,
+        partitions=settings.partitions,
+        retention_seconds=settings.retention_seconds,
+        positions=settings.data / "positions",
+        clock=time.monotonic,
+    )
 
 
 def open_state(settings: Settings) -> State:
+    """The record of surfaces, items and releases: beside the log, whatever `state` holds the rest."""
+    if settings.on_kafka:
+        from streaming.adapters.kafka import KafkaState
+
+        return KafkaState(_kafka(settings), clock=time.monotonic)
     settings.state_path.parent.mkdir(parents=True, exist_ok=True)
     return SqliteState(settings.state_path)
 
 
 def open_claims(settings: Settings) -> Claims:
+    if settings.on_redis:
+        from streaming.adapters.redis import RedisClaims
+
+        return RedisClaims(_redis(settings))
     settings.data.mkdir(parents=True, exist_ok=True)
     return SqliteClaims(settings.claims_path)
 
 
 def open_bundles(settings: Settings) -> Bundles:
     settings.bundles_path.mkdir(parents=True, exist_ok=True)
-    return FileBundles(settings.bundles_path)
+    bundles = FileBundles(settings.bundles_path)
+    if settings.on_redis:
+        from streaming.adapters.redis import RedisBundles
+
+        return RedisBundles(bundles, _redis(settings))
+    return bundles
+
+
+def open_uploads(settings: Settings) -> Bundles:
+    """The shards' checkpoints in the bundle store: a store of their own in it, so that nobody takes them for bundles."""
+    path = settings.bundles_path / "checkpoints"
+    path.mkdir(parents=True, exist_ok=True)
+    return FileBundles(path)
 
 
 def open_checkpoints(settings: Settings, partition: int) -> Checkpoints:
@@ -37,23 +79,13 @@ def open_checkpoints(settings: Settings, partition: int) -> Checkpoints:
     return SqliteCheckpoints(path)
 
 
-def open_settlements(settings: Settings, partition: int) -> Settlements:
-    """What the settling process has come to in one partition, and the outbox of what it has settled."""
-    path = settings.settling_path(partition)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SqliteCheckpoints(path)
-
-
-def open_experiences(settings: Settings) -> Bundles:
-    """Where files of settled decisions go. Raises Rejected for a URL that this build cannot open."""
-    path = path_of(settings.experiences, "file", PREFIX + "EXPERIENCES")
-    if path is None:
-        raise Rejected("Expected a folder for settled decisions", at=PREFIX + "EXPERIENCES")
-    path.mkdir(parents=True, exist_ok=True)
-    return FileBundles(path)
-
-
 def open_dead_letters(settings: Settings) -> DeadLetters:
+    if settings.on_kafka:
+        from streaming.adapters.kafka import KafkaDeadLetters
+
+        return KafkaDeadLetters(
+            _kafka(settings), clock=time.monotonic, retention_seconds=settings.retention_seconds
+        )
     settings.data.mkdir(parents=True, exist_ok=True)
     return SqliteDeadLetters(settings.dead_letters_path)
 
@@ -70,11 +102,18 @@ def open_forwarder(settings: Settings) -> Forwarder:
     return Forwarder(settings.spool_path, open_log(settings))
 
 
-def in_memory_settlements() -> Settlements:
-    """What an export settles for itself, and leaves nothing behind."""
-    return MemoryCheckpoints()
-
-
 def in_memory() -> tuple[Checkpoints, DeadLetters]:
     """Stores of a shard that replays a log beside the one that owns it, and leaves nothing behind."""
     return MemoryCheckpoints(), MemoryDeadLetters()
+
+
+def _kafka(settings: Settings) -> "KafkaAddress":
+    from streaming.adapters.kafka_address import parse_kafka
+
+    return parse_kafka(settings.log, PREFIX + "LOG", settings.kafka_password)
+
+
+def _redis(settings: Settings) -> "RedisConnection":
+    from streaming.adapters.redis import connect
+
+    return connect(settings.state, clock=time.monotonic, at=PREFIX + "STATE")

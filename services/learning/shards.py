@@ -1,14 +1,19 @@
 """Where the shards of the log's partitions run, and how one is opened. `Engine` has two adapters: inline and Ray actors."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Protocol
 
+from policies.errors import Corrupt
 from services.settings import Settings
-from services.wiring import open_checkpoints, open_dead_letters, open_log
+from services.wiring import open_checkpoints, open_dead_letters, open_log, open_uploads
 from streaming.configuration import Configs
-from streaming.ports import State
+from streaming.ports import Checkpoints, State
 from streaming.shard import Shard, Statistics, StepReport
+from streaming.uploads import Uploads
+
+log = logging.getLogger("slatewise.learning")
 
 
 class Engine(Protocol):
@@ -24,10 +29,10 @@ class Engine(Protocol):
 
 
 def open_shards(
-    settings: Settings, state: State, configs: Configs, epoch: int, partitions: Sequence[int]
+    settings: Settings, state: State, configs: Configs, owner: int, partitions: Sequence[int]
 ) -> list[Shard]:
-    """Shards of some partitions, each as its checkpoint has it."""
-    events, dead = open_log(settings), open_dead_letters(settings)
+    """Shards of some partitions for an owner (an epoch, or a number after it). They touch nothing before their first step."""
+    events, dead, store = open_log(settings), open_dead_letters(settings), open_uploads(settings)
 
     following = threading.Lock()  # shards step in threads of their own
 
@@ -36,6 +41,29 @@ def open_shards(
             return configs.follow(state)
 
     return [
-        Shard(partition, events, open_checkpoints(settings, partition), configs, dead, epoch=epoch, refresh=refresh)
+        Shard(
+            partition,
+            events,
+            _checkpoints(settings, partition),
+            configs,
+            dead,
+            epoch=owner,
+            refresh=refresh,
+            uploads=Uploads(store, partition, owner),
+        )
         for partition in partitions
     ]
+
+
+def _checkpoints(settings: Settings, partition: int) -> Checkpoints:
+    """The local checkpoint. One that is no database any more is set aside: the newest upload takes its place."""
+    try:
+        return open_checkpoints(settings, partition)
+    except Corrupt as error:
+        path = settings.shard_path(partition)
+        log.error("checkpoint set aside", extra={"partition": partition, "error": str(error)})
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.replace(path.with_name(f"{path.name}.spoilt{suffix}"))
+        return open_checkpoints(settings, partition)

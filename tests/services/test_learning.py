@@ -13,7 +13,7 @@ import pytest
 from policies import bundle as bundling
 from policies.errors import Rejected, Unavailable
 from services.configuring import quickstart
-from services.epochs import take_epoch
+from services.epochs import OWNERS, stay, take_epoch
 from services.learning.app import Learning
 from services.learning.inline import InlineShards
 from services.learning.shards import Engine
@@ -184,7 +184,19 @@ def test_a_held_policy_stays_and_follows_again(house: House) -> None:
 
 def test_epochs_are_taken_once_each() -> None:
     state = MemoryState()
-    assert [take_epoch(state) for _ in range(3)] == [1, 2, 3]
+    assert [take_epoch(state) for _ in range(3)] == [OWNERS, 2 * OWNERS, 3 * OWNERS]
+
+
+def test_an_epoch_is_over_when_the_next_one_is_taken() -> None:
+    state = MemoryState()
+    state.put([("epoch", "learning", b"7")])  # taken before epochs left room for owners
+    first = take_epoch(state)
+    stay(state, first)
+    stay(state, first + 3)
+    take_epoch(state)
+    with pytest.raises(Rejected, match="is over") as caught:
+        stay(state, first + 3)
+    assert caught.value.code == "fenced"
 
 
 @pytest.fixture
