@@ -17,6 +17,7 @@ and releases then lies beside the log: on Kafka a compacted topic, else in `stat
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from dataclasses import field as described
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Settings:
     keys                folder of the server key and the tenants' salts, the same on every host; None: `data`
     config              folder of surface documents, applied when its content changes; None: what the state record holds
     log, state, bundles, experiences   adapter URLs; empty: under `data`
+    kafka_password      of the user in `log`, so that no URL has to hold it
     retention_seconds   how long the log keeps records: at least the longest `correctable`, and what checkpoints need
     partitions          partitions of a log that is created here; an existing log keeps its own number
     ray                 auto (local when Ray is installed, else inline) | inline | local | ray://host:port
@@ -58,6 +60,7 @@ class Settings:
     state: str = ""
     bundles: str = ""
     experiences: str = ""
+    kafka_password: str = described(default="", repr=False)
     retention_seconds: int = 7 * 86_400
     partitions: int = 4
     ray: str = "auto"

@@ -83,9 +83,7 @@ def open_dead_letters(settings: Settings) -> DeadLetters:
     if settings.on_kafka:
         from streaming.adapters.kafka import KafkaDeadLetters
 
-        return KafkaDeadLetters(
-            _kafka(settings), clock=time.monotonic, retention_seconds=settings.retention_seconds
-        )
+        return KafkaDeadLetters(_kafka(settings), clock=time.monotonic, retention_seconds=settings.retention_seconds)
     settings.data.mkdir(parents=True, exist_ok=True)
     return SqliteDeadLetters(settings.dead_letters_path)
 
