@@ -5,7 +5,7 @@ An adapter is technology + port: `SqliteLog`, `MemoryLog`. Only a service's `app
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from policies.types import Arrays
 
@@ -49,6 +49,20 @@ class Log(Protocol):
 
     def position(self, spool: str) -> Position | None:
         """The last position appended for a spool."""
+
+
+@runtime_checkable
+class Moves(Protocol):
+    """A log that others append to by themselves, so that a record may lie in another key's partition (`semantics.md` 8)."""
+
+    def reroute(
+        self, partition: int, records: Sequence[Record], *, again: bool = True
+    ) -> tuple[list[Record], list["DeadLetter"]]:
+        """Of what was just read: the records that belong to this partition, and letters for those that never will.
+
+        The rest is appended to the right partition, once, before this returns, and not at all without `again`.
+        Raises Unavailable.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,12 +65,9 @@ def topic_of(folder: Path, what: str) -> str:
 def log(folder: Path, partitions: int = 4, *, confluent: bool = False, **options: Any) -> KafkaLog:
     """A log on a topic of this folder's own."""
     kind = ConfluentLog if confluent else KafkaLog
-    options = {
-        "topic": topic_of(folder, "events"),
-        "positions": folder / "positions",
-        "clock": time.monotonic,
-    } | options
-    return kind(address(confluent), partitions=partitions, **options)
+    options.setdefault("topic", topic_of(folder, "events"))
+    place = folder / "positions"
+    return kind(address(confluent), partitions=partitions, positions=place, clock=time.monotonic, **options)
 
 
 def state(folder: Path) -> KafkaState:

@@ -127,17 +127,19 @@ class KafkaLog:
         except OSError as error:
             raise Unavailable(f"{path}: {error}") from error
 
-    def reroute(self, partition: int, records: Sequence[Record]) -> tuple[list[Record], list[DeadLetter]]:
+    def reroute(
+        self, partition: int, records: Sequence[Record], *, again: bool = True
+    ) -> tuple[list[Record], list[DeadLetter]]:
         """Of what `read` just gave: the records that belong to this partition, and letters for those that never will.
 
-        The rest is produced again to the partition of its key, acknowledged on return; a repeat sends it twice, which
-        the joiner takes as once. Raises Unavailable.
+        The rest is produced to the partition of its key and acknowledged on return; when a step is repeated, it is sent
+        twice, which the joiner takes as once. Without `again` it was sent before. Raises Unavailable.
         """
         right = partitions_of([record.key for record in records], self._partitions)
         if right.count(partition) == len(right):
             return list(records), []
         marked = self._readers[partition].marked
-        letters, again = [], []
+        letters, moved = [], []
         for record, home in zip(records, right, strict=True):
             if home == partition:
                 continue
@@ -147,8 +149,9 @@ class KafkaLog:
                 letters.append(DeadLetter(partition, record.offset, "misplaced", detail, record.key, record.value))
             else:
                 header = (REROUTED, f"{partition}:{record.offset}".encode())
-                again.append(Letter(record.key, record.value, (header,), home))
-        self._send(again)
+                moved.append(Letter(record.key, record.value, (header,), home))
+        if again:
+            self._send(moved)
         return [record for record, home in zip(records, right, strict=True) if home == partition], letters
 
     def commit_offsets(self, partition: int, offset: int) -> None:
