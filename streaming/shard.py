@@ -21,8 +21,10 @@ import numpy as np
 from policies.algorithm import Learner
 from policies.types import Arrays
 from streaming.configuration import Configs
+from streaming.derived import derived_of
+from streaming.feed import Feed
 from streaming.join import Applied, Joiner
-from streaming.ports import Checkpoints, Commit, DeadLetters, Log
+from streaming.ports import Checkpoints, Commit, DeadLetter, DeadLetters, Log, Moves, Record
 from streaming.recovery import Held, beginning, better_upload, encode_held, read_held
 from streaming.rows import Rows
 from streaming.uploads import Checkpoint, Uploads
@@ -73,6 +75,7 @@ class Shard:
     refresh    follows the configuration record; called when a decision names a version not seen yet
     hot_limit  joins kept in memory between steps, some 3 kB each; for feedback on others the row and the log are read
     uploads    where checkpoints of this partition are when the local one is not; None: nowhere
+    feed       derives counters and profiles and tells them to their stores; None: nobody wants them, and they cost nothing
     """
 
     def __init__(
@@ -88,11 +91,12 @@ class Shard:
         refresh: Callable[[], object] | None = None,
         hot_limit: int = 20_000,
         uploads: Uploads | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self._partition, self._log, self._checkpoints = partition, log, checkpoints
         self._configs, self._dead_letters = configs, dead_letters
         self._epoch, self._read_limit, self._refresh, self._hot_limit = epoch, read_limit, refresh, hot_limit
-        self.uploads = uploads
+        self.uploads, self._feed = uploads, feed
         self._joiner: Joiner | None = None
         self._learners: dict[str, Learner] = {}
         self._resting: dict[str, Arrays] = {}  # committed sums whose learner was not needed yet
@@ -137,17 +141,35 @@ class Shard:
         if not records:
             if now is not None and joiner.idle(now):
                 self._commit(joiner, self._offset, {})
+            elif self._feed is not None and not joiner.rebuilding:
+                self._feed.tell(self._offset)
             return Applied(), 0, {}
+        records, until, letters = self._ours(joiner, records)
         self._rows.reading = self._offset
         applied = joiner.apply(records)
+        applied.letters += letters
+        if self._feed is not None:
+            self._feed.take(applied.touched, counting=not joiner.rebuilding)
         if joiner.rebuilding:
-            return self._rebuilt(joiner, records[-1].offset + 1), len(records), {}
+            return self._rebuilt(joiner, until), len(records), {}
         learned = self._learn(applied)
         if applied.letters:
             self._dead_letters.put(applied.letters)
-        self._commit(joiner, records[-1].offset + 1, learned)
-        applied.changes = []  # arrays of the batch go before garbage is looked for
+        self._commit(joiner, until, learned)
+        applied.changes, applied.touched = [], []  # arrays of the batch go before garbage is looked for
         return applied, len(records), learned
+
+    def _ours(self, joiner: Joiner, records: list[Record]) -> tuple[list[Record], int, list[DeadLetter]]:
+        """(records to apply, where reading goes on, letters for what belongs nowhere). Offsets may have holes; strangers
+        may have put a record of another partition here, which the log then moves, unless this is read again."""
+        until = records[-1].offset + 1
+        if joiner.rebuilding and until > self._learned_to:
+            until = self._learned_to
+            records = [record for record in records if record.offset < until]
+        if not isinstance(self._log, Moves):
+            return records, until, []
+        records, letters = self._log.reroute(self._partition, records, again=not joiner.rebuilding)
+        return records, until, letters
 
     def statistics(self) -> Statistics:
         """Committed sums, copied."""
@@ -161,6 +183,7 @@ class Shard:
         loaded = self._checkpoints.load()
         held = read_held(loaded)
         offset, examples = max(loaded.offset, held.learned_to), held.extra().examples
+        derived_of(loaded.statistics)  # not for those who ask for what was learned
         return Statistics(self._partition, offset, self._epoch, loaded.clock, loaded.statistics, examples)
 
     def checkpoint(self, known: Mapping[str, int]) -> Checkpoint | None:
@@ -169,6 +192,8 @@ class Shard:
         if joiner.rebuilding:
             return None
         statistics = self._resting | {key: learner.arrays() for key, learner in self._learners.items()}
+        if self._feed is not None:
+            statistics |= self._feed.derived.sums(self._offset)
         versions = {key: self._versions.get(key, 0) for key in statistics}
         changed = [key for key, version in versions.items() if known.get(key) != version]
         rebuild_from, longest = joiner.reach()
@@ -193,11 +218,14 @@ class Shard:
                 loaded = self._checkpoints.load(self._epoch)
             held = read_held(loaded)
             self._rows = Rows(self._checkpoints.join, partial(self._log.read, self._partition), self._hot_limit)
-            joiner = Joiner(self._partition, self._configs, self._rows, self._refresh)
+            joiner = Joiner(self._partition, self._configs, self._rows, self._refresh, watching=self._feed is not None)
             joiner.rebuilding = loaded.offset < held.learned_to
             joiner.restore(replace(loaded, extra=held.joiner))
             self._learners, self._resting = {}, dict(loaded.statistics)
             self._offset, self._learned_to, self._ghosts = loaded.offset, held.learned_to, held.ghosts
+            derived = derived_of(self._resting)
+            if self._feed is not None:
+                self._feed.restore(derived, max(self._offset, self._learned_to))
             self._joiner = joiner
         return self._joiner
 
@@ -226,6 +254,11 @@ class Shard:
 
     def _commit(self, joiner: Joiner, offset: int, learned: dict[str, int]) -> None:
         pieces = joiner.pieces()
+        statistics = {key: self._learners[key].arrays() for key in learned}
+        if self._feed is not None:
+            derived = self._feed.pieces(max(offset, self._learned_to))
+            statistics |= derived
+            self._versions |= {key: self._versions.get(key, 0) + 1 for key in derived}
         held = Held(self._log.identity, self._learned_to, self._ghosts, pieces.extra)
         self._checkpoints.commit(
             Commit(
@@ -236,12 +269,14 @@ class Shard:
                 joins=pieces.joins,
                 ids=pieces.ids,
                 evicted=pieces.evicted,
-                statistics={key: self._learners[key].arrays() for key in learned},
+                statistics=statistics,
                 extra=encode_held(held),
             )
         )
         joiner.committed()
         self._offset = offset
+        if self._feed is not None:
+            self._feed.committed(offset if not joiner.rebuilding else None)
 
     def _report(self, applied: Applied, records: int, joiner: Joiner, learned: dict[str, int]) -> StepReport:
         fresh: dict[tuple[str, str], list[float]] = {}

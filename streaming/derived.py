@@ -1,0 +1,196 @@
+"""Counters and profiles: what a partition's joined decisions and feedback come to, beside what is learned from them.
+
+    counters  tenant/surface/all/exposures            slots that people saw (as learning counts them: `presence`)
+              tenant/surface/all/reward/watch         the objective's rewards of those slots, summed
+              tenant/surface/item/<id>/…              the same of one item
+              tenant/surface/group/genre/jazz/…       the same of the items with a category's value
+    profiles  a unit's last interactions: (at, item, kind, value), oldest first, as feedback in force says
+
+Both follow corrections and retractions: a counter moves by what a decision's evidence moves, a profile holds what a
+decision's feedback says now. Memory is bounded: of counters and of units the least recently touched is forgotten, and of a
+unit all but its last interactions, which a retraction does not bring back.
+
+Counters are committed with the offset they are of, so each decision counts once; when the derivation was switched off for
+a while they begin again at 0. Profiles can be read again from the joins that are still open (`semantics.md` 13).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from policies.surface import Category
+from policies.types import F64, Arrays
+from streaming.index import id_hash
+from streaming.join import Touched
+from streaming.joined import SHOWN, Terms, in_force
+from streaming.ledger import Ledger
+
+PREFIX = "derived/"  # of the keys in a commit's statistics; no learner key begins so
+HEAD, COUNTERS, PROFILES = PREFIX + "head", PREFIX + "counters/", PREFIX + "profiles/"
+EXPOSURES = "exposures"
+
+
+class Interaction(NamedTuple):
+    """One thing a person did. `decision` is the hash of the decision's id."""
+
+    at: float
+    item: str
+    kind: str
+    value: float
+    decision: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Interaction]).decode
+_quoted = lru_cache(100_000)(quote)
+
+
+def counter_name(*parts: str) -> str:
+    """`default/home/item/a%2Fb/exposures`: parts may hold anything."""
+    return "/".join([_quoted(part, "") for part in parts])
+
+
+def read_profile(profile: bytes) -> list[Interaction]:
+    """Oldest first; empty for a unit that is not known."""
+    return _decode(profile) if profile else []
+
+
+class Derived:
+    """One partition's counters and profiles, in memory; a pure function of the joins it is shown, and their order.
+
+    history   interactions kept of a unit, some 60 bytes each
+    units     units kept of the partition;   names   counters kept of it
+    """
+
+    def __init__(self, *, history: int = 20, units: int = 20_000, names: int = 200_000) -> None:
+        self._history = history
+        self.counters: Ledger[float] = Ledger(COUNTERS, float, limit=names, piece=256)
+        self.profiles: Ledger[bytes] = Ledger(PROFILES, bytes, limit=units, piece=16)
+        self._groups: dict[str, list[tuple[str, int]]] = {}  # encoder schema → (name, item column)
+
+    def restore(self, statistics: Mapping[str, Arrays], offset: int) -> bool:
+        """Go on from a commit's arrays; False when they are of another offset: counters then begin at 0."""
+        whole = HEAD in statistics and int(statistics[HEAD]["offset"][0]) == offset
+        kept = statistics if whole else {}
+        self.counters.restore({key: piece for key, piece in kept.items() if key.startswith(COUNTERS)})
+        self.profiles.restore({key: piece for key, piece in statistics.items() if key.startswith(PROFILES)})
+        return whole
+
+    def take(self, touched: Sequence[Touched], *, counting: bool = True) -> None:
+        """What a batch has touched. Without `counting` it was counted before, and its joins are only read again."""
+        if counting:
+            groups: dict[str, list[Touched]] = defaultdict(list)
+            for one in touched:
+                if one.present != one.present_before or one.rewards != one.rewards_before:
+                    assert one.join.drawn is not None  # only decisions are touched
+                    groups[one.join.drawn.config + one.join.drawn.tenant].append(one)
+            for group in groups.values():
+                self._count(group[0].terms, group)
+        for one in touched:
+            if one.join.heard:
+                self._remember(one)
+
+    def pieces(self, offset: int) -> dict[str, Arrays]:
+        """For the commit that reaches `offset`: what has changed since the last one."""
+        return self._head(offset) | self.counters.pieces() | self.profiles.pieces()
+
+    def committed(self) -> None:
+        self.counters.committed()
+        self.profiles.committed()
+
+    def sums(self, offset: int) -> dict[str, Arrays]:
+        """All counters, for an upload; profiles are read again from the joins."""
+        return self._head(offset) | self.counters.pieces(every=True)
+
+    def _head(self, offset: int) -> dict[str, Arrays]:
+        return {HEAD: {"offset": np.array([offset])}}
+
+    def _count(self, terms: Terms, group: Sequence[Touched]) -> None:
+        """Exposures and rewards of one surface version, moved by what changed."""
+        drawn = [one.join.drawn for one in group if one.join.drawn is not None]
+        slates = [one.slate for one in drawn]
+        filled = [len(slate) for slate in slates]
+        moved = np.hstack(
+            [
+                _present((one.present for one in group), filled)
+                - _present((one.present_before for one in group), filled),
+                _rewards((one.rewards for one in group), filled, terms.objectives)
+                - _rewards((one.rewards_before for one in group), filled, terms.objectives),
+            ]
+        )
+        surface = counter_name(drawn[0].tenant, terms.surface)
+        measures = [EXPOSURES, *(f"reward/{_quoted(name, '')}" for name in terms.compiled.surface.objective_names)]
+        self._add(f"{surface}/all", measures, moved.sum(axis=0))
+        places: dict[str, int] = {}
+        rows = [places.setdefault(item, len(places)) for item in chain.from_iterable(slates)]
+        sums = np.zeros((len(places), len(measures)))
+        np.add.at(sums, rows, moved)
+        for item, row in zip(places, sums, strict=True):
+            self._add(f"{surface}/item/{_quoted(item, '')}", measures, row)
+        categories = self._categories(terms)
+        if categories:
+            items = np.frombuffer(b"".join(one.shown for one in drawn), "<f4").reshape(len(moved), -1)
+            sums = items[:, [column for _, column in categories]].T.astype(np.float64) @ moved
+            for (name, _), row in zip(categories, sums, strict=True):
+                self._add(f"{surface}/group/{name}", measures, row)
+
+    def _add(self, name: str, measures: Sequence[str], moved: F64) -> None:
+        for measure, by in zip(measures, moved.tolist(), strict=True):
+            if by:
+                full = f"{name}/{measure}"
+                now = (self.counters.get(full) or 0.0) + by
+                if now:
+                    self.counters.put(full, now)
+                else:
+                    self.counters.take(full)
+
+    def _categories(self, terms: Terms) -> list[tuple[str, int]]:
+        """(feature/value, item column) of the surface version's item categories; a column is 1 where an item has the value."""
+        encoder = terms.compiled.encoder
+        if encoder.schema not in self._groups:
+            self._groups[encoder.schema] = [
+                (counter_name(name, encoder.item_names[column][len(name) :].removeprefix("=")), column)
+                for name, feature in encoder.spec.items.items()
+                if isinstance(feature, Category)
+                for column in range(encoder.item_columns[name].start, encoder.item_columns[name].stop)
+            ]
+        return self._groups[encoder.schema]
+
+    def _remember(self, one: Touched) -> None:
+        """A decision's feedback as it is now, among the unit's last interactions."""
+        join, drawn = one.join, one.join.drawn
+        assert drawn is not None  # only decisions are touched
+        decision, until = id_hash(join.key), drawn.at + one.terms.horizon
+        before = self.profiles.get(drawn.unit)
+        kept = [act for act in read_profile(before or b"") if act.decision != decision]
+        for versions in join.heard.values():
+            said = in_force(versions, until)
+            if said is not None and said.kind != SHOWN and len(said.positions) == 1:
+                kept.append(Interaction(said.at, drawn.slate[said.positions[0]], said.kind, said.value, decision))
+        if kept:
+            profile = _encode(sorted(kept)[-self._history :])
+            if profile != before:
+                self.profiles.put(drawn.unit, profile)
+        else:
+            self.profiles.take(drawn.unit)
+
+
+def derived_of(statistics: dict[str, Arrays]) -> dict[str, Arrays]:
+    """Take what is derived out of a commit's statistics, and give it."""
+    return {key: statistics.pop(key) for key in list(statistics) if key.startswith(PREFIX)}
+
+
+def _present(packed: Iterable[bytes], filled: Sequence[int]) -> F64:
+    whole = b"".join(some or bytes(k) for some, k in zip(packed, filled, strict=True))
+    return np.frombuffer(whole, np.uint8).astype(np.float64)[:, None]
+
+
+def _rewards(packed: Iterable[bytes], filled: Sequence[int], objectives: int) -> F64:
+    whole = b"".join(some or bytes(8 * k * objectives) for some, k in zip(packed, filled, strict=True))
+    return np.frombuffer(whole, np.float64).reshape(sum(filled), objectives)
