@@ -6,12 +6,14 @@ What a process does not use it does not import: a client library costs a start t
 import time
 from typing import TYPE_CHECKING
 
-from services.settings import PREFIX, Settings
+from policies.errors import Rejected
+from services.settings import PREFIX, Settings, path_of
 from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
 from streaming.forward import Forwarder
 from streaming.ports import Bundles, Checkpoints, Claims, DeadLetters, Log, State
+from streaming.settle import Settlements
 from streaming.spool import Spool
 
 if TYPE_CHECKING:
@@ -79,6 +81,22 @@ def open_checkpoints(settings: Settings, partition: int) -> Checkpoints:
     return SqliteCheckpoints(path)
 
 
+def open_settlements(settings: Settings, partition: int) -> Settlements:
+    """What the settling process has come to in one partition, and the outbox of what it has settled."""
+    path = settings.settling_path(partition)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return SqliteCheckpoints(path)
+
+
+def open_experiences(settings: Settings) -> Bundles:
+    """Where files of settled decisions go. Raises Rejected for a URL that this build cannot open."""
+    path = path_of(settings.experiences, "file", PREFIX + "EXPERIENCES")
+    if path is None:
+        raise Rejected("Expected a folder for settled decisions such as file:///path", at=PREFIX + "EXPERIENCES")
+    path.mkdir(parents=True, exist_ok=True)
+    return FileBundles(path)
+
+
 def open_dead_letters(settings: Settings) -> DeadLetters:
     if settings.on_kafka:
         from streaming.adapters.kafka import KafkaDeadLetters
@@ -98,6 +116,11 @@ def open_forwarder(settings: Settings) -> Forwarder:
     """The one forwarder of this host. Raises Unavailable while another one holds the folder."""
     settings.spool_path.mkdir(parents=True, exist_ok=True)
     return Forwarder(settings.spool_path, open_log(settings))
+
+
+def in_memory_settlements() -> Settlements:
+    """What an export settles for itself, and leaves nothing behind."""
+    return MemoryCheckpoints()
 
 
 def in_memory() -> tuple[Checkpoints, DeadLetters]:
