@@ -14,6 +14,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 ELSEWHERE = {  # commands that live in rooms of their own: name → module, what --help says
     "replay": ("services.replay.command", "Drive the service with public data, or replay logged data into a log."),
+    "export": ("services.experiences.command", "Settled decisions as Parquet, Vowpal Wabbit's dsjson or for obp."),
+    "chaos": ("services.chaos.command", "Break the real stack under load and hold the log against what was answered."),
     "bench": ("services.bench.command", "Measure decisions, learning, publishing and freshness, with peers beside."),
 }
 
@@ -127,6 +129,15 @@ def learning(**flags: Any) -> None:
 
 @main.command()
 @settings_options
+def settle(**flags: Any) -> None:
+    """The settling process alone: decisions whose horizon has passed, as Parquet (SLATEWISE_EXPERIENCES)."""
+    from services.experiences.settling import run
+
+    run(_begin(flags, "settle"))
+
+
+@main.command()
+@settings_options
 def control(**flags: Any) -> None:
     """The control service alone: surfaces, policies, bundles, releases, /ops."""
     from services.control.app import run
@@ -230,6 +241,20 @@ def list_(after: int, limit: int, **flags: Any) -> None:
         click.echo(f"{count:8d}  {reason}")
     for number, letter in letters.read(after, limit):
         click.echo(f"{number} {letter.partition}:{letter.offset} {letter.reason} {letter.detail}")
+
+
+@dead_letters.command("replay")
+@click.option("--reason", help="Only letters with this reason; without it, all.")
+@click.option("--after", type=int, default=0, help="Sequence number to start after.")
+@settings_options
+def again(reason: str | None, after: int, **flags: Any) -> None:
+    """Append the records of letters to the log again, once what refused them is mended."""
+    from services.dead_letters import replay
+    from services.wiring import open_dead_letters, open_log
+
+    settings = _settings(flags)
+    records, last = replay(open_dead_letters(settings), open_log(settings), reason=reason, after=after)
+    click.echo(f"{records} records are in the log again; go on with --after {last}")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Answered:
     at: float
     seconds: float
     mode: str
+    key: str
     items: tuple[str, ...]
     propensities: tuple[float, ...]
     logged: bool
@@ -90,8 +91,9 @@ class Told:
     """Everything promised to the callers of one run."""
 
     answers: dict[str, Answered] = field(default_factory=dict)
-    accepted: dict[tuple[str, str], float] = field(default_factory=dict)  # (decision id, item) → Σ value
-    events: int = 0  # feedback objects accepted
+    accepted: dict[tuple[str, str], tuple[str, float]] = field(
+        default_factory=dict
+    )  # (decision, feedback id) → item, value
     failures: Counter[str] = field(default_factory=Counter)  # attempts that were not answered, by status or error
 
     def share(self, since: float, until: float) -> dict[str, float]:
@@ -113,11 +115,11 @@ class Told:
 
 
 class Traffic:
-    """Runs until `stop` is set; then everything asked for is still waited for."""
+    """Runs until `end`; then everything asked for is still waited for."""
 
     def __init__(self, urls: Sequence[str], rate: float, seed: int = 0) -> None:
         self.told = Told()
-        self.stop = asyncio.Event()
+        self._ended = False
         self._urls, self._rate = list(urls), rate
         self._generator = np.random.default_rng(seed)
         self._heard: list[_Heard] = []
@@ -129,6 +131,10 @@ class Traffic:
         """Since the traffic began."""
         return time.perf_counter() - self._started if self._started else 0.0
 
+    def end(self) -> None:
+        """Ask for nothing more; from any thread."""
+        self._ended = True
+
     async def run(self) -> None:
         for _ in self._urls:
             free: asyncio.Queue[Connection | None] = asyncio.Queue()
@@ -138,7 +144,7 @@ class Traffic:
         self._started = time.perf_counter()
         busy: set[asyncio.Task[None]] = set()
         number = 0
-        while not self.stop.is_set():
+        while not self._ended:
             await asyncio.sleep(max(0.0, self._started + number / self._rate - time.perf_counter()))
             self._spawn(self._decide(number), busy)
             number += 1
@@ -176,6 +182,7 @@ class Traffic:
             at=start - self._started,
             seconds=time.perf_counter() - start,
             mode=answer.mode if answer.reason is None else f"{answer.mode}: {answer.reason}",
+            key=answer.key,
             items=items,
             propensities=tuple(shown.propensity for shown in answer.slate),
             logged=answer.logged,
@@ -195,8 +202,7 @@ class Traffic:
         self.told.failures["feedback refused"] += len(refused)
         for index, one in enumerate(heard):
             if index not in refused:
-                self.told.events += 1
-                self.told.accepted[one.decision_id, one.item] = one.value
+                self.told.accepted[one.decision_id, one.feedback_id] = (one.item, one.value)
 
     async def _posted(self, path: str, body: bytes, number: int, good: tuple[int, ...]) -> bytes:
         """The answer, however many attempts it takes. Raises TimeoutError after `GIVE_UP_SECONDS`."""

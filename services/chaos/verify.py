@@ -8,6 +8,7 @@ counted    popular's sums per item equal what the callers know: slots of the dec
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -101,8 +102,7 @@ def _held_against(
             answered.propensities,
         ):
             verdict.changed_decisions += 1  # an unchecked retry says that it may have been drawn afresh
-    there = {(event.decision_id, event.item) for event in heard.values()}
-    verdict.lost_feedback = sum(name not in there for name in told.accepted)
+    verdict.lost_feedback = sum(name not in heard for name in told.accepted)
 
 
 def difference(committed: list[Statistics], replayed: list[Statistics]) -> float:
@@ -113,13 +113,23 @@ def difference(committed: list[Statistics], replayed: list[Statistics]) -> float
             return float("inf")
         for key, arrays in theirs.arrays.items():
             for name, array in arrays.items():
-                found = mine.arrays[key][name]
-                if found.shape != array.shape:
-                    return float("inf")
-                if array.size:
-                    gap = np.abs(found.astype(np.float64) - array.astype(np.float64)).max()
-                    off = max(off, float(gap) / max(float(np.abs(array.astype(np.float64)).max()), 1.0))
+                off = max(off, _gap(mine.arrays[key][name], array))
     return off
+
+
+def _gap(found: Any, wanted: Any) -> float:
+    """Of numbers, relative to the largest; of names, all or nothing. Infinities (half-lives) are where they should be."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    if wanted.dtype.kind != "f":
+        return 0.0 if np.array_equal(found, wanted) else float("inf")
+    finite = np.isfinite(wanted)
+    if not np.array_equal(found[~finite], wanted[~finite]):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    gap = np.abs(found[finite] - wanted[finite]).max()
+    return float(gap) / max(float(np.abs(wanted[finite]).max()), 1.0)
 
 
 def _counted(committed: list[Statistics], first: dict[str, Decision], told: Told) -> float:
@@ -137,7 +147,7 @@ def _counted(committed: list[Statistics], first: dict[str, Decision], told: Told
     slots, values = Counter[str](), defaultdict[str, float](float)
     for decision in first.values():  # an answer that no caller saw may be in the log: nobody was told that it is not
         slots.update(decision.slate)
-    for (decision_id, item), value in told.accepted.items():
+    for (decision_id, _), (item, value) in told.accepted.items():
         if item in first[decision_id].slate:  # after an unchecked retry the slate in force may be the other one
             values[item] += value
     pairs = [(shown[one], slots[one]) for one in ids] + [(earned[one], values[one]) for one in ids]

@@ -1,0 +1,157 @@
+"""Two hosts of the service on the real stack, on this machine: what faults are done to.
+
+    host a   scoring, forwarder, learning (two partitions' shards on two Ray nodes), control: `slatewise up`
+    host b   scoring and forwarder, with a spool of its own, the same keys, and nothing else in common with a but the stack
+
+Every process is started by its own command line, so what chaos kills is what an operator would see die. A dead one is
+started again, as systemd or Kubernetes would.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import psutil
+
+from services.bench.serving import free_port
+from services.chaos.traffic import SURFACE
+from services.settings import Settings
+from services.stack.kafka import Broker
+from services.stack.ray import ENVIRONMENT, RayNodes
+from services.stack.redis import RedisServer
+from services.supervisor import PARTS, Part, Supervisor, prepare
+
+T = TypeVar("T")
+READY_SECONDS = 180.0
+STOP_SECONDS = 90.0
+PARTITIONS = 2
+HOST_A = PARTS
+HOST_B = tuple(part for part in PARTS if part.name in ("scoring", "forwarder"))
+
+
+@dataclass
+class Host:
+    """One machine's processes, each alive again after a death."""
+
+    settings: Settings
+    supervisor: Supervisor
+    thread: threading.Thread
+
+    @classmethod
+    def start(cls, settings: Settings, parts: tuple[Part, ...]) -> "Host":
+        supervisor = Supervisor(settings, parts, settings.data.with_suffix(".log"))
+        thread = threading.Thread(target=supervisor.run, name=f"host-{settings.data.name}", daemon=True)
+        thread.start()
+        return cls(settings, supervisor, thread)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.settings.http}"
+
+    def pid(self, part: str) -> int:
+        """The process of a part; waits while it is being started again."""
+        return wait_for(lambda: self.supervisor.pids().get(part), f"{part} of {self.settings.data.name} runs")
+
+    def kill(self, part: str) -> None:
+        os.kill(self.pid(part), signal.SIGKILL)
+
+    def ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/readyz", timeout=5.0).status_code == 200
+        return False
+
+    def stop(self) -> None:
+        """SIGTERM in the supervisor's order: nothing admitted is dropped, spools are forwarded."""
+        self.supervisor.stop.set()
+        self.thread.join(STOP_SECONDS)
+        if self.thread.is_alive():
+            raise RuntimeError(f"{self.settings.data.name} did not stop in {STOP_SECONDS:g} s")
+
+
+@dataclass
+class House:
+    """The stack and the two hosts. `folder` holds everything, and says in `a.log` and `b.log` what the processes said."""
+
+    folder: Path
+    kafka: Broker
+    redis: RedisServer
+    ray: RayNodes
+    options: dict[str, str] = field(default_factory=dict)
+    a: Host = field(init=False)
+    b: Host = field(init=False)
+
+    def start(self) -> None:
+        keys, config = self.folder / "keys", self.folder / "config"
+        config.mkdir(parents=True, exist_ok=True)
+        (config / "page.yaml").write_text(SURFACE)
+        shared = {
+            "keys": str(keys),
+            "log": f"kafka://{self.kafka.bootstrap}",
+            "state": self.redis.url,
+            "bundles": (self.folder / "bundles").as_uri(),
+            "ray": self.ray.url,
+            "partitions": str(PARTITIONS),
+            **self.options,
+        }
+        a, b = (
+            Settings.load(
+                {},
+                data=self.folder / name,
+                http=f"127.0.0.1:{free_port()}",
+                control_http=f"127.0.0.1:{free_port()}",
+                **shared,
+            )
+            for name in ("a", "b")
+        )
+        os.environ.update(ENVIRONMENT)
+        prepare(Settings.load(a.environment(), config=config))
+        self.a, self.b = Host.start(a, HOST_A), Host.start(b, HOST_B)
+        wait_for(lambda: self.a.ready() and self.b.ready() and self.shards(), "the house is ready")
+
+    def shards(self) -> list[int]:
+        """The processes of the shards' actors, ascending; a stopped one is still one."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.name().startswith("ray::ShardGroup"):
+                    found.append(process.pid)
+        return sorted(found)
+
+    def stop(self) -> None:
+        """Both hosts; the stack goes on, so that what they left behind can be read."""
+        self.b.stop()
+        self.a.stop()
+
+
+@contextlib.contextmanager
+def house(folder: Path, **options: str) -> Iterator[House]:
+    """A house that runs; stopped with its stack at the end, whatever happened."""
+    with contextlib.ExitStack() as stack:
+        kafka = stack.enter_context(Broker(folder / "kafka"))
+        redis = stack.enter_context(RedisServer(folder / "redis"))
+        ray = stack.enter_context(RayNodes())
+        made = House(folder, kafka, redis, ray, options)
+        made.start()
+        try:
+            yield made
+        finally:
+            for host in (made.a, made.b):
+                host.supervisor.stop.set()
+                host.thread.join(STOP_SECONDS)
+
+
+def wait_for(found: Callable[[], T | None], what: str, seconds: float = READY_SECONDS) -> T:
+    """What `found` finds, once it finds something. Raises TimeoutError."""
+    until = time.monotonic() + seconds
+    while not (it := found()):
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.05)
+    return it
