@@ -105,7 +105,7 @@ class Spool:
         size = len(record)
         with self._lock:
             if self._older + self._size + size > self._quota:
-                self._count()
+                self._count(self._sizes())
                 if self._older + self._size + size > self._quota:
                     self._full = True
                     raise Unavailable(f"spool {self._folder} is full")
@@ -122,18 +122,19 @@ class Spool:
             self._appended += 1
 
     def sync(self) -> None:
-        """Every record appended before the call is on the disk. Threads that wait share one flush. Raises Unavailable.
-
-        Also looks what the forwarder has deleted, so call it now and then even when nothing was appended.
-        """
+        """Every record appended before the call is on the disk. Threads that wait share one flush. Raises Unavailable."""
         wanted = self._appended
         with self._flushing:
             if self._lost[0] < wanted <= self._lost[1]:
                 raise Unavailable(f"spool {self._folder}: the disk refused")
             if wanted > self._flushed:
                 self._flush()
-            with self._lock:
-                self._count()
+
+    def look(self) -> None:
+        """See what the forwarder, another process, has deleted: call it now and then. Raises Unavailable."""
+        segment, sizes = self._segment, self._sizes()  # without the lock: nobody who answers waits for a folder
+        with self._lock:
+            self._count(sizes if segment == self._segment else self._sizes())
 
     def close(self) -> None:
         """Flush and let the next process have it."""
@@ -163,12 +164,13 @@ class Spool:
                 os.close(old)
         self._flushed = appended
 
-    def _count(self) -> None:
-        """The forwarder deletes segments from another process: look again."""
+    def _sizes(self) -> dict[int, int]:
         try:
-            sizes = segments(self._folder)
+            return segments(self._folder)
         except OSError as error:
             raise Unavailable(f"spool {self._folder}: {error}") from error
+
+    def _count(self, sizes: dict[int, int]) -> None:
         self._older = sum(size for segment, size in sizes.items() if segment != self._segment)
         self._full = self._full and self.bytes >= _FEEDBACK_SHARE * self._quota
 

@@ -38,6 +38,14 @@ class Prepared:
     encoded: dict[str, F32] = field(default_factory=dict)  # schema → (len(ids), d)
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """All items of a version of the catalogue under one encoder."""
+
+    version: int
+    matrix: F32
+
+
 class _Rows(dict[str, int]):
     """id → row; −1 for an unknown id without storing it, so that looking up a list stays in C."""
 
@@ -83,15 +91,25 @@ class Catalogue:
         """(rows + 1, d) encoded features; the last row is that of unknown items."""
         return self._matrices[schema]
 
-    def attach(self, encoder: Encoder) -> None:
-        """Keep a matrix for an encoder; items it refuses count as items without features."""
+    def encode_for(self, encoder: Encoder) -> Encoded | None:
+        """The items as an encoder sees them, for `attach`; None where that is known. Safe in another thread."""
+        if encoder.schema in self._encoders:
+            return None
+        version, items, size = self.version, self._items[:], len(self._live)
+        matrix: F32 = np.zeros((size, encoder.item_size), np.float32)
+        rows = [row for row, item in enumerate(items) if item is not None]
+        if rows:
+            matrix[rows] = _encode(encoder, [items[row] for row in rows])
+        return Encoded(version, matrix)
+
+    def attach(self, encoder: Encoder, ready: Encoded | None = None) -> None:
+        """Keep a matrix for an encoder; items it refuses count as items without features. `ready` saves the time."""
         if encoder.schema in self._encoders:
             return
-        matrix: F32 = np.zeros((len(self._live), encoder.item_size), np.float32)
-        rows = [row for row, item in enumerate(self._items) if item is not None]
-        if rows:
-            matrix[rows] = _encode(encoder, [self._items[row] for row in rows])
-        self._matrices[encoder.schema] = matrix
+        if ready is None or ready.version != self.version:
+            ready = self.encode_for(encoder)
+            assert ready is not None  # the encoder is new here
+        self._matrices[encoder.schema] = ready.matrix
         self._encoders[encoder.schema] = encoder
 
     def detach(self, schemas: Iterable[str]) -> None:
@@ -204,12 +222,18 @@ class Catalogue:
         self._filters.clear()
 
 
-def checked_item(item: Item, encoders: Iterable[Encoder], at: str) -> None:
-    """Raise Rejected, with the path, when an item's features are wrong for a surface that names them."""
-    if item.expires_at is not None:
-        epoch_seconds(item.expires_at, f"{at}.expires_at")
-    for encoder in encoders:
-        encoder.item(_named(item, encoder), f"{at}.features")
+def check_items(items: Sequence[Item], encoders: Sequence[Encoder]) -> None:
+    """Raise Rejected, with the path, where an item is wrong for a surface that names its features, or given twice."""
+    seen: set[str] = set()
+    for place, item in enumerate(items):
+        at = f"$[{place}]"
+        if item.id in seen:
+            raise Rejected("Item is given twice", at=f"{at}.id", code="duplicate_item")
+        seen.add(item.id)
+        if item.expires_at is not None:
+            epoch_seconds(item.expires_at, f"{at}.expires_at")
+        for encoder in encoders:
+            encoder.item(_named(item, encoder), f"{at}.features")
 
 
 def _encode(encoder: Encoder, items: Sequence[Item | None]) -> F32:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from policies.bundle import item_rows
@@ -15,8 +16,8 @@ from policies.slate import draw, uniforms
 from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
 from services.scoring.admission import Recent
 from services.scoring.query import Query
-from services.scoring.wire import DecisionAnswer, Explanation, SlotAnswer
-from streaming.events import Decision, Sample
+from services.scoring.wire import DecisionAnswer, DecisionRequest, Explanation, SlotAnswer
+from streaming.events import MAX_RECORD_BYTES, Decision, Sample, encode
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
@@ -60,6 +61,17 @@ class Drawn:
     slate: Slate
     u: F64
     sampled: bool
+
+
+@dataclass(slots=True)
+class Made:
+    """An answer not yet given: with its record's bytes, and when its request's first byte came."""
+
+    request: DecisionRequest
+    answer: DecisionAnswer
+    record: bytes
+    first_byte: float
+    drawn: Drawn
 
 
 def inputs_of(served: Served, query: Query) -> Arrays:
@@ -180,6 +192,15 @@ def record_of(
         session=session,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
     )
+
+
+def encoded_record(record: Decision, candidates: int) -> bytes:
+    """A record's bytes within the log's limit: what nobody saw is left out first, and counted."""
+    encoded = encode(record)
+    if len(encoded) <= MAX_RECORD_BYTES:
+        return encoded
+    unseen = candidates - len(record.slate)
+    return encode(msgspec.structs.replace(record, candidates=[], matrix=None, sample=None, dropped=unseen))
 
 
 def _pinned_slots(slate: Slate) -> list[int]:

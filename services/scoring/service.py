@@ -1,73 +1,51 @@
 """The scoring service without HTTP: ports in, answers out. A decision is decode → query → score → draw → spool → encode.
 
-Everything a decision reads is held here and belongs to the event loop; `poll`, `follow_state` and `sync` do what waits
-for disks, in threads, and hand over finished values.
+Everything a decision reads is held here and belongs to the event loop; `poll`, `claim` and `keep` wait for disks, in
+threads, and hand over finished values.
 """
 
 import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import count
-from math import log as log_of
-from operator import ne
 from time import perf_counter
+from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from policies.errors import Rejected, SlatewiseError, Unavailable
+from policies.errors import Rejected, Unavailable
 from policies.slate import warm
 from services.keys import Keys
 from services.scoring import feedback as feedbacks
 from services.scoring.admission import Admission, Patience
-from services.scoring.catalogue import Catalogue, checked_item
-from services.scoring.decide import Drawn, Served, answer_of, drawn_from, explanation_of, inputs_of, record_of
+from services.scoring.catalogue import Catalogue, Encoded, check_items
+from services.scoring.claiming import Claimed, pack, request_hash, unpack
+from services.scoring.decide import (
+    Drawn,
+    Made,
+    Served,
+    answer_of,
+    drawn_from,
+    encoded_record,
+    explanation_of,
+    inputs_of,
+    record_of,
+)
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
+from services.scoring.tallies import Tallies
+from services.scoring.warming import rehearse
 from services.scoring.wire import DecisionAnswer, DecisionRequest, Item, encode, read_decision
 from services.telemetry import Telemetry
 from streaming.configuration import Configs
-from streaming.events import MAX_RECORD_BYTES, Decision, Feedback, unit_hash
+from streaming.events import Feedback, unit_hash
 from streaming.events import encode as encode_event
 from streaming.ports import Bundles, Claims, Log, State
 from streaming.spool import Spool
 
 log = logging.getLogger("slatewise.scoring")
 STAGES = ("decode", "query", "score", "draw", "record", "spool", "answer")
-
-
-class Claimed(Struct, array_like=True):
-    """What a claim holds: enough for any replica to give the same answer and to log it (`semantics.md` 6)."""
-
-    request: bytes
-    unit: str
-    record: bytes
-    answer: bytes
-
-
-@dataclass(slots=True)
-class Made:
-    """An answer not yet given."""
-
-    request: DecisionRequest
-    surface: LiveSurface
-    answer: DecisionAnswer
-    record: bytes
-    first_byte: float
-    drawn: Drawn
-
-
-class Tally:
-    """What a policy did since the last flush: numbers behind its gauges."""
-
-    __slots__ = ("decisions", "least", "nats", "slots", "strayed")
-
-    def __init__(self) -> None:
-        self.decisions = self.slots = self.strayed = 0
-        self.nats, self.least = 0.0, 1.0
 
 
 class Scoring:
@@ -103,7 +81,8 @@ class Scoring:
         self._salt = keys.salt(tenant)
         self._worker, self._count = secrets.token_hex(2), count(secrets.randbits(24))
         self._stages = [self.telemetry.series("decide_stage_seconds", stage) for stage in STAGES]
-        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._tallies = Tallies(self.telemetry)
+        self._encoded: dict[str, Encoded | None] = {}  # schema → items encoded for it, between `poll` and `swap`
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -158,14 +137,14 @@ class Scoring:
         )
         if request.explain and started - first_byte < self.patience.explain:
             answer.explain = explanation_of(drawn, query)
-        encoded = _encoded(record, len(query.ids))
+        encoded = encoded_record(record, len(query.ids))
         _, queries, scores, draws, records, _, _ = self._stages
         queries.append(read - started)
         scores.append(scored - read)
         draws.append(done - scored)
         records.append(perf_counter() - done)
         drawn.served.recent.seconds.append(done - started)
-        return Made(request, surface, answer, encoded, first_byte, drawn)
+        return Made(request, answer, encoded, first_byte, drawn)
 
     def finish(self, made: Made) -> bytes:
         """Log the answer, then give it. A full spool turns it into one from the fallback that says it is not logged."""
@@ -179,20 +158,20 @@ class Scoring:
         end = perf_counter()
         self._stages[5].append(spooled - start)
         self._stages[6].append(end - spooled)
-        self._count_answer(made, end)
+        self._tallies.count(made.answer, made.drawn, end - made.first_byte)
         return body
 
     def claim(self, made: Made) -> Claimed | None:
         """Claim the caller's own id for an hour: None when it is ours now. Raises Unavailable. May run in a thread."""
-        mine = Claimed(_request_hash(made.request), made.answer.key, made.record, encode(made.answer))
-        held = self.claims.claim(self.tenant, made.answer.decision_id, _pack(mine), self.clock())
-        return None if held is None else _unpack(held)
+        mine = Claimed(request_hash(made.request), made.answer.key, made.record, encode(made.answer))
+        held = self.claims.claim(self.tenant, made.answer.decision_id, pack(mine), self.clock())
+        return None if held is None else unpack(held)
 
     def finish_claimed(self, made: Made, winner: Claimed | None) -> bytes:
         """The answer after its claim: ours, or that of the request that was first. Raises Rejected(409)."""
         if winner is None:
             return self.finish(made)
-        if winner.request != _request_hash(made.request):
+        if winner.request != request_hash(made.request):
             raise Rejected(
                 "Another request was answered under this id", at="$.decision_id", code="conflict", status=409
             )
@@ -204,7 +183,7 @@ class Scoring:
             self._spool_failed(error)
             answer.logged = False
         made.answer = answer
-        self._count_answer(made, perf_counter())
+        self._tallies.count(made.answer, made.drawn, perf_counter() - made.first_byte)
         return encode(answer)
 
     def finish_unclaimed(self, made: Made) -> bytes:
@@ -268,23 +247,6 @@ class Scoring:
         self.telemetry.add("log_write_errors_total")
         log.error("spool_failed", extra={"error": str(error)})
 
-    def _count_answer(self, made: Made, end: float) -> None:
-        answer = made.answer
-        telemetry, name = self.telemetry, answer.surface
-        telemetry.add("decide_requests_total", name, answer.policy, answer.mode, answer.reason or "")
-        telemetry.series("decide_latency_seconds", name).append(end - made.first_byte)
-        tally = self._tallies.get((name, answer.policy))
-        if tally is None:
-            tally = self._tallies[(name, answer.policy)] = Tally()
-        slate = made.drawn.slate
-        chances = slate.propensities.tolist()
-        tally.decisions += 1
-        tally.slots += len(chances)
-        tally.strayed += sum(map(ne, slate.items.tolist(), slate.greedy.tolist()))
-        if chances:
-            tally.nats -= log_of(chances[0])
-            tally.least = min(tally.least, *chances)
-
     # -- feedback ----------------------------------------------------------------------------------------------------
 
     def terms(self) -> feedbacks.Terms:
@@ -307,17 +269,9 @@ class Scoring:
             self.spool.append(key, value)
         self.spool.sync()
 
-    # -- catalogue ---------------------------------------------------------------------------------------------------
-
     def check_items(self, items: Sequence[Item]) -> None:
         """Raises Rejected with the path of the first item that is wrong."""
-        encoders = [surface.reader.encoder for surface in self.live.surfaces.values()]
-        seen: set[str] = set()
-        for place, item in enumerate(items):
-            if item.id in seen:
-                raise Rejected("Item is given twice", at=f"$[{place}].id", code="duplicate_item")
-            seen.add(item.id)
-            checked_item(item, encoders, f"$[{place}]")
+        check_items(items, [surface.reader.encoder for surface in self.live.surfaces.values()])
 
     # -- what time brings --------------------------------------------------------------------------------------------
 
@@ -327,81 +281,58 @@ class Scoring:
         while entries := self.state.read(self.catalogue.version):
             self.catalogue.apply(self.catalogue.prepare(entries), self.clock())
         self.configs.follow(self.state)  # after the items, so that nothing written meanwhile is skipped
-        self.swap(self._follower.poll(self.live))
-        for _ in range(WARM_DECISIONS):
-            for surface in self.live.surfaces.values():
-                self._rehearse(surface)
-
-    def _rehearse(self, surface: LiveSurface) -> None:
-        """One decision that nobody asked for and nothing records, so that sessions and caches are ready."""
-        name = surface.surface.surface
-        body = encode(
-            DecisionRequest(surface=name, unit="warm", candidates=[f"warm-{i}" for i in range(WARM_CANDIDATES)])
-        )
-        made = self.make(read_decision(body, "$"), perf_counter())
-        encode(made.answer)
-        made.drawn.served.recent.seconds.clear()
+        self.swap(self.poll())
+        rehearse(self.live, self.make)
 
     def poll(self) -> Live:
-        """What to serve from now on; reads and checks bundles. May run in a thread, one at a time."""
-        return self._follower.poll(self.live)
+        """What to serve from now on; reads and checks bundles, encodes items anew. May run in a thread, one at a time."""
+        live = self._follower.poll(self.live)
+        if live is not self.live:
+            for surface in live.surfaces.values():
+                self._encoded.setdefault(surface.schema, self.catalogue.encode_for(surface.reader.encoder))
+        return live
 
     def swap(self, live: Live) -> None:
         """Serve from a value; on the event loop."""
         if live is self.live:
             return
         for surface in live.surfaces.values():
-            self.catalogue.attach(surface.reader.encoder)
+            self.catalogue.attach(surface.reader.encoder, self._encoded.get(surface.schema))
+        self._encoded.clear()
         self.live = live
         self.catalogue.detach(surface.schema for surface in live.surfaces.values())
 
+    def standing(self) -> tuple[bool, dict[str, Any]]:
+        """(whether callers should be sent here, what `GET /readyz` says)."""
+        surfaces = {
+            name: {"mode": "live", "policy": found.policy.policy, "bundle": found.policy.bundle}
+            if found.policy
+            else {"mode": "fallback", "reason": "no_bundle", "policy": found.fallback.policy}
+            for name, found in self.live.surfaces.items()
+        }
+        draining = self.admission.draining
+        status = "draining" if draining else "ready" if surfaces else "no surface is configured"
+        body = {"status": status, "surfaces": surfaces, "catalogue": self.catalogue.version}
+        return bool(surfaces) and not draining, body
+
+    def keep_copies(self) -> None:
+        """Every few seconds, in a thread: what this replica would start from if all stores were away."""
+
     def tick(self) -> None:
         """Every 100 ms, on the event loop: expiry, running percentiles, metrics."""
+        self.catalogue.expire(self.clock())
+        self._tallies.tell()
+        self.telemetry.set("spool_bytes", value=self.spool.bytes)
+        self.telemetry.flush()
+
+    def tell_ages(self) -> None:
+        """Every second and before a scrape: what changes though nobody asks."""
         now = self.clock()
-        self.catalogue.expire(now)
         for name, surface in self.live.surfaces.items():
-            for served in (surface.policy, surface.fallback):
-                if served is not None:
-                    served.recent.refresh()
             if surface.policy is not None and surface.policy.created_at:
                 age = now - surface.policy.created_at
                 self.telemetry.set("bundle_age_seconds", name, surface.policy.policy, value=age)
-        for (name, policy), tally in self._tallies.items():
-            self.telemetry.set("propensity_min", name, policy, value=tally.least)
-            self.telemetry.set("selection_entropy_nats", name, policy, value=tally.nats / max(tally.decisions, 1))
-            self.telemetry.set("exploration_share", name, policy, value=tally.strayed / max(tally.slots, 1))
-        self._tallies = {}
-        self.telemetry.set("spool_bytes", value=self.spool.bytes)
-        self.telemetry.flush()
 
     def close(self) -> None:
         self.spool.close()
         self.telemetry.flush()
-
-
-WARM_DECISIONS, WARM_CANDIDATES = 20, 100
-_pack = msgspec.msgpack.Encoder().encode
-_unpack: Callable[[bytes], Claimed] = msgspec.msgpack.Decoder(Claimed).decode
-
-
-def _request_hash(request: DecisionRequest) -> bytes:
-    """Of the decoded request, but for what does not change the answer."""
-    same = msgspec.structs.replace(request, deadline_ms=None, explain=False)
-    plain = msgspec.to_builtins(same, str_keys=True)  # slots of pins are numbers, which cannot be sorted as keys
-    return blake2b(msgspec.json.encode(plain, order="sorted"), digest_size=16).digest()
-
-
-def _encoded(record: Decision, candidates: int) -> bytes:
-    """A record's bytes within the log's limit: what nobody saw is left out first, and counted."""
-    encoded = encode_event(record)
-    if len(encoded) <= MAX_RECORD_BYTES:
-        return encoded
-    small = msgspec.structs.replace(
-        record, candidates=[], matrix=None, sample=None, dropped=candidates - len(record.slate)
-    )
-    return encode_event(small)
-
-
-def status_of(error: SlatewiseError) -> int:
-    """The HTTP status of an error, by who must act."""
-    return error.status if isinstance(error, Rejected) else 503

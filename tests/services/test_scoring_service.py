@@ -17,9 +17,9 @@ from policies.errors import Corrupt, Rejected, Unavailable
 from policies.features import Encoder
 from policies.surface import Logging
 from services.scoring import feedback as feedbacks
-from services.scoring.app import Http
 from services.scoring.catalogue import Catalogue
 from services.scoring.service import Scoring
+from services.scoring.upkeep import Upkeep
 from services.scoring.wire import Item, encode
 from streaming.adapters.memory import MemoryClaims
 from streaming.events import MAX_RECORD_BYTES, floats, unit_hash
@@ -350,7 +350,7 @@ def test_shown_names_slots_and_a_retraction_names_a_feedback(tmp_path: Path) -> 
 def test_http_closes_its_threads(tmp_path: Path) -> None:
     async def live_and_die() -> int:
         scoring = in_memory(tmp_path)
-        http = Http(scoring)
+        http = Upkeep(scoring)
         await http.start()
         version = scoring.state.put([("item", "a", encode(Item(id="a")))])
         await http.follow_state()
