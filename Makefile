@@ -10,7 +10,7 @@ SECONDS ?= 0
 DATASETS = $(SLATEWISE_DATASETS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench evidence format clean
+.PHONY: help demo up stack test check bench evidence format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -26,15 +26,23 @@ $(VENV)/.service: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.tools: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the service and the tools its tests want into $(VENV) (a few minutes, once)"
-	$(INSTALL) ".[learning,replay,bench,dev]"
+	$(INSTALL) ".[learning,confluent,replay,bench,dev]"
 	$(WARM)
 	@touch $@ $(VENV)/.service
+
+$(VENV)/.stack: $(VENV)/.service
+	@command -v java >/dev/null || { echo "make stack needs Java 17 or newer (Debian: apt-get install openjdk-17-jre-headless maven)"; exit 2; }
+	@command -v redis-server >/dev/null || { echo "make stack needs redis-server (Debian: apt-get install redis-server)"; exit 2; }
+	@touch $@
 
 demo: $(VENV)/.service  ## the whole service embedded, simulated users, live progress; SECONDS=60 bounds it
 	$(BIN)/slatewise demo --seconds $(SECONDS)
 
 up: $(VENV)/.service  ## the whole service embedded, until interrupted
 	$(BIN)/slatewise up
+
+stack: $(VENV)/.stack  ## Kafka, Redis and Ray on this machine, and the service on them; needs Java 17, Maven, redis-server
+	$(BIN)/slatewise stack
 
 test: $(VENV)/.tools  ## everything that can fail, in at most 15 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
@@ -55,6 +63,7 @@ bench: $(VENV)/.tools  ## speed beside the machine's floors and beside peers, on
 evidence: $(VENV)/.tools  ## what takes long: benchmarks and learning on real data (SLATEWISE_DATASETS), as dated tables in docs/evidence
 	@test -n "$(DATASETS)" || { echo "SLATEWISE_DATASETS must name the folder of the public data sets"; exit 2; }
 	$(BIN)/slatewise bench --out docs/evidence
+	$(BIN)/slatewise chaos --out docs/evidence
 	$(BIN)/slatewise replay jester --data "$(DATASETS)" --out docs/evidence
 	$(BIN)/slatewise replay streams --data "$(DATASETS)" --out docs/evidence
 

@@ -17,7 +17,7 @@ from streaming.settle import Settlements
 from streaming.spool import Spool
 
 if TYPE_CHECKING:
-    from streaming.adapters.kafka import KafkaAddress
+    from streaming.adapters.kafka import KafkaAddress, KafkaLog
     from streaming.adapters.redis import RedisConnection
 
 
@@ -26,11 +26,12 @@ def open_log(settings: Settings) -> Log:
         settings.log_path.parent.mkdir(parents=True, exist_ok=True)
         return SqliteLog(settings.log_path, partitions=settings.partitions)
     address = _kafka(settings)
+    opened: type[KafkaLog]
     if address.confluent:
-        from streaming.adapters.kafka_confluent import ConfluentLog as KafkaLog
+        from streaming.adapters.kafka_confluent import ConfluentLog as opened
     else:
-        from streaming.adapters.kafka import KafkaLog
-    return KafkaLog(
+        from streaming.adapters.kafka import KafkaLog as opened
+    return opened(
         address,
         partitions=settings.partitions,
         retention_seconds=settings.retention_seconds,
