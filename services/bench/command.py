@@ -10,7 +10,7 @@ from rich.console import Console
 
 from services.bench.report import Report
 
-PARTS = ("decide", "http", "learn", "publish", "freshness", "peers")
+PARTS = ("decide", "http", "learn", "publish", "freshness", "peers", "kafka", "stack")
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(out: Path | None, parts: tuple[str, ...], quick: bool, seconds: floa
 
 
 def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Report], None]]:
-    from services.bench import decide, freshness, http, peers, publish
+    from services.bench import decide, freshness, http, kafka, peers, publish, stacked
 
     def http_part(report: Report) -> None:
         if quick:
@@ -62,6 +62,8 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
             report, 2.0 if quick else 20.0, 50.0 if quick else freshness.RATE
         ),
         "peers": lambda report: peers.measure(report, 10 if quick else 300),
+        "kafka": lambda report: kafka.measure(report, 300 if quick else 20_000),
+        "stack": lambda report: stacked.measure(report, 2.0 if quick else 30.0, 20.0 if quick else stacked.RATE),
     }
 
 

@@ -49,8 +49,8 @@ def measure(report: Report, seconds: float = 20.0, rate: float = RATE) -> None:
         data = Path(folder) / "data"
         with running([surface()], data=data) as service:
             fill(service.url)
-            _until_learning(service.url, rate)
-            seen = asyncio.run(_load(service.url, seconds, rate))
+            until_learning(service.url, rate)
+            seen = asyncio.run(load(service.url, seconds, rate))
         bundles = open_bundles(Settings.load(environ={}, data=data))
         lags = [
             first - accepted
@@ -74,17 +74,17 @@ def measure(report: Report, seconds: float = 20.0, rate: float = RATE) -> None:
         report.note(f"freshness: {seen.failed} requests failed")
 
 
-def _until_learning(url: str, rate: float) -> None:
+def until_learning(url: str, rate: float) -> None:
     """The same load until the learner has published what it learned: it starts beside scoring and may be later."""
     deadline = time.monotonic() + WARM_SECONDS
     bundles: set[str] = set()
     while len(bundles) < 3:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the learner published nothing in {WARM_SECONDS:g} s of feedback")
-        bundles |= set(asyncio.run(_load(url, 1.0, rate)).first)
+        bundles |= set(asyncio.run(load(url, 1.0, rate)).first)
 
 
-async def _load(url: str, seconds: float, rate: float) -> Observed:
+async def load(url: str, seconds: float, rate: float) -> Observed:
     """Requests at their times, late ones at once, over `CONNECTIONS` kept-alive connections."""
     seen, asked = Observed(), bodies(count=64)
     free: asyncio.Queue[Connection] = asyncio.Queue()
