@@ -15,6 +15,7 @@ from policies.types import Arrays, Changes
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters, MemoryLog
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.events import Decision, Feedback, encode
+from streaming.feed import Feed
 from streaming.ports import DeadLetter, Loaded
 from streaming.shard import Shard
 
@@ -174,7 +175,7 @@ class Ports:
             self.clock = max(self.clock, at)
         self.log.append([(UNIT.encode(), e if isinstance(e, bytes) else encode(e)) for e in events])
 
-    def shard(self, read_limit: int = 2000, hot_limit: int = 32_768, epoch: int = 1) -> Shard:
+    def shard(self, read_limit: int = 2000, hot_limit: int = 32_768, epoch: int = 1, feed: Feed | None = None) -> Shard:
         log, checkpoints, letters = _Dying(self, self.log), _Dying(self, self.checkpoints), _Dying(self, self.letters)
         return Shard(
             0,
@@ -185,6 +186,7 @@ class Ports:
             epoch=epoch,
             read_limit=read_limit,
             hot_limit=hot_limit,
+            feed=feed,
         )
 
 

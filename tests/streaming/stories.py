@@ -18,6 +18,7 @@ WAIT = CONFIGS.add(surface(silence="wait"))
 PINS = CONFIGS.add(surface(learn_pins=True, credit="clicked"))
 VERSIONS = {version.hash: version for version in (PLAIN, WAIT, PINS)}
 END = EPOCH0 + 100_000.0  # every story ends here: what waits has stopped waiting by then
+Heard = list[tuple[Feedback, Record]]
 OFFSETS = [-10.0, 0.0, 1.0, 50.0, HORIZON, HORIZON + 1.0, 300.0]
 DELAYS = [-61.0, 0.0, 0.0, 1.0, 59.0, 200.0, 900.0, CORRECTABLE - 1, CORRECTABLE + 400.0]
 
@@ -90,8 +91,8 @@ def _feedbacks(draw: st.DrawFn, made: Decision) -> Feedback:
     )
 
 
-def oracle(records: list[Record]) -> tuple[Arrays, dict[int, str], int]:
-    """(sums, offset → reason of dead letters, examples) of a log that ended long ago, judged from the rules' words."""
+def judged(records: list[Record]) -> tuple[dict[str, tuple[Decision, Record]], dict[str, Heard], dict[int, str]]:
+    """(decisions by id, what each of them heard, offset → reason of dead letters)."""
     dead: dict[int, str] = {}
     made: dict[str, tuple[Decision, Record]] = {}
     said: list[tuple[Feedback, Record]] = []
@@ -111,17 +112,23 @@ def oracle(records: list[Record]) -> tuple[Arrays, dict[int, str], int]:
             made[event.decision_id] = event, record
         elif event != made[event.decision_id][0]:
             dead[record.offset] = "conflict"
-    heard: dict[str, list[tuple[Feedback, Record]]] = {name: [] for name in made}
+    heard: dict[str, Heard] = {name: [] for name in made}
     for event, record in said:
         reason = _verdict(event, record, made)
         if reason:
             dead[record.offset] = reason
         else:
             heard[event.decision_id].append((event, record))
+    return made, heard, dead
+
+
+def oracle(records: list[Record]) -> tuple[Arrays, dict[int, str], int]:
+    """(sums, offset → reason of dead letters, examples) of a log that ended long ago, judged from the rules' words."""
+    made, heard, dead = judged(records)
     examples, sums = 0, nothing(PLAIN)
     for name, (drawn, _) in made.items():
         version = VERSIONS[drawn.config]
-        present, rewards = _evidence(drawn, version, heard[name])
+        present, rewards = evidence_of(drawn, version, heard[name])
         for p in range(len(drawn.slate)):
             if not present[p]:
                 continue
@@ -171,20 +178,24 @@ def _verdict(event: Feedback, record: Record, made: dict[str, tuple[Decision, Re
     return None if set(named) <= set(drawn.slots) else "bad_slot"
 
 
-def _evidence(
-    drawn: Decision, version: Compiled, heard: list[tuple[Feedback, Record]]
-) -> tuple[list[bool], np.ndarray]:
+def force_of(drawn: Decision, heard: Heard) -> list[Feedback]:
+    """Of each feedback id the version that counts."""
     taken_back = {event.retracts for event, _ in heard if event.retracts is not None}
     by_name: dict[str, list[Feedback]] = {}
     for event, record in heard:
         name = event.feedback_id or content_id(msgspec.Raw(record.value))
         if event.retracts is None and name not in taken_back:
             by_name.setdefault(name, []).append(event)
-    k, until = len(drawn.slate), drawn.at + HORIZON
-    force = [
+    until = drawn.at + HORIZON
+    return [
         max([e for e in events if e.at <= until] or events, key=lambda e: (e.at, e.revision, _content(e, drawn)))
         for events in by_name.values()
     ]
+
+
+def evidence_of(drawn: Decision, version: Compiled, heard: Heard) -> tuple[list[bool], np.ndarray]:
+    """(present, rewards) of each slot."""
+    force, k, until = force_of(drawn, heard), len(drawn.slate), drawn.at + HORIZON
     seen = {p for e in force if e.kind == "shown" for p in (range(k) if e.slots is None else e.slots)}
     own = {e.slot for e in force if e.kind != "shown" and e.slot is not None}
     if any(e.kind == "shown" for e in force):

@@ -1,0 +1,321 @@
+"""Counters and profiles: exactly what the log says, through crashes, absences and flushes of the stores they are told to."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from policies.errors import Unavailable
+from policies.surface import Category, FeatureSpec, Number
+from streaming.adapters.memory_tables import MemoryCounters, MemoryProfiles, MemoryTable
+from streaming.derived import Derived, counter_name, read_profile
+from streaming.events import encode
+from streaming.feed import Feed
+from streaming.ledger import Ledger
+from streaming.ports import Mark, Record
+from streaming.shard import Shard
+from tests.streaming.joining import EPOCH0, UNIT, Abort, Ports, TallyConfigs, decision, drain, feedback, surface
+from tests.streaming.stories import (
+    CONFIGS,
+    END,
+    PLAIN,
+    VERSIONS,
+    Story,
+    evidence_of,
+    force_of,
+    judged,
+    stories,
+)
+
+
+class Stores:
+    """Stores that can be away, and that lose everything."""
+
+    def __init__(self) -> None:
+        self.counters, self.profiles = MemoryCounters(), MemoryProfiles()
+        self.away = False
+        self._ticks = itertools.count()
+
+    def feed(self, epoch: int = 1, **limits: int) -> Feed:
+        """Its clock goes on by a second a look, so that every telling is due."""
+        counters, profiles = _Away(self, self.counters), _Away(self, self.profiles)
+        return Feed(0, epoch, counters, profiles, lambda: float(next(self._ticks)), Derived(**limits))  # type: ignore[arg-type]  # duck
+
+    def flush(self) -> None:
+        self.counters.flush()
+        self.profiles.flush()
+
+
+class _Away:
+    def __init__(self, stores: Stores, inner: Any) -> None:
+        self._stores, self._inner = stores, inner
+
+    def write(self, *arguments: Any) -> bool:
+        if self._stores.away:
+            raise Unavailable("away")
+        return bool(self._inner.write(*arguments))
+
+
+def everything(stores: Stores) -> dict[str, float]:
+    rows = stores.counters._memory._rows.get(0, {})
+    return {name: float(row) for name, row in rows.items()}
+
+
+def counted(records: list[Record]) -> dict[str, float]:
+    """What the whole log comes to, judged at once."""
+    found: Counter[str] = Counter()
+    made, heard, _ = judged(records)
+    for name, (drawn, _) in made.items():
+        present, rewards = evidence_of(drawn, VERSIONS[drawn.config], heard[name])
+        for p, item in enumerate(drawn.slate):
+            if present[p]:
+                for what in (("all",), ("item", item)):
+                    found[counter_name("default", "home", *what, "exposures")] += 1
+                    found[counter_name("default", "home", *what, "reward", "like")] += rewards[p, 0]
+                    found[counter_name("default", "home", *what, "reward", "watch")] += rewards[p, 1]
+    return {name: value for name, value in found.items() if value}
+
+
+def acted(records: list[Record]) -> list[tuple[float, str, str, float]]:
+    """The unit's interactions, oldest first."""
+    made, heard, _ = judged(records)
+    return sorted(
+        (said.at, drawn.slate[said.slot], said.kind, said.value)
+        for name, (drawn, _) in made.items()
+        for said in force_of(drawn, heard[name])
+        if said.kind != "shown" and said.slot is not None
+    )
+
+
+def tell(story: Story, faults: list[str]) -> tuple[Ports, Stores]:
+    """As the story says; before each step the stores may be flushed, go away or come back."""
+    ports, stores, deaths = Ports(CONFIGS), Stores(), list(story.deaths)
+    coming = iter(faults)
+
+    def new() -> Shard:
+        return ports.shard(story.read_limit, story.hot_limit, feed=stores.feed())
+
+    def step(shard: Shard) -> Shard:
+        fault = next(coming, "")
+        if fault == "flush":
+            stores.flush()
+        stores.away = fault == "away"
+        ports.operations, ports.die_at = 0, deaths.pop(0) if deaths else None
+        try:
+            shard.step()
+        except Abort:
+            shard = new()
+        ports.die_at = None
+        return shard
+
+    shard = new()
+    for (at, value), stepping in zip(story.deliveries, story.steps, strict=True):
+        ports.append(value, at=at)
+        if stepping:
+            shard = step(shard)
+    ports.append(encode(decision(PLAIN, f"{UNIT}-end", END, k=0)), at=END)
+    while deaths:
+        shard = step(shard)
+    stores.away = False
+    drain(shard)
+    shard.step()  # nothing new: a look at the stores, which mends one that was away or flushed last
+    return ports, stores
+
+
+def check(story: Story, faults: list[str]) -> None:
+    ports, stores = tell(story, faults)
+    records = ports.log.read(0, 0, 10_000)
+    expected = counted(records)
+    found = everything(stores)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-9), name
+    assert [act[:4] for act in read_profile(stores.profiles.read([UNIT])[0])] == acted(records)
+
+
+FAULTS = st.lists(st.sampled_from(["", "", "flush", "away"]), max_size=8)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(stories(), FAULTS)
+def test_stores_hold_what_the_log_says(story: Story, faults: list[str]) -> None:
+    check(story, faults)
+
+
+def _pieces_are_not_committed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ledger, "pieces", lambda self, every=False: {})
+
+
+def _changes_are_lost_while_a_store_is_away(patch: pytest.MonkeyPatch) -> None:
+    tell_ = Feed.tell
+
+    def forgetting(self: Feed, offset: int, *, now: bool = False) -> bool:
+        told = tell_(self, offset, now=now)
+        self.derived.counters.told()
+        return told
+
+    patch.setattr(Feed, "tell", forgetting)
+
+
+def _flushes_are_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    write = MemoryTable.write
+    patch.setattr(MemoryTable, "write", lambda self, p, mark, rows, since: write(self, p, mark, rows, since) or True)
+
+
+def _told_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    take = Feed.take
+
+    def early(self: Feed, touched: Any, *, counting: bool = True) -> None:
+        take(self, touched, counting=counting)
+        self.tell(self._at["counters"].offset + 1 if self._at else 1, now=True)
+
+    patch.setattr(Feed, "take", early)
+
+
+def _corrections_only_add(patch: pytest.MonkeyPatch) -> None:
+    count = Derived._count
+    patch.setattr(
+        Derived,
+        "_count",
+        lambda self, terms, group: count(
+            self, terms, [one._replace(present_before=b"", rewards_before=b"") for one in group]
+        ),
+    )
+
+
+def _retractions_stay_in_profiles(patch: pytest.MonkeyPatch) -> None:
+    remember = Derived._remember
+    patch.setattr(Derived, "_remember", lambda self, one: remember(self, one) if all(one.join.heard.values()) else None)
+
+
+PLANTS: dict[Callable[[pytest.MonkeyPatch], None], list[str]] = {  # each with the faults that it shows under
+    _pieces_are_not_committed: [],
+    _changes_are_lost_while_a_store_is_away: ["", "away"] * 4,
+    _flushes_are_not_noticed: ["", "flush"] * 4,
+    _told_before_the_commit: [],
+    _corrections_only_add: [],
+    _retractions_stay_in_profiles: [],
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__.strip("_"))
+def test_each_planted_fault_is_caught(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @settings(
+        max_examples=600,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(stories())
+    def broken(story: Story) -> None:
+        check(story, PLANTS[plant])
+
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, KeyError)):
+        broken()
+
+
+def test_groups_are_counted_by_the_values_of_item_categories() -> None:
+    configs = TallyConfigs()
+    spec = FeatureSpec(items={"genre": Category(["jazz", "rock"]), "price": Number(0, 8)})
+    version = configs.add(surface(features=spec))
+    items = version.encoder.rows(
+        [{"genre": "jazz", "price": 8}, {"genre": "polka", "price": 0}, {"genre": "jazz"}], "$"
+    )
+    ports, stores = Ports(configs), Stores()
+    made = decision(version, f"{UNIT}-1", EPOCH0, shown=items.tobytes())
+    ports.append(made, feedback(made.decision_id, EPOCH0 + 1, slot=2, kind="like", value=2.0), at=EPOCH0 + 2)
+    drain(ports.shard(feed=stores.feed()))
+    group = {name: value for name, value in everything(stores).items() if "/group/" in name}
+    assert group == {
+        "default/home/group/genre/jazz/exposures": 2.0,
+        "default/home/group/genre/jazz/reward/like": 2.0,
+        "default/home/group/genre/jazz/reward/watch": 0.5,  # silence is worth 0.25
+        "default/home/group/genre/%21unseen/exposures": 1.0,
+        "default/home/group/genre/%21unseen/reward/watch": 0.25,
+    }
+
+
+def test_a_new_owner_tells_everything_and_the_old_one_nothing() -> None:
+    ports, stores = Ports(CONFIGS), Stores()
+    old = ports.shard(feed=stores.feed(epoch=1), epoch=1)
+    ports.append(decision(PLAIN, f"{UNIT}-1", EPOCH0), at=EPOCH0)
+    drain(old)
+    stores.flush()
+    drain(ports.shard(feed=stores.feed(epoch=2), epoch=2))
+    assert stores.counters._memory._marks == {0: Mark(2, 1)}
+    before = everything(stores)
+    assert before["default/home/all/exposures"] == 3
+    late = stores.feed(epoch=1)
+    late.derived.counters.put("default/home/all/exposures", 99.0)
+    assert late.tell(7, now=True)
+    assert everything(stores) == before
+
+
+def test_memory_is_bounded_and_the_least_recent_goes() -> None:
+    ports, stores = Ports(CONFIGS), Stores()
+    shard = ports.shard(feed=stores.feed(history=3, units=4, names=12))
+    for n in range(20):
+        unit = f"{n:016x}"
+        made = decision(PLAIN, f"{unit}-{n}", EPOCH0 + n, unit=unit)
+        said = [
+            feedback(made.decision_id, EPOCH0 + n + i, unit=unit, slot=0, value=float(i), feedback_id=str(i))
+            for i in range(5)
+        ]
+        ports.append(made, *said, at=EPOCH0 + n + 10)
+        drain(shard)
+    shard.step()
+    feed = shard._feed
+    assert feed is not None
+    assert (len(feed.derived.counters), len(feed.derived.profiles)) == (12, 4)
+    assert feed.derived.counters.forgotten > 0
+    found = stores.profiles.read([f"{n:016x}" for n in range(20)])
+    assert [bool(profile) for profile in found] == [False] * 16 + [True] * 4
+    assert [act.value for act in read_profile(found[19])] == [2.0, 3.0, 4.0]
+    assert len(everything(stores)) == 12
+    again = Stores()
+    drain_again = ports.shard(feed=again.feed(history=3, units=4, names=12), epoch=2)
+    drain_again.step()
+    assert everything(again) == everything(stores)
+    assert again.profiles.read([f"{n:016x}" for n in range(20)]) == found
+
+
+def test_counters_begin_again_when_the_derivation_was_off_for_a_while() -> None:
+    """Half a count would be taken for a whole one."""
+    ports, stores = Ports(CONFIGS), Stores()
+    for n, feeding in enumerate([True, False, True]):
+        ports.append(decision(PLAIN, f"{UNIT}-{n}", EPOCH0 + n), at=EPOCH0 + n)
+        drain(ports.shard(feed=stores.feed(epoch=n + 1) if feeding else None, epoch=n + 1))
+    assert everything(stores)["default/home/all/exposures"] == 3
+
+
+def test_learning_does_not_notice() -> None:
+    """The same sums with a feed and without, and none of the feed's arrays among them."""
+    found = []
+    for feed in (None, Stores().feed()):
+        ports = Ports(CONFIGS)
+        ports.append(decision(PLAIN, f"{UNIT}-1", EPOCH0), feedback(f"{UNIT}-1", EPOCH0 + 1, slot=1), at=EPOCH0 + 2)
+        shard = ports.shard(feed=feed)
+        drain(shard)
+        found.append((shard.statistics(), shard.committed()))
+    (plain, committed), (fed, committed_too) = found
+    for other in (committed, fed, committed_too):
+        assert plain.arrays.keys() == other.arrays.keys()
+        for key, sums in plain.arrays.items():
+            for name, array in sums.items():
+                np.testing.assert_array_equal(array, other.arrays[key][name])
+
+
+def test_names_of_counters_may_hold_anything() -> None:
+    assert counter_name("default", "home", "item", "a/b c%") == "default/home/item/a%2Fb%20c%25"
+    assert len({counter_name("a", "b/c"), counter_name("a/b", "c"), counter_name("a", "b", "c")}) == 3
