@@ -22,6 +22,7 @@ from streaming.adapters.kafka_address import KafkaAddress, client, named, parse_
 from streaming.adapters.kafka_letters import KafkaDeadLetters
 from streaming.adapters.kafka_reader import GLANCE_BYTES, GLANCE_RECORDS, PythonSource, Reader, Source
 from streaming.adapters.kafka_state import KafkaState
+from streaming.adapters.kafka_strays import sort_out
 from streaming.adapters.kafka_topic import KafkaTopic
 from streaming.adapters.kafka_writer import Letter, PythonWriter, Writer
 from streaming.durable import replace_file
@@ -30,7 +31,6 @@ from streaming.ports import DeadLetter, Position, Record
 
 __all__ = ["KafkaAddress", "KafkaDeadLetters", "KafkaLog", "KafkaState", "parse_kafka"]
 
-REROUTED = "slatewise-rerouted"  # header: the partition:offset where the record was found first
 GROUP = "slatewise.learning"
 
 
@@ -85,6 +85,10 @@ class KafkaLog:
         return self._partitions
 
     @property
+    def topic(self) -> str:
+        return self._name
+
+    @property
     def identity(self) -> str:
         """Cluster, topic with its id (one that was deleted and made again is another log), number of partitions."""
         facts = self._topic.facts()
@@ -107,7 +111,7 @@ class KafkaLog:
     def read(self, partition: int, offset: int, limit: int) -> list[Record]:
         """A few records elsewhere than where the last read stopped are read beside it, and do not disturb it."""
         reader = self._readers[partition]
-        if limit <= GLANCE_RECORDS and not reader.follows(offset):
+        if limit <= GLANCE_RECORDS and reader.elsewhere(offset):
             reader = self._glances[partition]
         return reader.read(offset, limit)
 
@@ -135,24 +139,11 @@ class KafkaLog:
         The rest is produced to the partition of its key and acknowledged on return; when a step is repeated, it is sent
         twice, which the joiner takes as once. Without `again` it was sent before. Raises Unavailable.
         """
-        right = partitions_of([record.key for record in records], self._partitions)
-        if right.count(partition) == len(right):
-            return list(records), []
-        marked = self._readers[partition].marked
-        letters, moved = [], []
-        for record, home in zip(records, right, strict=True):
-            if home == partition:
-                continue
-            found = marked.get(record.offset, {}).get(REROUTED)
-            if found is not None:
-                detail = f"belongs to partition {home}, was found in {found.decode(errors='replace')} before"
-                letters.append(DeadLetter(partition, record.offset, "misplaced", detail, record.key, record.value))
-            else:
-                header = (REROUTED, f"{partition}:{record.offset}".encode())
-                moved.append(Letter(record.key, record.value, (header,), home))
+        marked = self._glances[partition].marked | self._readers[partition].marked
+        found = sort_out(partition, self._partitions, records, marked)
         if again:
-            self._send(moved)
-        return [record for record, home in zip(records, right, strict=True) if home == partition], letters
+            self._send(found.moved)
+        return found.ours, found.letters
 
     def commit_offsets(self, partition: int, offset: int) -> None:
         """Tell the cluster how far the shard has come, so that lag tools see it; nothing of ours reads it.

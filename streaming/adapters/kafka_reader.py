@@ -104,9 +104,9 @@ class Reader:
         self._asked = self._looked = float("-inf")
         self.marked: dict[int, Headers] = {}
 
-    def follows(self, offset: int) -> bool:
-        """Whether a read at `offset` goes on where the last one stopped."""
-        return offset == self._next
+    def elsewhere(self, offset: int) -> bool:
+        """Whether a read at `offset` would give up the place where the last one stopped."""
+        return self._next not in (-1, offset)
 
     def read(self, offset: int, limit: int) -> list[Record]:
         """Up to `limit` records from `offset`; none at the end. Raises Unavailable, Corrupt('offset_out_of_range')."""
