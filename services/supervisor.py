@@ -1,7 +1,7 @@
 """`slatewise up`: starts the processes of one machine, starts a dead one again, stops them in an order that loses nothing.
 
 Order of stopping: scoring answers what it has admitted and closes its spools, the forwarder brings the rest of them to
-the log, learning commits, control ends. Each process leads a session of its own, so that a terminal's Ctrl-C reaches
+the log, learning commits, control and settling end. Each process leads a session of its own, so that a terminal's Ctrl-C reaches
 only the supervisor, and so that what a killed process leaves behind can be told from everything else on the machine.
 """
 
@@ -37,9 +37,10 @@ class Part:
     command: tuple[str, ...]
 
 
-PARTS = tuple(
-    Part(name, (sys.executable, "-m", "services.cli", name)) for name in ("scoring", "forwarder", "learning", "control")
-)
+def parts_of(settings: Settings) -> list[Part]:
+    """The processes of one machine; settling among them where settled decisions have somewhere to go."""
+    names = ["scoring", "forwarder", "learning", "control", *(["settle"] if settings.experiences else [])]
+    return [Part(name, (sys.executable, "-m", "services.cli", name)) for name in names]
 
 
 def prepare(settings: Settings) -> None:
@@ -66,10 +67,10 @@ class _Child:
 
 @dataclass
 class Supervisor:
-    """Keeps `parts` alive until `stop` is set. What they say goes to `output`; None: where ours goes."""
+    """Keeps `parts` alive until `stop` is set; none given: `parts_of` the settings. What they say goes to `output`; None: where ours goes."""
 
     settings: Settings
-    parts: Sequence[Part] = PARTS
+    parts: Sequence[Part] = ()
     output: Path | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     restarts: int = 0
@@ -83,7 +84,7 @@ class Supervisor:
     def run(self) -> None:
         children = self._children
         try:
-            for part in self.parts:
+            for part in self.parts or parts_of(self.settings):
                 children[part.name] = self._start(part)
             while not self.stop.wait(POLL_SECONDS):
                 for child in children.values():
