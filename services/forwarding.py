@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 from policies.errors import Unavailable
 from services.lifetime import stopping
@@ -11,6 +12,7 @@ from streaming.forward import Forwarder
 
 log = logging.getLogger("slatewise.forwarder")
 IDLE_SECONDS = 0.005
+DRAIN_SECONDS = 10.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 
@@ -49,11 +51,19 @@ def _take(settings: Settings, stop: threading.Event) -> Forwarder | None:
 
 
 def _drain(forwarder: Forwarder) -> bool:
-    """Whether everything that was spooled reached the log before the end; what did not stays in the spools."""
-    try:
-        while forwarder.step():
-            pass
-    except Unavailable as error:
-        log.warning("log away", extra={"error": str(error)})
-        return False
-    return True
+    """Whether everything that was spooled reached the log before the end; what did not stays in the spools.
+
+    Scoring may be told to end at the same moment, and answers what it has admitted: its spools are waited for.
+    """
+    until = time.monotonic() + DRAIN_SECONDS
+    while True:
+        try:
+            if forwarder.step():
+                continue
+            if not forwarder.written():
+                return True
+        except Unavailable as error:
+            log.warning("log away", extra={"error": str(error)})
+        if time.monotonic() > until:
+            return False
+        time.sleep(IDLE_SECONDS)

@@ -11,9 +11,12 @@ from services.settings import PREFIX, Settings, path_of
 from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
+from streaming.copies import Copies
 from streaming.forward import Forwarder
+from streaming.kept import KeptBundles, KeptState
 from streaming.ports import Bundles, Checkpoints, Claims, DeadLetters, Log, State
 from streaming.settle import Settlements
+from streaming.snapshot import Snapshot
 from streaming.spool import Spool
 
 if TYPE_CHECKING:
@@ -67,6 +70,16 @@ def open_bundles(settings: Settings) -> Bundles:
 
         return RedisBundles(bundles, _redis(settings))
     return bundles
+
+
+def open_copies(settings: Settings) -> tuple[State, Bundles, Copies | None]:
+    """State and bundles of a scoring replica, with copies to start from; without any where they lie on its own disk."""
+    if not (settings.on_kafka or settings.on_redis or settings.state or settings.bundles):
+        return open_state(settings), open_bundles(settings), None
+    folder = settings.data / "copies"
+    state = KeptState(lambda: open_state(settings), Snapshot(folder / "state"), time.monotonic)
+    bundles = KeptBundles(lambda: open_bundles(settings), FileBundles(folder / "bundles"), time.monotonic)
+    return state, bundles, Copies(folder, state, bundles)
 
 
 def open_uploads(settings: Settings) -> Bundles:

@@ -60,6 +60,17 @@ class Forwarder:
         except OSError as error:
             raise Unavailable(f"forwarder: {error}") from error
 
+    def written(self) -> bool:
+        """Whether any process still writes to a spool of the folder. Raises Unavailable."""
+        try:
+            for spool in spools(self._folder):
+                with _orphan(spool) as orphan:
+                    if not orphan:
+                        return True
+        except OSError as error:
+            raise Unavailable(f"forwarder: {error}") from error
+        return False
+
     def close(self) -> None:
         if self._holder is not None:
             os.close(self._holder)

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from struct import Struct
 
 import msgspec
 
@@ -11,20 +13,23 @@ from policies.errors import Corrupt, Unavailable
 from streaming.durable import replace_file, sweep
 from streaming.ports import Versioned
 
-_MAGIC = b"slatewise-state-1\n"
+_MAGIC = b"slatewise-state-2\n"
 _DIGEST_BYTES = 32
-_decode = msgspec.msgpack.Decoder(tuple[int, list[tuple[int, str, str, bytes | None]]]).decode
+_PIECE = 500  # entries: encoding a piece holds the interpreter, and requests with it, for a fraction of a millisecond
+_HEAD, _SIZE = Struct("<Q"), Struct("<I")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[tuple[int, str, str, bytes | None]]).decode
 
 
 class Snapshot:
-    """One file: the version reached and the entries up to it, with their hash."""
+    """One file: the version reached and the entries up to it in pieces, each with its length, and the hash of it all."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
 
     def save(self, version: int, entries: Iterable[Versioned]) -> None:
         """Replace the snapshot in one step, durable on return. Raises Unavailable when the disk refuses."""
-        body = msgspec.msgpack.encode((version, [(e.version, e.kind, e.key, e.value) for e in entries]))
+        body = b"".join(_body(version, entries))
         try:
             replace_file(self._path, _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
             sweep(self._path.parent, f"{self._path.name}.*")
@@ -43,5 +48,18 @@ class Snapshot:
         digest, body = data[len(_MAGIC) : start], data[start:]
         if not data.startswith(_MAGIC) or hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest:
             raise Corrupt("snapshot", f"{self._path} is not what was written")
-        version, entries = _decode(body)
-        return version, [Versioned(*entry) for entry in entries]
+        (version,), at, entries = _HEAD.unpack_from(body), _HEAD.size, []
+        while at < len(body):
+            (size,) = _SIZE.unpack_from(body, at)
+            at += _SIZE.size + size
+            entries += [Versioned(*entry) for entry in _decode(body[at - size : at])]
+        return version, entries
+
+
+def _body(version: int, entries: Iterable[Versioned]) -> Iterator[bytes]:
+    yield _HEAD.pack(version)
+    rest = iter(entries)
+    while piece := [(entry.version, entry.kind, entry.key, entry.value) for entry in islice(rest, _PIECE)]:
+        encoded = _encode(piece)
+        yield _SIZE.pack(len(encoded))
+        yield encoded

@@ -55,6 +55,12 @@ class Live:
         return frozenset().union(*(found.surface.feedback_kinds for found in self.surfaces.values()))
 
     @property
+    def bundles(self) -> dict[str, str]:
+        """surface/policy → bundle, of all that is drawn from."""
+        drawn = ((name, served) for name, found in self.surfaces.items() for served in (found.policy, found.fallback))
+        return {f"{name}/{served.policy}": served.bundle for name, served in drawn if served and served.bundle}
+
+    @property
     def correctable_seconds(self) -> float:
         return max((found.surface.correctable_seconds for found in self.surfaces.values()), default=0.0)
 
@@ -69,16 +75,32 @@ class Follower:
         self._tried: dict[str, tuple[str, str]] = {}  # pointer → (bundle, config) last looked at
         self._away: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
+        self._made = Live()  # what the last poll answered
+        self._seen: tuple[dict[str, str], list[tuple[str, str]]] = ({}, [])
         self.manifests: dict[str, bundling.Manifest] = {}
 
-    def poll(self, live: Live) -> Live:
-        """The value to serve from now on: `live` itself when nothing changed."""
-        pointers = self._bundles.pointers()
+    def poll(self, live: Live, pointers: Mapping[str, str] | None = None) -> Live:
+        """The value to serve from now on: `live` itself when nothing changed. Raises Unavailable."""
+        if pointers is None:
+            pointers = self._bundles.pointers()
+        if not self._changed(pointers) and live is self._made:
+            return live
         surfaces = {name: self._surface(name, pointers, live.surfaces.get(name)) for name in self._configs.surfaces()}
         found = {name: surface for name, surface in surfaces.items() if surface is not None}
         if len(found) == len(live.surfaces) and all(live.surfaces.get(name) is found[name] for name in found):
-            return live
-        return Live(found)
+            self._made = live
+        else:
+            self._made = Live(found)
+        return self._made
+
+    def _changed(self, pointers: Mapping[str, str]) -> bool:
+        """Whether there is anything to look at: pointers, configuration, or a bundle whose files could not be read."""
+        configured = [(name, self._configs.current(name)) for name in self._configs.surfaces()]
+        seen = (dict(pointers), [(name, found.hash if found else "") for name, found in configured])
+        if seen == self._seen and not self._away:
+            return False
+        self._seen = seen
+        return True
 
     def _surface(self, name: str, pointers: Mapping[str, str], before: LiveSurface | None) -> LiveSurface | None:
         compiled = self._configs.current(name)

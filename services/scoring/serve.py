@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
@@ -18,7 +19,8 @@ from services.scoring.listening import GRACE_SECONDS, Server, configured
 from services.scoring.service import Scoring
 from services.settings import Settings
 from services.telemetry import configure_logs, forget_process, share
-from services.wiring import open_bundles, open_claims, open_log, open_spool, open_state
+from services.wiring import open_claims, open_copies, open_log, open_spool
+from streaming.kept import PAUSE_SECONDS, Reaching
 
 log = logging.getLogger("slatewise.scoring")
 SWITCH_SECONDS = 0.0005  # Python's default lets a background thread hold the interpreter for 5 ms
@@ -46,15 +48,27 @@ def bind(settings: Settings) -> socket.socket:
     return bound
 
 
+class Acknowledging:
+    """The log of hosts whose disk dies with them, opened when feedback comes: decisions do not wait for it to be there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._log = Reaching(lambda: open_log(settings), time.monotonic, PAUSE_SECONDS)
+
+    def append(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        self._log.ask(lambda log: log.append(records))
+
+
 def open_scoring(settings: Settings) -> Scoring:
     """A scoring service over the adapters that the settings name."""
+    state, bundles, copies = open_copies(settings)
     return Scoring(
-        state=open_state(settings),
+        state=state,
         claims=open_claims(settings),
-        bundles=open_bundles(settings),
+        bundles=bundles,
         spool=open_spool(settings),
         keys=Keys.load(settings.keys_path),
-        acknowledge=open_log(settings) if settings.ack == "log" else None,
+        acknowledge=Acknowledging(settings) if settings.ack == "log" else None,
+        copies=copies,
     )
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -39,19 +39,28 @@ from services.scoring.warming import rehearse
 from services.scoring.wire import DecisionAnswer, DecisionRequest, Item, encode, read_decision
 from services.telemetry import Telemetry
 from streaming.configuration import Configs
+from streaming.copies import Copies
 from streaming.events import Feedback, unit_hash
 from streaming.events import encode as encode_event
-from streaming.ports import Bundles, Claims, Log, State
+from streaming.ports import Bundles, Claims, State
 from streaming.spool import Spool
 
 log = logging.getLogger("slatewise.scoring")
 STAGES = ("decode", "query", "score", "draw", "record", "spool", "answer")
 
 
+class Appends(Protocol):
+    """As much of a log as feedback needs that goes straight to it."""
+
+    def append(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raises Unavailable."""
+
+
 class Scoring:
     """Wired from ports. `clock` gives epoch seconds and only places events; ages are measured by `perf_counter`.
 
     acknowledge  a log that feedback goes straight to, when a 202 has to mean that the log has it; else the spool's disk
+    copies       what this replica starts from while the stores are away; None where they lie on the same disk
     """
 
     def __init__(
@@ -65,7 +74,8 @@ class Scoring:
         configs: Configs | None = None,
         telemetry: Telemetry | None = None,
         patience: Patience | None = None,
-        acknowledge: Log | None = None,
+        acknowledge: Appends | None = None,
+        copies: Copies | None = None,
         tenant: str = "default",
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -76,7 +86,7 @@ class Scoring:
         self.patience = self.admission.patience
         self.catalogue = Catalogue()
         self.live = Live()
-        self.tenant, self.clock, self.acknowledge = tenant, clock, acknowledge
+        self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
         self._follower = Follower(bundles, self.configs, self.telemetry)
         self._salt = keys.salt(tenant)
         self._worker, self._count = secrets.token_hex(2), count(secrets.randbits(24))
@@ -278,11 +288,28 @@ class Scoring:
     def start(self) -> None:
         """Everything a first request would wait for: configuration, items, bundles, compiled code. Raises Unavailable."""
         warm()
-        while entries := self.state.read(self.catalogue.version):
-            self.catalogue.apply(self.catalogue.prepare(entries), self.clock())
-        self.configs.follow(self.state)  # after the items, so that nothing written meanwhile is skipped
-        self.swap(self.poll())
+        self._start_items()
+        try:
+            self.configs.follow(self.state)  # after the items, so that nothing written meanwhile is skipped
+        except Unavailable as error:
+            if not self.configs.surfaces():
+                raise
+            log.warning("configured_from_copy", extra={"error": str(error)})
+        try:
+            self.swap(self.poll())
+        except Unavailable as error:  # there is always an answer: the fallbacks need no bundle
+            log.warning("started_without_bundles", extra={"error": str(error)})
+            self.swap(self._follower.poll(self.live, {}))
         rehearse(self.live, self.make)
+
+    def _start_items(self) -> None:
+        try:
+            while entries := self.state.read(self.catalogue.version):
+                self.catalogue.apply(self.catalogue.prepare(entries), self.clock())
+        except Unavailable as error:
+            if not self.catalogue.version:
+                raise
+            log.warning("items_from_copy", extra={"error": str(error), "version": self.catalogue.version})
 
     def poll(self) -> Live:
         """What to serve from now on; reads and checks bundles, encodes items anew. May run in a thread, one at a time."""
@@ -313,10 +340,14 @@ class Scoring:
         draining = self.admission.draining
         status = "draining" if draining else "ready" if surfaces else "no surface is configured"
         body = {"status": status, "surfaces": surfaces, "catalogue": self.catalogue.version}
+        if self.copies is not None:
+            body["stores"] = self.copies.standing
         return bool(surfaces) and not draining, body
 
     def keep_copies(self) -> None:
         """Every few seconds, in a thread: what this replica would start from if all stores were away."""
+        if self.copies is not None:
+            self.copies.keep(self.live.bundles)
 
     def tick(self) -> None:
         """Every 100 ms, on the event loop: expiry, running percentiles, metrics."""
@@ -328,6 +359,9 @@ class Scoring:
     def tell_ages(self) -> None:
         """Every second and before a scrape: what changes though nobody asks."""
         now = self.clock()
+        if self.copies is not None:
+            for store, standing in self.copies.standing.items():
+                self.telemetry.set("store_away", store, value=float(standing != "reached"))
         for name, surface in self.live.surfaces.items():
             if surface.policy is not None and surface.policy.created_at:
                 age = now - surface.policy.created_at
@@ -335,4 +369,6 @@ class Scoring:
 
     def close(self) -> None:
         self.spool.close()
+        if self.copies is not None:
+            self.copies.close()
         self.telemetry.flush()

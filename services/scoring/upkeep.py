@@ -1,8 +1,10 @@
 """What keeps a worker current: threads that wait for disks and stores, and hand over to the event loop only what is new.
 
-    follower  bundles every 20 ms, the state record every 100 ms, the copies a replica starts from every few seconds
-    flusher   the spool to the disk every 50 ms
-    tick      on the event loop every 100 ms: expiry, running percentiles, metrics
+    bundles  every 20 ms: pointers; what is new is read and checked here
+    state    every 100 ms: items and configuration
+    spool    every 50 ms: to the disk
+    copies   every 5 s: what a replica starts from when its stores are away
+    tick     on the event loop every 100 ms: expiry, running percentiles, metrics
 
 A visit that finds nothing new never touches the event loop: fifty visits a second through its executor took a tenth of a
 worker's time.
@@ -21,8 +23,8 @@ from services.scoring.live import Live
 from services.scoring.service import Scoring
 
 log = logging.getLogger("slatewise.scoring")
-POLL_SECONDS, TICK_SECONDS, SYNC_SECONDS = 0.02, 0.1, 0.05
-STATE_POLLS, LOOK_SYNCS, AGE_TICKS, KEEP_POLLS = 5, 10, 10, 250  # how many of the above between two looks
+POLL_SECONDS, STATE_SECONDS, SYNC_SECONDS, KEEP_SECONDS, TICK_SECONDS = 0.02, 0.1, 0.05, 5.0, 0.1
+LOOK_SYNCS, AGE_TICKS = 10, 10  # how many of the above between two looks
 DISK_THREADS = 8  # feedback waits here for the flush that many share
 
 
@@ -37,13 +39,20 @@ class Upkeep:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._tick: asyncio.Task[None] | None = None
-        self._polls = self._syncs = 0
+        self._syncs = 0
 
     async def start(self) -> None:
         """Warm, then follow. The port opens after this returns."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._following, self._scoring.start)
-        for name, work, every in (("follower", self._follow, POLL_SECONDS), ("flusher", self._flush, SYNC_SECONDS)):
+        works: list[tuple[str, Callable[[asyncio.AbstractEventLoop], None], float]] = [
+            ("bundles", self._follow_bundles, POLL_SECONDS),
+            ("state", self._follow_state, STATE_SECONDS),
+            ("spool", self._flush, SYNC_SECONDS),
+        ]
+        if self._scoring.copies is not None:
+            works.append(("copies", lambda _: self._scoring.keep_copies(), KEEP_SECONDS))
+        for name, work, every in works:
             thread = threading.Thread(target=self._repeat, args=(work, every, loop), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -70,16 +79,14 @@ class Upkeep:
                 scoring.catalogue.apply(change, scoring.clock())
                 await loop.run_in_executor(self._following, scoring.configs.follow, scoring.state)
 
-    def _follow(self, loop: asyncio.AbstractEventLoop) -> None:
-        scoring = self._scoring
-        self._polls += 1
-        if self._polls % STATE_POLLS == 0 and scoring.state.read(scoring.catalogue.version, 1):
-            _on(loop, self.follow_state())
-        live = scoring.poll()
-        if live is not scoring.live:
+    def _follow_bundles(self, loop: asyncio.AbstractEventLoop) -> None:
+        live = self._scoring.poll()
+        if live is not self._scoring.live:
             _on(loop, self._swap(live))
-        if self._polls % KEEP_POLLS == 0:
-            scoring.keep_copies()
+
+    def _follow_state(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._scoring.state.read(self._scoring.catalogue.version, 1):
+            _on(loop, self.follow_state())
 
     async def _swap(self, live: Live) -> None:
         self._scoring.swap(live)
