@@ -7,21 +7,24 @@ published when a commit changed its sums: the live one at most once every `publi
 spent on it, the others, which nobody draws from, once a second.
 """
 
+import itertools
 import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from policies.errors import Unavailable
-from services.epochs import take_epoch
+from policies.errors import Rejected, Unavailable
+from services.epochs import stay, take_epoch
 from services.learning.inline import InlineShards
 from services.learning.shards import Engine, open_shards
-from services.lifetime import listen_again, stopping
+from services.learning.standby import stand_by
+from services.learning.switching import Switching
+from services.lifetime import stopping
 from services.releases import holds
 from services.settings import Settings
 from services.telemetry import Telemetry, share
-from services.wiring import open_bundles, open_log, open_state
+from services.wiring import open_bundles, open_log, open_state, open_uploads
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
 from streaming.publish import Publisher, lineage, older_sums, pointer_name
@@ -101,6 +104,8 @@ class Learning:
             self._telemetry.add("learn_examples_total", surface, policy, by=count)
         lag = max(time.time() - report.clock, 0.0) if report.lag_records else 0.0
         self._telemetry.set("join_lag_seconds", str(report.partition), value=lag)
+        self._telemetry.set("shard_stopped", str(report.partition), value=float(bool(report.stopped)))
+        self._telemetry.set("rebuilding_records", str(report.partition), value=report.rebuilding)
 
     def _publish_changed(self, engine: Engine, *, every: bool = False) -> None:
         started = time.monotonic()
@@ -163,69 +168,54 @@ def _current(configs: Configs) -> list[Compiled]:
     return [compiled for compiled in found if compiled is not None]
 
 
-class Later:
-    """An engine that takes seconds to start, built in a thread that then stays: what it started may end with its thread."""
-
-    def __init__(self, build: Callable[[], Engine]) -> None:
-        self._build = build
-        self._done, self._over = threading.Event(), threading.Event()
-        self._engine: Engine | None = None
-        self._error: Exception | None = None
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
-
-    def take(self) -> Engine | None:
-        """The engine, once, when it is there. Raises what building it raised."""
-        if not self._done.is_set():
-            return None
-        if self._error is not None:
-            raise self._error
-        engine, self._engine = self._engine, None
-        return engine
-
-    def forget(self) -> None:
-        """Give up: `take` has nothing from now on."""
-        self._error = None
-
-    def end(self) -> None:
-        self._over.set()
-
-    def _run(self) -> None:
-        try:
-            self._engine = self._build()
-        except Exception as error:  # noqa: BLE001 - handed to `take`, in the thread that decides what it means
-            self._error = error
-        self._done.set()
-        self._over.wait()
-
-
 def run(settings: Settings) -> None:
-    """Learn until SIGTERM: inline at once, on Ray as soon as it is up."""
+    """Learn until SIGTERM. Of two services the older stops learning, and stands by."""
     stop = stopping()
     share(settings.metrics_path)
-    state, configs = open_state(settings), Configs()
-    epoch = take_epoch(state)
+    state, telemetry = open_state(settings), Telemetry()
+    while not stop.is_set():
+        try:
+            _reign(settings, state, telemetry, take_epoch(state), stop)
+        except Unavailable as error:  # at the beginning: `_turn` waits for what goes away later
+            log.warning("away", extra={"error": str(error)})
+            stop.wait(AWAY_SECONDS)
+        except Rejected as error:
+            if error.code != "fenced":
+                raise
+            log.warning("superseded", extra={"why": str(error)})
+            stand_by(open_uploads(settings), open_log(settings), stop)
+    log.info("stopped")
+
+
+def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, stop: threading.Event) -> None:
+    """Learn for one epoch. Raises Rejected('fenced') when it is over."""
+    configs, owners = Configs(), itertools.count(epoch)
     publisher = Publisher(open_bundles(settings), configs, epoch)
-    learning = Learning(state, configs, publisher, Telemetry(), settings.publish_ms / 1000)
+    learning = Learning(state, configs, publisher, telemetry, settings.publish_ms / 1000)
     learning.follow()
     learning.begin([])
     partitions = open_log(settings).partitions
-    engine: Engine = InlineShards(open_shards(settings, state, configs, epoch, range(partitions)))
-    later = Later(lambda: _on_ray(settings, partitions, epoch)) if settings.ray != "inline" else None
+
+    def near() -> Engine:
+        return InlineShards(open_shards(settings, state, configs, next(owners), range(partitions)))
+
+    def far() -> Engine:
+        from services.learning.rays import RayShards  # the only file that needs Ray, and not everyone has it
+
+        return RayShards(settings, partitions, lambda: next(owners))
+
+    engine = Switching(near, None if settings.ray == "inline" else far, insist=settings.ray != "auto")
     try:
         learning.begin(engine.statistics())
+        next_look = 0.0
         while not stop.is_set():
-            found = _taken(later, settings) if later is not None else None
-            if found is not None:
-                engine.close()
-                engine = found
-                listen_again()  # Ray takes the signals for itself
             _turn(learning, engine, stop)
+            if time.monotonic() >= next_look:
+                stay(state, epoch)
+                next_look = time.monotonic() + FOLLOW_SECONDS
         learning.finish(engine)
-        log.info("stopped", extra={"epoch": epoch})
     finally:
         engine.close()
-        if later is not None:
-            later.end()
 
 
 def _turn(learning: Learning, engine: Engine, stop: threading.Event) -> None:
@@ -236,21 +226,3 @@ def _turn(learning: Learning, engine: Engine, stop: threading.Event) -> None:
     except Unavailable as error:
         log.warning("away", extra={"error": str(error)})
         stop.wait(AWAY_SECONDS)
-
-
-def _on_ray(settings: Settings, partitions: int, epoch: int) -> Engine:
-    from services.learning.rays import RayShards  # the only file that needs Ray, and not everyone has it
-
-    return RayShards(settings, partitions, epoch)
-
-
-def _taken(later: Later, settings: Settings) -> Engine | None:
-    """The engine on Ray when it is up. Where nobody asked for Ray by name, learning goes on without it."""
-    try:
-        return later.take()
-    except Exception as error:
-        if settings.ray != "auto":
-            raise
-        log.warning("inline", extra={"why": f"no Ray: {error}"})
-        later.forget()
-        return None

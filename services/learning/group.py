@@ -1,9 +1,9 @@
 """Shards that one process steps: what they have in common, wherever they run.
 
-    stopping   a shard that meets `Corrupt` (its records are gone from the log, a join is missing) waits for a person; it is never
-               reset, what it had learned is still published, and the others go on
-    uploading  every few seconds the checkpoints that have moved go to the bundle store from a thread of its own, so that no
-               step waits for it; and once more at the end
+stopping   a shard that meets `Corrupt` (its records are gone from the log, a join is missing) waits for a person; it is never
+           reset, what it had learned is still published, and the others go on
+uploading  every few seconds the checkpoints that have moved go to the bundle store from a thread of its own, so that no
+           step waits for it; and once more at the end
 """
 
 import logging

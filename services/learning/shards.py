@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from policies.errors import Corrupt
+from policies.errors import Corrupt, Unavailable
 from services.settings import Settings
 from services.wiring import open_checkpoints, open_dead_letters, open_log, open_uploads
 from streaming.configuration import Configs
@@ -16,11 +16,18 @@ from streaming.uploads import Uploads
 log = logging.getLogger("slatewise.learning")
 
 
+class Lost(Unavailable):
+    """The engine has gone, and comes back no more by itself: what it had committed is there for another."""
+
+
 class Engine(Protocol):
     """Steps the shards of all partitions. Nothing is handed to a shard: it pulls its records from the log."""
 
     def step(self) -> list[StepReport]:
-        """What the shards have done since the last call; each report is of a committed step."""
+        """What the shards have done since the last call; each report is of a committed step.
+
+        Raises Unavailable (again later), Lost (not this engine), Rejected('fenced') (somebody else owns the partitions).
+        """
 
     def statistics(self) -> list[Statistics]:
         """Committed statistics of every partition."""

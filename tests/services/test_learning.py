@@ -1,28 +1,19 @@
 """The learning service's loop over memory adapters: prior first, then what was learned, never back in time."""
 
-import os
-import signal
-import time
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
-import numpy as np
 import pytest
 
 from policies import bundle as bundling
-from policies.errors import Rejected, Unavailable
+from policies.errors import Rejected
 from services.configuring import quickstart
 from services.epochs import OWNERS, stay, take_epoch
 from services.learning.app import Learning
 from services.learning.inline import InlineShards
-from services.learning.shards import Engine
 from services.releases import KEY, KIND
 from services.telemetry import Telemetry
 from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryDeadLetters, MemoryLog, MemoryState
 from streaming.configuration import Compiled, Configs, publish_surface
 from streaming.events import Decision, Feedback, encode
-from streaming.ports import Log
 from streaming.publish import Publisher
 from streaming.shard import Shard
 
@@ -197,73 +188,3 @@ def test_an_epoch_is_over_when_the_next_one_is_taken() -> None:
     with pytest.raises(Rejected, match="is over") as caught:
         stay(state, first + 3)
     assert caught.value.code == "fenced"
-
-
-@pytest.fixture
-def ray_stopped() -> Iterator[None]:
-    """Whatever the test started is gone after it."""
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'slatewise[learning]'")
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's own: sockets and files of processes that end with it
-def test_ray_actors_learn_what_inline_shards_learn(tmp_path: Path, ray_stopped: None) -> None:
-    from services.configuring import apply_quickstart
-    from services.learning.rays import RayShards
-    from services.learning.shards import open_shards
-    from services.settings import Settings
-    from services.wiring import open_log, open_state
-
-    settings = Settings.load({}, data=tmp_path / "ray", partitions=PARTITIONS, ray="local")
-    state, configs, log = open_state(settings), Configs(), open_log(settings)
-    apply_quickstart(state)
-    configs.follow(state)
-    compiled = configs.current("home")
-    assert compiled is not None
-    units = [f"{number:016x}" for number in range(60)]
-    records = [
-        (unit.encode(), encode(msgspec.structs.replace(decision(compiled, unit), at=time.time()))) for unit in units
-    ]
-    log.append(records[:30])
-
-    engine = RayShards(settings, PARTITIONS, take_epoch(state))
-    try:
-        read_all(engine, log)
-        for pid in engine.pids():
-            os.kill(pid, signal.SIGKILL)  # what they had committed is there for their successors
-        log.append(records[30:])
-        read_all(engine, log)
-        remote = engine.statistics()
-    finally:
-        engine.close()
-    inline = InlineShards(open_shards(settings, state, configs, take_epoch(state), range(PARTITIONS))).statistics()
-    fresh = Settings.load({}, data=tmp_path / "ray", partitions=PARTITIONS)
-    replayed = [
-        Shard(p, open_log(fresh), MemoryCheckpoints(), configs, MemoryDeadLetters(), epoch=1) for p in range(PARTITIONS)
-    ]
-    for shard in replayed:
-        shard.step()
-    for mine, theirs, again in zip(inline, remote, (shard.statistics() for shard in replayed), strict=True):
-        assert (mine.offset, mine.examples) == (theirs.offset, theirs.examples) == (again.offset, again.examples)
-        for key, arrays in again.arrays.items():
-            for name, array in arrays.items():
-                for other in (mine.arrays[key][name], theirs.arrays[key][name]):
-                    if array.dtype.kind == "f":
-                        np.testing.assert_allclose(other, array, rtol=1e-9, atol=1e-9)
-
-
-def read_all(engine: Engine, log: Log) -> None:
-    """Step until every partition is read to its end; generous, because an actor's process takes seconds to start."""
-    until = time.monotonic() + 120.0
-    while not _at_end(engine, log):
-        assert time.monotonic() < until
-        engine.step()
-
-
-def _at_end(engine: Engine, log: Log) -> bool:
-    try:
-        return all(one.offset >= log.end(one.partition)[0] for one in engine.statistics())
-    except Unavailable:  # a killed actor, and `step` has not noticed yet
-        return False
