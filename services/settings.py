@@ -154,10 +154,6 @@ class Settings:
         ) or self.data / "state.sqlite"
 
     @property
-    def bundles_path(self) -> Path:
-        return path_of(self.bundles, "file", PREFIX + "BUNDLES") or self.data / "bundles"
-
-    @property
     def claims_path(self) -> Path:
         return self.data / "claims.sqlite"
 

@@ -4,10 +4,11 @@ What a process does not use it does not import: a client library costs a start t
 """
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.errors import Rejected
-from services.settings import PREFIX, Settings, path_of
+from services.settings import PREFIX, Settings, path_of, scheme_of
 from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
@@ -20,7 +21,7 @@ from streaming.snapshot import Snapshot
 from streaming.spool import Spool
 
 if TYPE_CHECKING:
-    from streaming.adapters.kafka import KafkaAddress, KafkaLog
+    from streaming.adapters.kafka import KafkaAddress
     from streaming.adapters.redis import RedisConnection
 
 
@@ -28,13 +29,14 @@ def open_log(settings: Settings) -> Log:
     if not settings.on_kafka:
         settings.log_path.parent.mkdir(parents=True, exist_ok=True)
         return SqliteLog(settings.log_path, partitions=settings.partitions)
-    address = _kafka(settings)
-    opened: type[KafkaLog]
+    from streaming.adapters.kafka import KafkaLog
+
+    address, kind = _kafka(settings), KafkaLog
     if address.confluent:
-        from streaming.adapters.kafka_confluent import ConfluentLog as opened
-    else:
-        from streaming.adapters.kafka import KafkaLog as opened
-    return opened(
+        from streaming.adapters.kafka_confluent import ConfluentLog
+
+        kind = ConfluentLog
+    return kind(
         address,
         partitions=settings.partitions,
         retention_seconds=settings.retention_seconds,
@@ -63,8 +65,7 @@ def open_claims(settings: Settings) -> Claims:
 
 
 def open_bundles(settings: Settings) -> Bundles:
-    settings.bundles_path.mkdir(parents=True, exist_ok=True)
-    bundles = FileBundles(settings.bundles_path)
+    bundles = _store(settings.bundles, settings.data / "bundles", PREFIX + "BUNDLES")
     if settings.on_redis:
         from streaming.adapters.redis import RedisBundles
 
@@ -84,9 +85,8 @@ def open_copies(settings: Settings) -> tuple[State, Bundles, Copies | None]:
 
 def open_uploads(settings: Settings) -> Bundles:
     """The shards' checkpoints in the bundle store: a store of their own in it, so that nobody takes them for bundles."""
-    path = settings.bundles_path / "checkpoints"
-    path.mkdir(parents=True, exist_ok=True)
-    return FileBundles(path)
+    url = settings.bundles and f"{settings.bundles.rstrip('/')}/checkpoints"
+    return _store(url, settings.data / "bundles" / "checkpoints", PREFIX + "BUNDLES")
 
 
 def open_checkpoints(settings: Settings, partition: int) -> Checkpoints:
@@ -103,12 +103,10 @@ def open_settlements(settings: Settings, partition: int) -> Settlements:
 
 
 def open_experiences(settings: Settings) -> Bundles:
-    """Where files of settled decisions go. Raises Rejected for a URL that this build cannot open."""
-    path = path_of(settings.experiences, "file", PREFIX + "EXPERIENCES")
-    if path is None:
+    """Where files of settled decisions go. Raises Rejected for a URL that this installation cannot open."""
+    if not settings.experiences:
         raise Rejected("Expected a folder for settled decisions such as file:///path", at=PREFIX + "EXPERIENCES")
-    path.mkdir(parents=True, exist_ok=True)
-    return FileBundles(path)
+    return _store(settings.experiences, settings.data / "experiences", PREFIX + "EXPERIENCES")
 
 
 def open_dead_letters(settings: Settings) -> DeadLetters:
@@ -140,6 +138,17 @@ def in_memory_settlements() -> Settlements:
 def in_memory() -> tuple[Checkpoints, DeadLetters]:
     """Stores of a shard that replays a log beside the one that owns it, and leaves nothing behind."""
     return MemoryCheckpoints(), MemoryDeadLetters()
+
+
+def _store(url: str, folder: Path, at: str) -> Bundles:
+    """A folder of this host, or what fsspec opens."""
+    if scheme_of(url) in ("", "file"):
+        path = path_of(url, "file", at) or folder
+        path.mkdir(parents=True, exist_ok=True)
+        return FileBundles(path)
+    from streaming.adapters.fsspec import FsspecBundles
+
+    return FsspecBundles(url, clock=time.monotonic)
 
 
 def _kafka(settings: Settings) -> "KafkaAddress":

@@ -107,7 +107,7 @@ def test_bundles_are_inspected_verified_rolled_back(published: tuple[Settings, l
 
 def test_a_flipped_byte_is_found(published: tuple[Settings, list[str]]) -> None:
     settings, (_, second) = published
-    graph = next((settings.bundles_path / "graphs").iterdir())
+    graph = next((settings.data / "bundles" / "graphs").iterdir())
     spoilt = bytearray(graph.read_bytes())
     spoilt[len(spoilt) // 2] ^= 1
     graph.write_bytes(spoilt)

@@ -204,7 +204,7 @@ def test_a_release_that_cannot_be_is_refused(http: Http, house: House, asked: An
 
 def test_a_spoilt_bundle_is_no_way_back(http: Http, house: House) -> None:
     first = house.publish()
-    pool = next((house.settings.bundles_path / "arrays").iterdir())
+    pool = next((house.settings.data / "bundles" / "arrays").iterdir())
     spoilt = bytearray(pool.read_bytes())
     spoilt[-1] ^= 1
     pool.write_bytes(spoilt)
