@@ -44,6 +44,9 @@ class Log(Protocol):
     def read(self, partition: int, offset: int, limit: int) -> list[Record]:
         """Up to `limit` records from `offset`, in order; empty at the end. Raises Unavailable, Corrupt('offset_out_of_range')."""
 
+    def first(self, partition: int) -> int:
+        """Offset of the oldest record that can be read; the end where there is none."""
+
     def end(self, partition: int) -> tuple[int, float]:
         """(next offset to be written, newest append time or 0.0)."""
 

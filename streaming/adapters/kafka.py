@@ -115,6 +115,10 @@ class KafkaLog:
             reader = self._glances[partition]
         return reader.read(offset, limit)
 
+    def first(self, partition: int) -> int:
+        self._topic.facts()
+        return self._topic.first(partition)
+
     def end(self, partition: int) -> tuple[int, float]:
         """(next offset, newest append time); up to a second old in what others have written."""
         self._topic.facts()

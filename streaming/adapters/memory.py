@@ -53,6 +53,9 @@ class MemoryLog:
             raise Corrupt("offset_out_of_range", f"partition {partition} has {first}..{end}, not {offset}")
         return self._records[partition][offset - first : offset - first + limit] if limit > 0 else []
 
+    def first(self, partition: int) -> int:
+        return self._first[partition]
+
     def end(self, partition: int) -> tuple[int, float]:
         return self._first[partition] + len(self._records[partition]), self._clocks[partition]
 
@@ -110,17 +113,26 @@ class MemoryClaims:
 
 class MemoryDeadLetters:
     def __init__(self) -> None:
-        self._letters: dict[tuple[int, int], DeadLetter] = {}
+        self._letters: dict[tuple[int, int], tuple[int, DeadLetter]] = {}
+        self._numbers = itertools.count(1)
 
     def put(self, letters: Sequence[DeadLetter]) -> None:
         for letter in letters:
-            self._letters.setdefault((letter.partition, letter.offset), letter)
+            if (letter.partition, letter.offset) not in self._letters:
+                self._letters[letter.partition, letter.offset] = next(self._numbers), letter
 
     def read(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, DeadLetter]]:
-        return list(enumerate(self._letters.values(), 1))[after : after + limit]
+        return [numbered for numbered in self._letters.values() if numbered[0] > after][:limit]
+
+    def trim(self, partition: int, before: int) -> int:
+        """Retention: letters of records below an offset are gone; their number."""
+        gone = [name for name in self._letters if name[0] == partition and name[1] < before]
+        for name in gone:
+            del self._letters[name]
+        return len(gone)
 
     def count(self) -> dict[str, int]:
-        return dict(Counter(letter.reason for letter in self._letters.values()))
+        return dict(Counter(letter.reason for _, letter in self._letters.values()))
 
 
 class MemoryCheckpoints:

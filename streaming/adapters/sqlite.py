@@ -5,6 +5,7 @@ Every file may be opened by several processes at once.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from policies.errors import Corrupt, Rejected
 from streaming.adapters.rules import refuse_stale
@@ -15,6 +16,7 @@ from streaming.ports import DeadLetter, Position, Record, Versioned
 
 __all__ = ["SqliteCheckpoints", "SqliteClaims", "SqliteDeadLetters", "SqliteLog", "SqliteState"]
 
+_record = partial(tuple.__new__, Record)  # a third of the time of `Record._make`
 _SWEEP_EVERY = 256  # claims between two removals of expired ones
 
 
@@ -85,7 +87,11 @@ class SqliteLog:
             ((first, end),) = self._file.read("SELECT first, next FROM ends WHERE partition = ?", (partition,))
             if not first <= offset <= end:
                 raise Corrupt("offset_out_of_range", f"partition {partition} has {first}..{end}, not {offset}")
-        return list(map(Record._make, rows))
+        return list(map(_record, rows))
+
+    def first(self, partition: int) -> int:
+        first: int = self._file.read("SELECT first FROM ends WHERE partition = ?", (partition,))[0][0]
+        return first
 
     def end(self, partition: int) -> tuple[int, float]:
         ((end, clock),) = self._file.read("SELECT next, clock FROM ends WHERE partition = ?", (partition,))
@@ -208,6 +214,12 @@ class SqliteDeadLetters:
     def read(self, after: int = 0, limit: int = 1_000) -> list[tuple[int, DeadLetter]]:
         query = "SELECT * FROM letters WHERE sequence > ? ORDER BY sequence LIMIT ?"
         return [(row[0], DeadLetter(*row[1:])) for row in self._file.read(query, (after, limit))]
+
+    def trim(self, partition: int, before: int) -> int:
+        """Retention: letters of records below an offset are gone; their number."""
+        with self._file.write() as db:
+            gone = db.execute('DELETE FROM letters WHERE partition = ? AND "offset" < ?', (partition, before))
+            return int(gone.rowcount)
 
     def count(self) -> dict[str, int]:
         return dict(self._file.read("SELECT reason, count(*) FROM letters GROUP BY reason"))
