@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -26,14 +26,13 @@ from services.settings import Settings
 from services.stack.kafka import Broker
 from services.stack.ray import ENVIRONMENT, RayNodes
 from services.stack.redis import RedisServer
-from services.supervisor import PARTS, Part, Supervisor, prepare
+from services.supervisor import Part, Supervisor, parts_of, prepare
 
 T = TypeVar("T")
 READY_SECONDS = 180.0
 STOP_SECONDS = 90.0
 PARTITIONS = 2
-HOST_A = PARTS
-HOST_B = tuple(part for part in PARTS if part.name in ("scoring", "forwarder"))
+REPLICA = ("scoring", "forwarder")  # what host b runs
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Host:
     thread: threading.Thread
 
     @classmethod
-    def start(cls, settings: Settings, parts: tuple[Part, ...]) -> "Host":
+    def start(cls, settings: Settings, parts: Sequence[Part]) -> "Host":
         supervisor = Supervisor(settings, parts, settings.data.with_suffix(".log"))
         thread = threading.Thread(target=supervisor.run, name=f"host-{settings.data.name}", daemon=True)
         thread.start()
@@ -112,7 +111,8 @@ class House:
         )
         os.environ.update(ENVIRONMENT)
         prepare(Settings.load(a.environment(), config=config))
-        self.a, self.b = Host.start(a, HOST_A), Host.start(b, HOST_B)
+        replica = [part for part in parts_of(b) if part.name in REPLICA]
+        self.a, self.b = Host.start(a, parts_of(a)), Host.start(b, replica)
         wait_for(lambda: self.a.ready() and self.b.ready() and self.shards(), "the house is ready")
 
     def shards(self) -> list[int]:
