@@ -2,22 +2,24 @@
 
 import atexit
 import hashlib
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from policies.errors import Unavailable
 from services.stack.redis import RedisServer
 from streaming.adapters.redis import RedisBundles, RedisConnection, connect
 from streaming.ports import Bundles
 
 DEADLINE_SECONDS = 60.0
 T = TypeVar("T")
+S = TypeVar("S", bound=AbstractContextManager[Any])
 _opened: list[Any] = []
 
 
@@ -25,13 +27,24 @@ _opened: list[Any] = []
 def shared_redis() -> RedisServer:
     """The server, started with the first test that needs it."""
     folder = tempfile.TemporaryDirectory(prefix="slatewise-redis-")
-    try:
-        server = RedisServer(Path(folder.name))
-    except Unavailable as error:
-        pytest.skip(f"needs redis-server: {error}")
+    server = start_or_skip(lambda: RedisServer(Path(folder.name)))
     atexit.register(folder.cleanup)
     atexit.register(server.stop)  # the other way round: first stopped, then removed
     return server
+
+
+def start_or_skip(start: Callable[[], T]) -> T:
+    """Only what is not installed is skipped: a server that does not come up is a failure."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server: apt-get install redis-server")
+    return start()
+
+
+@contextmanager
+def started(start: Callable[[], S]) -> Iterator[S]:
+    """Servers of a test's own."""
+    with start_or_skip(start) as servers:
+        yield servers
 
 
 def namespace(folder: Path) -> str:
