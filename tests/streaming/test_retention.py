@@ -136,9 +136,9 @@ def test_a_file_whose_manifest_is_on_its_way_stays(store: Store) -> None:
 def test_a_file_that_is_named_again_starts_anew(store: Store) -> None:
     """What a bundle that was removed had, and a later one has again, is not doubted any more."""
     made = store.publisher
-    first = made.publish(store.compiled.policies["ts"], [], {0: 0}, NOW, number=1)
-    made.publish(store.compiled.policies["ts"], [], {0: 0}, NOW + 1, number=2)
-    store.sweep(NOW + 2 * DAY)
+    first = made.publish(store.compiled.policies["ts"], [], {0: 0}, NOW + 60, number=1)
+    made.publish(store.compiled.policies["ts"], [], {0: 0}, NOW + 61, number=2)
+    assert store.sweep(NOW + 2 * DAY)["manifests"] == 1
     again = made.publish(store.compiled.policies["ts"], [], {0: 0}, NOW + 3 * DAY, number=1)
     assert first.manifest is not None
     assert again.manifest is not None
@@ -152,8 +152,8 @@ def test_a_file_that_is_written_while_files_are_removed_stays(store: Store) -> N
     """The publisher finds an old array in place and leaves it, and the sweep that had decided on it lets it be."""
     made = store.publisher
     policy = store.compiled.policies["ts"]
-    made.publish(policy, [], {0: 0}, NOW, number=1)
-    made.publish(policy, [], {0: 0}, NOW + 1, number=2)
+    made.publish(policy, [], {0: 0}, NOW + 60, number=1)  # between two full hours
+    made.publish(policy, [], {0: 0}, NOW + 61, number=2)
     store.sweep(NOW + 2 * DAY)  # the first bundle's manifest goes, its arrays are doubted from now on
     complete = store.retention._complete
 
