@@ -113,11 +113,11 @@ def difference(committed: list[Statistics], replayed: list[Statistics]) -> float
             return float("inf")
         for key, arrays in theirs.arrays.items():
             for name, array in arrays.items():
-                off = max(off, _gap(mine.arrays[key][name], array))
+                off = max(off, gap(mine.arrays[key][name], array))
     return off
 
 
-def _gap(found: Any, wanted: Any) -> float:
+def gap(found: Any, wanted: Any) -> float:
     """Of numbers, relative to the largest; of names, all or nothing. Infinities (half-lives) are where they should be."""
     if found.shape != wanted.shape:
         return float("inf")
@@ -128,8 +128,8 @@ def _gap(found: Any, wanted: Any) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    gap = np.abs(found[finite] - wanted[finite]).max()
-    return float(gap) / max(float(np.abs(wanted[finite]).max()), 1.0)
+    off = np.abs(found[finite] - wanted[finite]).max()
+    return float(off) / max(float(np.abs(wanted[finite]).max()), 1.0)
 
 
 def _counted(committed: list[Statistics], first: dict[str, Decision], told: Told) -> float:
