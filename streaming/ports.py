@@ -68,6 +68,17 @@ class Moves(Protocol):
         """
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """A log that other people's tools look at, and whose retention runs by itself."""
+
+    def commit_offsets(self, partition: int, offset: int) -> None:
+        """Tell lag tools how far the shard has come; nothing of ours reads it. Raises Unavailable."""
+
+    def headroom(self, partition: int, offset: int, now: float) -> float:
+        """How much of the retention is left to the record at `offset`, the oldest still needed: 1 new, 0 lost. Raises Unavailable."""
+
+
 @dataclass(frozen=True, slots=True)
 class Versioned:
     """One entry of the state record: `value` None means deleted."""

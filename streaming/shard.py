@@ -24,7 +24,7 @@ from streaming.configuration import Configs
 from streaming.derived import derived_of
 from streaming.feed import Feed
 from streaming.join import Applied, Joiner
-from streaming.ports import Checkpoints, Commit, DeadLetter, DeadLetters, Log, Moves, Record
+from streaming.ports import Checkpoints, Commit, DeadLetter, DeadLetters, Log, Moves, Record, Watched
 from streaming.recovery import Held, beginning, better_upload, encode_held, read_held
 from streaming.rows import Rows
 from streaming.uploads import Checkpoint, Uploads
@@ -39,6 +39,7 @@ class StepReport:
     offset, clock  where the partition stands after it;   lag_records  how many the log holds beyond
     fresh          (surface, policy, accepted_at) of feedback now in committed statistics, at most 32 for each policy
     rebuilding     records still to be read again before anything is learned
+    headroom       how much of the log's retention is left to the oldest record still needed; None: not looked at, or unknown
     stopped        why this partition waits for a person; empty: it does not
     """
 
@@ -54,6 +55,7 @@ class StepReport:
     fresh: list[tuple[str, str, float]] = field(default_factory=list)
     learned: dict[str, int] = field(default_factory=dict)
     rebuilding: int = 0
+    headroom: float | None = None
     stopped: str = ""
 
 
@@ -208,6 +210,13 @@ class Shard:
             statistics={key: {name: np.array(a) for name, a in statistics[key].items()} for key in changed},
             versions=versions,
         )
+
+    def tell(self, checkpoint: Checkpoint, now: float) -> float | None:
+        """Tell the log how far this is, and ask for its headroom. Raises Unavailable."""
+        if not isinstance(self._log, Watched):
+            return None
+        self._log.commit_offsets(self._partition, checkpoint.offset)
+        return self._log.headroom(self._partition, min(checkpoint.rebuild_from, checkpoint.offset), now)
 
     def _state(self) -> Joiner:
         if self._joiner is None:

@@ -104,6 +104,8 @@ class Learning:
             self._telemetry.add("learn_examples_total", surface, policy, by=count)
         lag = max(time.time() - report.clock, 0.0) if report.lag_records else 0.0
         self._telemetry.set("join_lag_seconds", str(report.partition), value=lag)
+        if report.headroom is not None:
+            self._telemetry.set("log_retention_headroom_ratio", str(report.partition), value=report.headroom)
         self._telemetry.set("shard_stopped", str(report.partition), value=float(bool(report.stopped)))
         self._telemetry.set("rebuilding_records", str(report.partition), value=report.rebuilding)
 

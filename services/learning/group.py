@@ -17,9 +17,11 @@ from streaming.shard import Shard, Statistics, StepReport
 from streaming.uploads import Checkpoint, Uploads
 
 log = logging.getLogger("slatewise.learning")
+AWAY_SECONDS = 0.5  # between two tries of a shard whose log or disk is away
 UPLOAD_SECONDS = 5.0  # what a shard elsewhere learns again at most, besides reading its joins
 
-Each = Callable[[Callable[[Shard], StepReport], Sequence[Shard]], Iterable[StepReport]]
+Done = StepReport | Unavailable
+Each = Callable[[Callable[[Shard], Done], Sequence[Shard]], Iterable[Done]]
 
 
 class Group:
@@ -29,14 +31,19 @@ class Group:
         self._shards, self._each, self._upload_seconds = list(shards), each, upload_seconds
         self._stopped: dict[int, Statistics] = {}
         self._last: dict[int, StepReport] = {}
+        self._away: dict[int, tuple[float, Unavailable]] = {}  # partition → (when to try again, why not before)
+        self._headroom: dict[int, float] = {}
         self._uploaded: dict[int, int] = {}  # partition → offset
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._upload: Future[None] | None = None
         self._next_upload = 0.0
 
     def step(self) -> list[StepReport]:
-        """One step of every shard. Raises Unavailable, and Rejected('fenced') when somebody else owns a partition now."""
-        reports = list(self._each(self._step, self._shards))
+        """One step of every shard. Raises Unavailable when none could do one, Rejected('fenced', 'another_log')."""
+        done = list(self._each(self._step, self._shards))
+        reports = [report for report in done if isinstance(report, StepReport)]
+        if done and not reports:
+            raise next(error for error in done if isinstance(error, Unavailable))
         self._uploading()
         return reports
 
@@ -53,16 +60,28 @@ class Group:
             log.warning("not uploaded", extra={"error": str(error)})
         self._uploader.shutdown()
 
-    def _step(self, shard: Shard) -> StepReport:
-        partition = shard.partition
+    def _step(self, shard: Shard) -> Done:
+        partition, now = shard.partition, time.monotonic()
         if partition in self._stopped:
             return self._last[partition]
+        away = self._away.get(partition)
+        if away is not None and now < away[0]:
+            return away[1]
         try:
-            report = self._last[partition] = shard.step(time.time())
+            report = shard.step(time.time())
+        except Unavailable as error:  # what it had not committed is read again
+            log.warning("shard waits", extra={"partition": partition, "error": str(error)})
+            self._away[partition] = now + AWAY_SECONDS, error
+            return error
         except Corrupt as error:
             log.error("shard stopped", extra={"partition": partition, "reason": error.reason, "detail": error.detail})
             self._stopped[partition] = found = shard.committed()
-            report = self._last[partition] = _halted(found, self._last.get(partition), error.reason)
+            report = _halted(found, self._last.get(partition), error.reason)
+        else:
+            self._away.pop(partition, None)
+            if partition in self._headroom:
+                report = replace(report, headroom=self._headroom.pop(partition))
+        self._last[partition] = report
         return report
 
     def _uploading(self) -> None:
@@ -84,12 +103,24 @@ class Group:
         found = []
         for shard in self._shards:
             uploads, partition = shard.uploads, shard.partition
-            if uploads is None or partition in self._stopped or shard.offset == self._uploaded.get(partition):
+            if uploads is None or partition in self._stopped or partition in self._away:
+                continue
+            if shard.offset == self._uploaded.get(partition):
                 continue
             made = shard.checkpoint(uploads.known())
             if made is not None:
                 found.append((partition, uploads, made))
+                self._tell(shard, made)
         return found
+
+    def _tell(self, shard: Shard, made: Checkpoint) -> None:
+        try:
+            headroom = shard.tell(made, time.time())
+        except Unavailable as error:  # told again in a few seconds
+            log.warning("not told", extra={"partition": shard.partition, "error": str(error)})
+            return
+        if headroom is not None:
+            self._headroom[shard.partition] = headroom
 
     def _put(self, checkpoints: Sequence[tuple[int, Uploads, Checkpoint]]) -> None:
         for partition, uploads, made in checkpoints:

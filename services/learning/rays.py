@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import ray
 from ray.util import list_named_actors
 
@@ -42,8 +43,9 @@ START_SECONDS = 120.0  # for an actor's process, its imports and its checkpoints
 STUCK_SECONDS = 20.0  # without an answer to a pull, which takes as long as a step at most: a store's bounded wait
 STATISTICS_SECONDS = 5.0
 CLOSE_SECONDS = 15.0
+HEAD_PROCESSES = ("gcs_server", "raylet")
 RECONNECT_SECONDS = "5"  # that a client's calls hang when the head goes; then learning goes on without it
-RECOUNT_SECONDS = 10.0  # between two looks at how large the cluster is
+LOOK_SECONDS = 5.0  # between two looks at whether Ray is there and how large the cluster is
 
 
 class ShardGroup:
@@ -117,11 +119,11 @@ class RayShards:
     actors: int | None = None
     _seats: list[_Seat] = field(default_factory=list)
     _known: dict[int, Statistics] = field(default_factory=dict)  # newest of each partition
-    _next_count: float = 0.0
+    _next_look: float = 0.0
 
     def __post_init__(self) -> None:
         with _reached():
-            start_ray(self.settings)
+            self._local = start_ray(self.settings)
             self._namespace = namespace(self.settings)
             self._first = self.owner()
             self._end_older()
@@ -131,10 +133,9 @@ class RayShards:
     def step(self) -> list[StepReport]:
         """Reports of actors that have answered. Raises Lost, Unavailable, Rejected('fenced')."""
         with _reached():
-            if self.actors is None and time.monotonic() >= self._next_count:
-                self._next_count = time.monotonic() + RECOUNT_SECONDS
-                if self._wanted() != len(self._seats):
-                    self.reseat(self._wanted())
+            if time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + LOOK_SECONDS
+                self._look()
             for seat in self._seats:
                 if seat.pull is None:
                     seat.pull, seat.asked = seat.actor.pull.remote(), time.monotonic()
@@ -182,6 +183,16 @@ class RayShards:
         self._seats = []
         with contextlib.suppress(Exception):  # whatever Ray says when it is told to go while it is gone
             ray.shutdown()
+
+    def _look(self) -> None:
+        """Raises Lost when a local Ray's own processes have died: Ray would end ours a minute later."""
+        dead = [
+            process for process in self._local if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        ]
+        if dead:
+            raise Lost(f"Ray: process {dead[0].pid} died")
+        if self.actors is None and not self._local and self._wanted() != len(self._seats):
+            self.reseat(self._wanted())
 
     def _answer(self, seat: _Seat) -> list[StepReport]:
         done, _ = ray.wait([seat.pull], timeout=0)
@@ -279,13 +290,16 @@ def _reached() -> Iterator[None]:
         raise Lost(f"Ray: {error}") from error
 
 
-def start_ray(settings: Settings) -> None:
-    """A local Ray on loopback without dashboard and without usage reports, or the cluster of `ray://host:port`."""
+def start_ray(settings: Settings) -> list[psutil.Process]:
+    """A local Ray on loopback without dashboard and without usage reports, or the cluster of `ray://host:port`.
+
+    The processes without which a local one cannot go on.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", RECONNECT_SECONDS)
     if settings.ray.startswith("ray://"):
         ray.init(address=settings.ray, log_to_driver=False)
-        return
+        return []
     ray.init(
         num_cpus=os.cpu_count() or 1,
         include_dashboard=False,
@@ -294,3 +308,4 @@ def start_ray(settings: Settings) -> None:
         logging_level=logging.WARNING,
         _node_ip_address="127.0.0.1",
     )
+    return [child for child in psutil.Process().children() if child.name() in HEAD_PROCESSES]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from policies.errors import Corrupt, Unavailable
 from services.settings import Settings
-from services.wiring import open_checkpoints, open_dead_letters, open_log, open_uploads
+from services.wiring import open_checkpoints, open_dead_letters, open_feed, open_log, open_uploads
 from streaming.configuration import Configs
 from streaming.ports import Checkpoints, State
 from streaming.shard import Shard, Statistics, StepReport
@@ -57,6 +57,7 @@ def open_shards(
             epoch=owner,
             refresh=refresh,
             uploads=Uploads(store, partition, owner),
+            feed=open_feed(settings, events.partitions, partition, owner),
         )
         for partition in partitions
     ]
