@@ -4,8 +4,7 @@ Types are those that DuckDB, pandas and Spark all read: signed integers, microse
 nanoseconds; no column is called by a word of SQL. Probabilities are float64, encoded features float32 as they were drawn from. Equal experiences give equal bytes.
 """
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -158,15 +157,6 @@ def table_of(experiences: Sequence[Experience]) -> pa.Table:
             column = [getattr(d, field.name) for _, d in made]
         arrays.append(column if isinstance(column, pa.Array) else pa.array(column, field.type))
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
-
-
-def file_of(tables: Iterable[pa.Table]) -> bytes:
-    """A Parquet file with a row group a table."""
-    sink = io.BytesIO()
-    with writer(sink) as out:
-        for table in tables:
-            out.write_table(table)
-    return sink.getvalue()
 
 
 def writer(sink: Any) -> pq.ParquetWriter:

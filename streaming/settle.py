@@ -224,7 +224,10 @@ class Settler:
             if loaded.extra:
                 self._kept = msgspec.msgpack.decode(loaded.extra, type=Kept)
                 if self._kept.identity != self._log.identity:
-                    message = f"settled so far was {self._kept.identity}, this log is {self._log.identity}"
+                    message = (
+                        f"partition {self._partition} was settled of the log {self._kept.identity}, this one is "
+                        f"{self._log.identity}: move what settling keeps aside to begin anew"
+                    )
                     raise Rejected(message, code="other_log", status=409)
                 joiner.restore(replace(loaded, extra=self._kept.joiner))
                 self._offset = loaded.offset

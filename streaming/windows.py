@@ -9,15 +9,16 @@ half-done, so whoever dies in between writes the same bytes under the same names
 """
 
 import hashlib
+import io
 import re
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
-import pyarrow as pa
 
 from streaming.configuration import Configs
-from streaming.parquet import ROW_GROUP, file_of, table_of
+from streaming.parquet import ROW_GROUP, table_of, writer
 from streaming.ports import Bundles
 from streaming.settle import Experience, Experiences, Row
 
@@ -63,25 +64,19 @@ class Windows:
 
     def _files(self, piece: Sequence[tuple[int, Row]]) -> dict[str, bytes]:
         """name → bytes."""
-        groups: dict[str, list[Experience]] = {}
-        tables: dict[str, list[pa.Table]] = {}
-        offsets: dict[str, list[int]] = {}
+        files: dict[str, _File] = {}
         for start in range(0, len(piece), ROW_GROUP):
             for one in self._experiences.of(piece[start : start + ROW_GROUP]):
-                folder = folder_of(one)
                 self._store_version(one.decision.config)
-                group = groups.setdefault(folder, [])
-                group.append(one)
-                offsets.setdefault(folder, []).append(one.row.offset)
-                if len(group) == ROW_GROUP:
-                    tables.setdefault(folder, []).append(table_of(group))
-                    groups[folder] = []
-        files: dict[str, bytes] = {}
-        for folder, group in groups.items():
-            made = tables.get(folder, []) + ([table_of(group)] if group else [])
-            first, last = min(offsets[folder]), max(offsets[folder])
-            files[f"{folder}/p{self._experiences.partition:04d}-{first:012d}-{last:012d}.parquet"] = file_of(made)
-        return files
+                folder = folder_of(one)
+                if folder not in files:
+                    files[folder] = _File()
+                files[folder].add(one)
+        partition = self._experiences.partition
+        return {
+            f"{folder}/p{partition:04d}-{file.first:012d}-{file.last:012d}.parquet": file.close()
+            for folder, file in files.items()
+        }
 
     def _store_version(self, config: str) -> None:
         compiled = None if config in self._stored else self._configs.get(config)
@@ -96,6 +91,31 @@ class Windows:
         }
         self._store.put(f"versions/{config}.json", msgspec.json.encode(document))
         self._stored.add(config)
+
+
+class _File:
+    """One file in the making, compressed a row group at a time: memory holds no more than a group as Python objects."""
+
+    def __init__(self) -> None:
+        self._sink, self._group = io.BytesIO(), list[Experience]()
+        self._writer = writer(self._sink)
+        self.first, self.last = sys.maxsize, 0
+
+    def add(self, one: Experience) -> None:
+        self.first, self.last = min(self.first, one.row.offset), max(self.last, one.row.offset)
+        self._group.append(one)
+        if len(self._group) == ROW_GROUP:
+            self._flush()
+
+    def close(self) -> bytes:
+        if self._group:
+            self._flush()
+        self._writer.close()
+        return self._sink.getvalue()
+
+    def _flush(self) -> None:
+        self._writer.write_table(table_of(self._group))
+        self._group = []
 
 
 def folder_of(one: Experience) -> str:
