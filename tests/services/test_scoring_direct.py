@@ -228,7 +228,7 @@ def test_an_own_id_is_claimed_without_holding_the_others_up(tmp_path: Path) -> N
     assert scoring.admission.admitted == 0
 
 
-def test_a_claims_store_that_hangs_holds_nobody_for_long(tmp_path: Path) -> None:
+def test_a_claims_store_that_hangs_holds_nobody_for_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """After as many claims as there are threads, nobody waits at all; when the store is back, claims are claims again."""
     free = threading.Event()
 
@@ -254,7 +254,9 @@ def test_a_claims_store_that_hangs_holds_nobody_for_long(tmp_path: Path) -> None
         hung = await asyncio.gather(*(ask(f"a{i}") for i in range(CLAIM_THREADS)))
         assert {(answer["mode"], answer["retry_unchecked"]) for answer in hung} == {("live", True)}
         assert [(await ask(f"b{i}"))["retry_unchecked"] for i in range(20)] == [True] * 20
-        assert Hanging.visits == CLAIM_THREADS  # the twenty have not even asked
+        assert Hanging.visits == CLAIM_THREADS
+        whys = [str(getattr(record, "error", "")) for record in caplog.records if record.message == "unclaimed"]
+        assert sum("does not answer" in why for why in whys) == 20  # these have not even asked
         free.set()
         deadline = time.monotonic() + 60
         while deciding._hanging and time.monotonic() < deadline:
