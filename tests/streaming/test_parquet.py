@@ -1,6 +1,7 @@
 """Files of settled decisions: the same bytes whichever way they come about, read alike by pyarrow, DuckDB and pandas."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.adapters.files import FileBundles
+from streaming.adapters.fsspec import FsspecBundles
 from streaming.adapters.memory import MemoryBundles
 from streaming.adapters.rules import checked_name
 from streaming.events import Decision, Feedback, Sample
-from streaming.parquet import SCHEMA, table_of
+from streaming.parquet import FORMAT, SCHEMA, table_of
 from streaming.settle import Experiences, Settler
 from streaming.windows import Windows, folder_of, plain
 from tests.streaming.joining import CORRECTABLE, EPOCH0, HORIZON, UNIT, Abort, Ports, decision, feedback
@@ -315,6 +317,39 @@ def test_the_day_is_that_of_the_decision_in_utc() -> None:
     write_all(ports, store, LATER + CORRECTABLE * 100)
     assert {name.split("/")[2] for name in stored(store)} == {"date=1970-01-12", "date=1970-01-13"}
     assert folder_of(Experiences(0, ports.checkpoints, ports.log).pull(0, 1)[0]) == f"default/home/{DAY}"
+
+
+def test_the_documentation_names_every_column_with_its_type() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "experiences.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
+    names = {
+        "float": "float",
+        "double": "double",
+        "string": "string",
+        "int32": "int32",
+        "int64": "int64",
+        "bool": "bool",
+    }
+
+    def said(kind: pa.DataType) -> str:
+        if pa.types.is_map(kind):
+            return f"map of {said(kind.key_type)} to {said(kind.item_type)}"
+        if pa.types.is_list(kind):
+            return f"list of {said(kind.value_type)}"
+        if pa.types.is_struct(kind):
+            return "struct"
+        return "timestamp, UTC" if pa.types.is_timestamp(kind) else names[str(kind)]
+
+    assert told == {field.name: said(field.type) + (", null" if field.nullable else "") for field in SCHEMA}
+    assert list(told) == SCHEMA.names
+    assert f"Format {FORMAT}" in page
+
+
+def test_any_store_that_fsspec_opens_has_the_same_files() -> None:
+    folder, store = MemoryBundles(), FsspecBundles("memory://experiences", clock=lambda: 0.0)
+    names = write_all(told(*events()), folder, LATER)
+    assert write_all(told(*events()), store, LATER) == names
+    assert {name: store.get(name) for name in names} == stored(folder)
 
 
 def _open_windows_are_written(patch: pytest.MonkeyPatch) -> None:
