@@ -4,6 +4,7 @@ What a process does not use it does not import: a client library costs a start t
 """
 
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDea
 from streaming.copies import Copies
 from streaming.forward import Forwarder
 from streaming.kept import KeptBundles, KeptState
-from streaming.ports import Bundles, Checkpoints, Claims, DeadLetters, Log, State
+from streaming.ports import Bundles, Checkpoints, Claims, Counters, DeadLetters, Log, Profiles, State
+from streaming.retention import TrimmedLetters, TrimmedLog
 from streaming.settle import Settlements
 from streaming.snapshot import Snapshot
 from streaming.spool import Spool
@@ -23,6 +25,7 @@ from streaming.spool import Spool
 if TYPE_CHECKING:
     from streaming.adapters.kafka import KafkaAddress
     from streaming.adapters.redis import RedisConnection
+    from streaming.feed import Feed
 
 
 def open_log(settings: Settings) -> Log:
@@ -62,6 +65,29 @@ def open_claims(settings: Settings) -> Claims:
         return RedisClaims(_redis(settings))
     settings.data.mkdir(parents=True, exist_ok=True)
     return SqliteClaims(settings.claims_path)
+
+
+def open_derived(settings: Settings, partitions: int) -> tuple[Counters, Profiles]:
+    """What shards derive from a log of so many partitions."""
+    if settings.on_redis:
+        from streaming.adapters.redis import RedisCounters, RedisProfiles
+
+        return RedisCounters(_redis(settings), partitions), RedisProfiles(_redis(settings), partitions)
+    from streaming.adapters.sqlite_tables import SqliteCounters, SqliteProfiles
+
+    settings.data.mkdir(parents=True, exist_ok=True)
+    counters = SqliteCounters(settings.data / "counters.sqlite", partitions)
+    return counters, SqliteProfiles(settings.data / "profiles.sqlite", partitions)
+
+
+def open_feed(settings: Settings, partitions: int, partition: int, owner: int) -> "Feed | None":
+    """How a shard tells what it derives; None while nobody wants it."""
+    if settings.derive == "off":
+        return None
+    from streaming.feed import Feed
+
+    counters, profiles = open_derived(settings, partitions)
+    return Feed(partition, owner, counters, profiles, time.monotonic)
 
 
 def open_bundles(settings: Settings) -> Bundles:
@@ -118,6 +144,15 @@ def open_dead_letters(settings: Settings) -> DeadLetters:
     return SqliteDeadLetters(settings.dead_letters_path)
 
 
+def open_trimmed(settings: Settings) -> tuple[TrimmedLog, TrimmedLetters] | None:
+    """Log and dead letters where their retention is ours to keep; None where a broker keeps it."""
+    if settings.on_kafka:
+        return None
+    settings.log_path.parent.mkdir(parents=True, exist_ok=True)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    return SqliteLog(settings.log_path, partitions=settings.partitions), SqliteDeadLetters(settings.dead_letters_path)
+
+
 def open_spool(settings: Settings, spool_id: str | None = None) -> Spool:
     """A spool of this host, for one writer; without an id a free one is adopted."""
     settings.spool_path.mkdir(parents=True, exist_ok=True)
@@ -158,6 +193,12 @@ def _kafka(settings: Settings) -> "KafkaAddress":
 
 
 def _redis(settings: Settings) -> "RedisConnection":
+    return _connection(settings.state, settings.redis_password)
+
+
+@cache
+def _connection(url: str, password: str) -> "RedisConnection":
+    """One for all adapters of a process: what one of them finds away, the others do not wait for."""
     from streaming.adapters.redis import connect
 
-    return connect(settings.state, clock=time.monotonic, at=PREFIX + "STATE")
+    return connect(url, clock=time.monotonic, at=PREFIX + "STATE", password=password)

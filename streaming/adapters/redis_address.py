@@ -96,8 +96,8 @@ def _said(secret: Secret | None) -> str | None:
     return None if secret is None else str.__str__(secret)
 
 
-def parse_redis(url: str, at: str = "$") -> RedisAddress:
-    """Raises Rejected at `at`, naming what is wrong but never the password."""
+def parse_redis(url: str, at: str = "$", password: str = "") -> RedisAddress:
+    """`password` where the URL has none. Raises Rejected at `at`, naming what is wrong but never a password."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         raise Rejected(f"Expected {', '.join(f'{scheme}://…' for scheme in SCHEMES)}, got {parts.scheme!r}://…", at=at)
@@ -105,7 +105,8 @@ def parse_redis(url: str, at: str = "$") -> RedisAddress:
     for name in options.keys() - set(OPTIONS):
         raise Rejected(f"Unknown option {name!r}, expected {', '.join(OPTIONS)}", at=at)
     login, _, where = parts.netloc.rpartition("@")
-    username, _, password = login.partition(":")
+    username, _, own = login.partition(":")
+    secret = unquote(own) or password
     hosts = tuple(_host(one, _PORTS.get(parts.scheme, 6379), at) for one in where.split(","))
     path = [unquote(piece) for piece in parts.path.split("/") if piece]
     service = ""
@@ -123,7 +124,7 @@ def parse_redis(url: str, at: str = "$") -> RedisAddress:
         db=int(_number(path[0], "a database number", at)) if path else 0,
         service=service,
         username=unquote(username) or None,
-        password=Secret(unquote(password)) if password else None,
+        password=Secret(secret) if secret else None,
         prefix=options.get("prefix", "slatewise"),
         timeout_seconds=_number(options.get("timeout_ms", str(TIMEOUT_MS)), "milliseconds", at) / 1000,
         tls=parts.scheme == "rediss" or options.get("tls") == "1",

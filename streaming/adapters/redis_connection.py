@@ -1,4 +1,4 @@
-"""How every Redis adapter asks: through one circuit breaker a process, never for longer than a timeout.
+"""How every Redis adapter asks: through the circuit breaker of a connection they share, never for longer than a timeout.
 
 Redis gone is Unavailable: at first after the timeout, and once the breaker is open at once. While it is open nobody waits
 for Redis; a thread of its own asks it from time to time and closes the breaker when it answers. What is half done when
@@ -100,6 +100,9 @@ def _unavailable() -> Iterator[None]:
         raise Unavailable(f"redis: {error or type(error).__name__}") from error
 
 
-def connect(url: str, *, clock: Callable[[], float], at: str = "$") -> RedisConnection:
-    """A connection for every adapter of this process. Asks nothing yet. Raises Rejected at `at` for a URL that is none."""
-    return RedisConnection(parse_redis(url, at), clock)
+def connect(url: str, *, clock: Callable[[], float], at: str = "$", password: str = "") -> RedisConnection:
+    """A connection for every adapter of this process. Asks nothing yet. Raises Rejected at `at` for a URL that is none.
+
+    password  of the URL's user, so that the URL need not hold it
+    """
+    return RedisConnection(parse_redis(url, at, password), clock)

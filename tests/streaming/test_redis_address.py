@@ -19,6 +19,8 @@ def test_logins_are_unquoted_and_never_shown() -> None:
     assert (found.username, found.password, found.tls, found.ca) == ("app", "p@ss/word", True, "/etc/ca.pem")
     assert "p@ss" not in repr(found)
     assert parse_redis("redis://:only@r.example").username is None
+    assert parse_redis("redis://app@r.example", password="elsewhere").password == "elsewhere"
+    assert parse_redis("redis://app:here@r.example", password="elsewhere").password == "here"
 
 
 def test_a_service_behind_sentinels() -> None:
