@@ -32,6 +32,11 @@ def holds(state: State) -> dict[str, str]:
     return msgspec.json.decode(entry.value, type=dict[str, str]) if entry and entry.value else {}
 
 
+def named_bundles(state: State) -> set[str]:
+    """Bundles that stay however old they are: those that policies are held at."""
+    return set(holds(state).values())
+
+
 @dataclass(frozen=True, slots=True)
 class Releases:
     """Pointers and holds over the stores of one installation."""
@@ -85,6 +90,11 @@ class Releases:
             raise Rejected(f"Bundle {target} is of {manifest.surface}/{manifest.policy}", at="$.to")
         self._hold(policy, target)
         time.sleep(SEEN_SECONDS)
+        try:
+            self.verify(target)  # retention sees the hold by now, and may have removed a file a moment before
+        except (Rejected, Corrupt):
+            self._hold(policy, None)
+            raise
         self.bundles.point(policy, target, current_epoch(self.state))
         return target
 
@@ -98,8 +108,9 @@ class Releases:
         """The bundle of the last decision of a policy before a moment, found in the log. Raises Rejected(404)."""
         best: tuple[float, str] = (0.0, "")
         for partition in range(self.events.partitions):
-            end = self._before(partition, moment)
-            for record in reversed(self.events.read(partition, max(0, end - SEARCHED), min(end, SEARCHED))):
+            first, end = self.events.first(partition), self._before(partition, moment)
+            start = max(first, end - SEARCHED)
+            for record in reversed(self.events.read(partition, start, end - start)):
                 try:
                     event = decode(record.value)
                 except Corrupt:  # set aside by the shard; no concern of ours
@@ -115,7 +126,7 @@ class Releases:
 
     def _before(self, partition: int, moment: float) -> int:
         """Offset of the first record appended at or after a moment, by bisection."""
-        low, high = 0, self.events.end(partition)[0]
+        low, high = self.events.first(partition), self.events.end(partition)[0]
         while low < high:
             middle = (low + high) // 2
             found = self.events.read(partition, middle, 1)

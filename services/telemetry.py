@@ -64,6 +64,10 @@ METRICS = {
     "settle_lag_seconds": Metric("gauge", ("partition",), "Age of the oldest record not yet settled"),
     "settle_stopped": Metric("gauge", ("partition",), "1: settling stopped at a record it cannot go past"),
     "experience_files_total": Metric("counter", (), "Parquet files of settled decisions written"),
+    "retention_removed_total": Metric("counter", ("kind",), "Bundles, files, records and letters past their retention"),
+    "retention_errors_total": Metric("counter", (), "Turns of retention that a store refused"),
+    "bundles_kept_count": Metric("gauge", (), "Bundles in the store"),
+    "bundles_unreadable_count": Metric("gauge", (), "Manifests that cannot be read, and are kept until a person looks"),
     "dead_letters_total": Metric("counter", ("reason",), "Records set aside"),
     "ope_value": Metric("gauge", ("surface", "policy", "bound"), "Off-policy value of a policy"),
 }  # names of the contract (`api.md`), `decide_rejected_total` and `swap_total` beside them

@@ -32,6 +32,7 @@ HOUR = 3600.0
 GRACE_SECONDS = 600.0
 FILES = ("arrays", "graphs")
 SLICE = 16  # manifests removed before pointers and releases are read again: less than the second a rollback waits
+SLICE_RECORDS = 5_000  # of a log removed in one transaction, which writers wait for: some 20 ms
 MOST_FILES = 100_000  # removed in one go, some 10 MB of names
 WRITERS = 8  # an object store takes 30 ms to remove a file
 _HASH = re.compile(rb"[0-9a-f]{32}")
@@ -226,7 +227,7 @@ class TrimmedLetters(Protocol):
     def trim(self, partition: int, before: int) -> int: ...
 
 
-def trim(log: TrimmedLog, partition: int, *, older_than: float, needed: int, most: int = 5_000) -> int:
+def trim(log: TrimmedLog, partition: int, *, older_than: float, needed: int, most: int = SLICE_RECORDS) -> int:
     """Remove records appended before `older_than`, the oldest `most` of them, none from offset `needed` on; their number."""
     first = log.first(partition)
     low, high = first, min(log.end(partition)[0], needed, first + most)

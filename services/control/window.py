@@ -41,7 +41,7 @@ class Window:
 
     def __init__(self, events: Log, configs: Configs) -> None:
         self._events, self._configs = events, configs
-        self._offsets = [max(0, events.end(partition)[0] - BACK) for partition in range(events.partitions)]
+        self._offsets = [max(events.first(p), events.end(p)[0] - BACK) for p in range(events.partitions)]
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._lock = threading.Lock()
 

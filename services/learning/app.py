@@ -22,9 +22,10 @@ from services.learning.standby import stand_by
 from services.learning.switching import Switching
 from services.lifetime import stopping
 from services.releases import holds
+from services.retaining import Retaining
 from services.settings import Settings
 from services.telemetry import Telemetry, share
-from services.wiring import open_bundles, open_log, open_state, open_uploads
+from services.wiring import open_log, open_state, open_uploads
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
 from streaming.publish import Publisher, lineage, older_sums, pointer_name
@@ -192,7 +193,8 @@ def run(settings: Settings) -> None:
 def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, stop: threading.Event) -> None:
     """Learn for one epoch. Raises Rejected('fenced') when it is over."""
     configs, owners = Configs(), itertools.count(epoch)
-    publisher = Publisher(open_bundles(settings), configs, epoch)
+    retaining = Retaining(settings, state, configs, epoch)
+    publisher = Publisher(retaining.bundles, configs, epoch)
     learning = Learning(state, configs, publisher, telemetry, settings.publish_ms / 1000)
     learning.follow()
     learning.begin([])
@@ -207,6 +209,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
         return RayShards(settings, partitions, lambda: next(owners))
 
     engine = Switching(near, None if settings.ray == "inline" else far, insist=settings.ray != "auto")
+    retaining.start()
     try:
         learning.begin(engine.statistics())
         next_look = 0.0
@@ -214,9 +217,11 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
             _turn(learning, engine, stop)
             if time.monotonic() >= next_look:
                 stay(state, epoch)
+                retaining.report(telemetry)
                 next_look = time.monotonic() + FOLLOW_SECONDS
         learning.finish(engine)
     finally:
+        retaining.stop()
         engine.close()
 
 

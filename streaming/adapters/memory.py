@@ -173,6 +173,10 @@ class MemoryCheckpoints:
         copies = {key: copied(arrays) for key, arrays in self._loaded.statistics.items()}
         return replace(self._loaded, statistics=copies)
 
+    def reached(self) -> tuple[int, float]:
+        """(offset, clock) committed."""
+        return self._loaded.offset, self._loaded.clock
+
     def join(self, row: int) -> bytes | None:
         return self._joins.get(row)
 

@@ -75,6 +75,11 @@ class SqliteCheckpoints:
         offset, clock, epoch, reached, evicted, extra = head
         return Loaded(offset, clock, epoch, reached, evicted, without(ids, evicted), statistics, extra)
 
+    def reached(self) -> tuple[int, float]:
+        """(offset, clock) committed, without all the rest; (0, 0.0) before the first commit."""
+        rows = self._file.read('SELECT "offset", clock FROM head')
+        return rows[0] if rows else (0, 0.0)
+
     def join(self, row: int) -> bytes | None:
         rows = self._file.read("SELECT value FROM joins WHERE row = ?", (row,))
         return rows[0][0] if rows else None
