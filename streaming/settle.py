@@ -78,6 +78,9 @@ class Experience:
 class Settlements(Checkpoints, Outbox, Protocol):
     """Where a settler commits to, and what it gives out: one store, so that both move in one transaction."""
 
+    def reached(self) -> tuple[int, float]:
+        """(offset, clock) committed, without loading it; (0, 0.0) before the first commit."""
+
 
 class Kept(Struct, array_like=True):
     """What a settler's commit holds besides the joiner's own."""
