@@ -15,7 +15,8 @@ that is asked from now on does not have it: what it explained through them is th
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from policies.columns import CategoryColumns, NumberColumn, VectorColumns, colum
 from policies.features import Encoder
 from policies.ridge import ADDED, Sums, columns, empty, sums_of
 from policies.surface import Feature
-from policies.types import F64, Arrays
+from policies.types import F64, I64, Arrays
 
 
 def carry(problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) -> Arrays:
@@ -45,7 +46,7 @@ def carry(problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) 
                 2.0,
             )  # as `linear_thompson` has it: a span of 1 either way where none is set
             _fill(o, objective.default, (high - low) ** 2 / 4, g, parts)
-    added: Arrays = {name: np.sum([sums[name] for sums, _ in parts], axis=0) for name in ADDED}
+    added: Arrays = {name: reduce(np.add, [sums[name] for sums, _ in parts]) for name in ADDED}
     return (
         added | {name: parts[0][0][name] for name in ("index", "half_life")} | {"columns": np.array(columns(problem))}
     )
@@ -55,12 +56,12 @@ def _turned(addend: Addend, problem: Problem, kept: Sequence[int | None]) -> Sum
     """An addend's sums in the columns and objectives of another problem; objectives it does not know are left at 0."""
     old = sums_of(addend.arrays)
     M = translation(addend.problem.encoder, addend.problem.slots, problem.encoder, problem.slots)
-    made = empty(len(M), len(kept), float(old["half_life"][0])) | {name: old[name] for name in ("n", "pairs", "index")}
+    made = empty(M.rows, len(kept), float(old["half_life"][0])) | {name: old[name] for name in ("n", "pairs", "index")}
     new = [o for o, place in enumerate(kept) if place is not None]
     was = [place for place in kept if place is not None]
     for S, B, Y in (("S", "B", "Y"), ("slate_S", "slate_B", "slate_Y")):
-        made[S] = M @ old[S] @ M.T
-        made[B][:, new] = M @ old[B][:, was]
+        made[S] = M.around(old[S])
+        made[B][:, new] = M.times(old[B][:, was])
         made[Y][np.ix_(new, new)] = old[Y][np.ix_(was, was)]
     return made
 
@@ -84,9 +85,47 @@ def _fill(
                 sums[of_Y][o, o] += float(sums["n"][0]) * noise
 
 
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """M by its entries: at most one of each row in `row`, `column`, `value`, the few others in `more`.
+
+    So MS costs no more than a copy of S; `still` where M is the identity.
+    """
+
+    rows: int
+    row: I64
+    column: I64
+    value: F64
+    more: Sequence[tuple[int, int, float]]
+    still: bool
+
+    @classmethod
+    def of(cls, M: F64) -> "Translation":
+        row, column = np.nonzero(M)
+        first = np.diff(row, prepend=-1) > 0
+        more = [(int(i), int(j), float(M[i, j])) for i, j in zip(row[~first], column[~first], strict=True)]
+        still = M.shape[0] == M.shape[1] and bool(np.array_equal(M, np.eye(len(M))))
+        row, column = row[first], column[first]
+        return cls(len(M), row, column, M[row, column], more, still)
+
+    def times(self, array: F64) -> F64:
+        """M (D', D) times (D, n)."""
+        made = np.zeros((self.rows, array.shape[1]))
+        taken = array[self.column]
+        taken *= self.value[:, None]
+        made[self.row] = taken
+        for row, column, value in self.more:
+            made[row] += value * array[column]
+        return made
+
+    def around(self, S: F64) -> F64:
+        """MSMᵀ (D', D')."""
+        return S if self.still else self.times(np.ascontiguousarray(self.times(S).T)).T
+
+
 @lru_cache(maxsize=256)  # a surface's versions pass by here at every publish
-def translation(old: Encoder, old_slots: int, new: Encoder, new_slots: int) -> F64:
-    """M (D', D), see above; encoders are compared as objects, which a process has one of for each version."""
+def translation(old: Encoder, old_slots: int, new: Encoder, new_slots: int) -> Translation:
+    """M, see above; encoders are compared as objects, which a process has one of for each version."""
     c, d, k = old.context_size, old.item_size, old_slots if old_slots > 1 else 0
     c_new, d_new, k_new = new.context_size, new.item_size, new_slots if new_slots > 1 else 0
     crossed, crossed_new = list(zip(*old.cross, strict=True)), list(zip(*new.cross, strict=True))
@@ -105,8 +144,7 @@ def translation(old: Encoder, old_slots: int, new: Encoder, new_slots: int) -> F
             for p, q in terms:
                 column = place[p - 1, q - 1] if p and q else of_context[p] if p else of_item[q]
                 M[at, column] = context[i, p] * items[j, q]
-    M.flags.writeable = False
-    return M
+    return Translation.of(M)
 
 
 def _side(old: Mapping[str, Feature], new: Mapping[str, Feature]) -> F64:
