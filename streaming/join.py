@@ -27,6 +27,7 @@ from msgspec import Struct
 from policies.errors import Corrupt
 from policies.types import Changes
 from streaming.configuration import Configs
+from streaming.dues import Dues
 from streaming.events import Feedback, content_id
 from streaming.evidence import Taught, changes_of
 from streaming.index import U64, id_hash
@@ -49,6 +50,7 @@ LONGEST_SECONDS = 86_400.0  # early feedback waits at least this long: the defau
 EARLY_DECISIONS = 100_000  # unknown decisions that feedback waits for
 EARLY_EACH = 100  # … and feedback that waits for one of them
 HEARD_EACH = 1_000  # feedback ids a decision remembers, and versions of each
+PAGE = 2_000  # rows read at once when a joiner starts
 LARGEST = 1e6  # encoded features are scaled or clipped far below; what is above would drown every other example
 
 Placed = Record | Early  # a record, now or when its decision comes
@@ -143,8 +145,7 @@ class Joiner:
         self._sound = True  # vectors of this batch
         self._ghosts: dict[str, int] = {}  # id → row of decisions that have not come
         self._ghost_dues: list[tuple[float, int, str]] = []  # heap
-        self._waiting: dict[int, None] = {}  # rows, ascending
-        self._waiting_dues: list[tuple[float, int, str]] = []  # heap
+        self._waiting = Dues()
         self._longest = LONGEST_SECONDS
         self.rebuilding = False  # reading again what learners know: nothing is taught, all early feedback waits
         self.examples: dict[str, int] = {}
@@ -158,9 +159,10 @@ class Joiner:
         for join in self._rows.load(np.frombuffer(extra.ghosts, "<u8").tolist()):
             self._ghosts[join.key] = join.row
             heapq.heappush(self._ghost_dues, (join.early[0].appended + self._longest, join.row, join.key))
-        for join in self._rows.load(range(max(extra.waiting_from, loaded.evicted), loaded.next_row), self.clock):
-            if not join.due and join.drawn is not None:
-                self._waits(join, self._terms_of(join.drawn.config))
+        for first in range(max(extra.waiting_from, loaded.evicted), loaded.next_row, PAGE):
+            for join in self._rows.load(range(first, min(first + PAGE, loaded.next_row)), self.clock):
+                if not join.due and join.drawn is not None:
+                    self._waits(join, self._terms_of(join.drawn.config))
 
     def apply(self, records: Sequence[Record]) -> Applied:
         """Take a batch in log order; everything it changed is in the answer and in the next `pieces`."""
@@ -192,7 +194,7 @@ class Joiner:
     @property
     def next_due(self) -> float:
         """When the next decision that waits for its horizon falls due; infinity when none waits."""
-        return self._waiting_dues[0][0] if self._waiting_dues else math.inf
+        return self._waiting.next
 
     def settle(self, clock: float, limit: int) -> list[Settled]:
         """Of a settling joiner: at most `limit` decisions due before `clock`, in order, before any record that late is heard."""
@@ -221,7 +223,7 @@ class Joiner:
     def pieces(self) -> Pieces:
         ghosts = np.fromiter(self._ghosts.values(), "<u8", len(self._ghosts)).tobytes()
         joins, ids = self._rows.pieces()
-        first = next(iter(self._waiting), self._rows.next_row)
+        first = self._waiting.oldest_row(self._rows.next_row)
         extra = Extra(self._longest, ghosts, first, [*self._rows.spans], self.examples)
         return Pieces(joins, ids, self._rows.evicted, msgspec.msgpack.encode(extra))
 
@@ -396,15 +398,22 @@ class Joiner:
     def _fall_due(self, applied: Applied, clock: float, limit: float = math.inf) -> None:
         """`wait` decisions whose horizon has passed by `clock`, at most `limit` of them, in order."""
         rows = self._rows
-        fallen: list[tuple[float, int, str]] = []
-        while self._waiting_dues and self._waiting_dues[0][0] < clock and len(fallen) < limit:
-            fallen.append(heapq.heappop(self._waiting_dues))
-        for join in rows.load([row for _, row, key in fallen if key not in rows.hot and row not in rows.changed]):
-            rows.hot[join.key] = join  # cold ones together: neighbours in the log are read in one go
-        for due, row, key in fallen:
+        fallen: list[tuple[float, int]] = []
+        while self._waiting.next < clock and len(fallen) < limit:
+            fallen.append(self._waiting.pop())
+        keys = {row: rows.changed[row].key for _, row in fallen if row in rows.changed}
+        cold = []
+        for join in rows.load([row for _, row in fallen if row not in keys], math.inf):  # without their decisions
+            keys[join.row] = join.key
+            hot = rows.hot.get(join.key)
+            if hot is None or hot.row != join.row:
+                cold.append(join.row)
+        for join in rows.load(cold):  # together: neighbours in the log are read in one go
+            rows.hot[join.key] = join
+        for due, row in fallen:
+            key = keys[row]
             join = rows.by_row(row, key)
             join.due = True
-            del self._waiting[row]
             rows.changed[row] = join
             if not self._settling:
                 self._dirty[row] = join
@@ -447,9 +456,8 @@ class Joiner:
                 self.examples[policy.key] = self.examples.get(policy.key, 0) + moved
 
     def _waits(self, join: Join, terms: Terms) -> None:
-        self._waiting[join.row] = None
         due = min(join.at + terms.horizon, join.until)  # after `until` nothing changes it any more
-        heapq.heappush(self._waiting_dues, (due, join.row, join.key))
+        self._waiting.add(due, join.row, terms.horizon)
 
     # -- configuration -----------------------------------------------------------------------------------------------
 

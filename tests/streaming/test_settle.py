@@ -18,7 +18,7 @@ from streaming.joined import Join, Terms
 from streaming.ports import Record
 from streaming.settle import Experiences, Settler, first_offset
 from tests.streaming.joining import CORRECTABLE, EPOCH0, HORIZON, UNIT, Abort, Ports, _Dying, decision, feedback
-from tests.streaming.stories import CONFIGS, END, PLAIN, VERSIONS, Story, _evidence, _verdict, stories
+from tests.streaming.stories import CONFIGS, END, PLAIN, VERSIONS, Story, _verdict, evidence_of, stories
 
 Seen = tuple[str, float, int, list[bool], list[bool], list[list[float]]]
 
@@ -90,8 +90,8 @@ def oracle(records: list[Record]) -> list[Seen]:
             if event.decision_id == name and record.appended <= due and _verdict(event, record, made) is None
         ]
         version = VERSIONS[drawn.config]
-        present, rewards = _evidence(drawn, version, heard)
-        viewed, _ = _evidence(msgspec.structs.replace(drawn, pinned=[]), version, heard)
+        present, rewards = evidence_of(drawn, version, heard)
+        viewed, _ = evidence_of(msgspec.structs.replace(drawn, pinned=[]), version, heard)
         rewards[[not on for on in viewed]] = 0.0
         found.append((name, due, came.offset, viewed, present, rewards.tolist()))
     return sorted(found, key=lambda one: (one[1], one[2]))
@@ -164,9 +164,7 @@ def _settled_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Joiner, "_fall_due", lambda self, applied, clock, *limit: fall_due(self, applied, clock - 30.0, *limit)
     )
-    patch.setattr(
-        Joiner, "next_due", property(lambda self: min((d for d, _, _ in self._waiting_dues), default=1e99) + 30)
-    )
+    patch.setattr(Joiner, "next_due", property(lambda self: self._waiting.next + 30.0))
 
 
 def _late_decisions_get_no_time(patch: pytest.MonkeyPatch) -> None:
