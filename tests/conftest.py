@@ -1,5 +1,6 @@
 """What every test shares: a skipped test is a failed one in CI, unless it needs a GPU."""
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -37,3 +38,10 @@ def kafka_broker() -> Generator[None]:
     yield
     if "tests.kafka_setup" in sys.modules:  # no test that needs none pays for the import
         sys.modules["tests.kafka_setup"].stop()
+
+
+@pytest.fixture
+def swept() -> Generator[None]:
+    """What the test let go of is collected with it, so that no later test is blamed for what was left open."""
+    yield
+    gc.collect()

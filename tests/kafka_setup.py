@@ -5,10 +5,10 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,6 +16,7 @@ from services.stack.kafka import Broker, missing
 from streaming.adapters.kafka import KafkaAddress, KafkaDeadLetters, KafkaLog, KafkaState, parse_kafka
 from streaming.adapters.kafka_confluent import ConfluentLog
 
+Test = TypeVar("Test", bound=Callable[..., None])
 _lock = threading.Lock()
 _started: list[Broker] = []
 _folders: list[tempfile.TemporaryDirectory[str]] = []
@@ -76,6 +77,13 @@ def state(folder: Path) -> KafkaState:
 
 def letters(folder: Path) -> KafkaDeadLetters:
     return KafkaDeadLetters(address(), topic_of(folder, "dead"), clock=time.monotonic)
+
+
+def away(test: Test) -> Test:
+    """Of a test in which a cluster goes away or refuses: kafka-python lets go of the sockets it could not use without
+    closing them. They are collected before the next test, which would be blamed for them."""
+    unclosed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return unclosed(pytest.mark.usefixtures("swept")(test))  # type: ignore[no-any-return]  # marks are untyped
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Reading one partition in order, and knowing when there is no more.
 
-A consumer waits at the cluster for what comes next, so a read at the end of a partition asks nobody: what is new is there
-within milliseconds, and whether the cluster still answers is asked once a second. A read anywhere else first asks where
-the partition begins and ends, so an offset that retention took is named, and nothing is ever reset (`semantics.md` 13).
+A consumer waits at the cluster for what comes next, so whoever reads all the time at the end of a partition asks nobody:
+what is new is there within milliseconds, and whether the cluster still answers is asked once a second. Whoever reads now
+and then, or anywhere else, first asks where the partition begins and ends: so it misses nothing, an offset that retention
+took is named, and nothing is ever reset (`semantics.md` 13).
 """
 
 import threading
@@ -18,6 +19,7 @@ from streaming.ports import Record
 
 Headers = dict[str, bytes]
 _ASK_SECONDS = 1.0  # between two questions whether an idle partition has more: that finds out a cluster that is away
+_STALE_SECONDS = 0.1  # after as long without a look nothing is waiting at the cluster for what comes: ask
 _IDLE_SECONDS = 0.01  # between two looks at an idle partition: a look costs kafka-python a fifth of a millisecond
 _LONG_POLL_SECONDS = 0.25  # also how long a seek at the end of a partition waits for the consumer's last question
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.001, 0.05  # between two looks whether only markers are left
@@ -118,11 +120,9 @@ class Reader:
             now = self._clock()
             if offset >= self._end and now - self._looked < _IDLE_SECONDS and now - self._asked < _ASK_SECONDS:
                 return []
-            found = self._poll(source, 0.0, limit)
-            if not found:
-                self._looked = now
-                if now - self._asked >= _ASK_SECONDS:
-                    self._ask()
+            found, before, self._looked = self._poll(source, 0.0, limit), self._looked, now
+            if now - before >= _STALE_SECONDS or (not found and now - self._asked >= _ASK_SECONDS):
+                self._ask()
             self._fill(source, offset, found, limit)
             if found:
                 self._next = found[-1].offset + 1
@@ -131,9 +131,10 @@ class Reader:
             return found
 
     def end(self) -> tuple[int, float]:
-        """(next offset, newest append time), at most a second old when others write."""
+        """(next offset, newest append time); asked unless this reader is looking all the time."""
         with self._lock:
-            if self._newest < 0 or self._clock() - self._asked >= _ASK_SECONDS:
+            now = self._clock()
+            if self._newest < 0 or now - self._asked >= _ASK_SECONDS or now - self._looked >= _STALE_SECONDS:
                 self._ask()
             if self._newest < 0:
                 self._newest = self._topic.newest(self._partition)

@@ -1,6 +1,7 @@
 """The record `slatewise.state` on a compacted topic of one partition; every process holds it in memory and follows.
 
-    record    key ["kind","key"], value the entry's bytes; headers `version`, and `deleted` where there is no value
+    record    key ["kind","key"], value the entry's bytes; headers `version`, `by` (a token of the put), and `deleted`
+              where there is no value
     version   counted by writers, in a header: offsets have holes, because a transaction leaves a marker behind
     write     a transaction under one transactional id for all writers. Beginning as a writer ends the one before, so:
               read to the end, check what the caller expects, write, commit; who was ended meanwhile begins again.
@@ -10,6 +11,7 @@ A deletion is an entry and stays; a tombstone that an operator produces takes an
 """
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +73,7 @@ class KafkaState:
         self._version = 0
         self._offset = -1  # next to be read; −1: the record's beginning, wherever compaction has put it
         self._producer: Any = None
+        self._token, self._arrived = b"", 0  # of the put at hand: in its records; the version they have reached
 
     def put(self, entries: Sequence[tuple[str, str, bytes | None]], expect: int | None = None) -> int:
         """Raises Rejected('conflict'), and Unavailable; then it may have been committed all the same."""
@@ -80,18 +83,18 @@ class KafkaState:
                 refuse_stale(expect, (self._entries.get((kind, key)) for kind, key, _ in entries))
             if not entries:
                 return self._version
-            keys = [msgspec.json.encode((kind, key)) for kind, key, _ in entries]
+            self._token, self._arrived = os.urandom(8).hex().encode(), 0
             until = self._clock() + self._seconds
             for turn in range(_TURNS):
                 try:
-                    return self._attempt(keys, entries, expect)
-                except ENDED:
-                    self._drop()
-                if self._clock() > until:
-                    break
+                    return self._attempt(entries, expect)
+                except (*ENDED, Unavailable) as error:
+                    self._drop()  # the next to begin ends the transaction, or finds it committed
+                    if turn + 1 == _TURNS or self._clock() > until:
+                        raise Unavailable(f"{self._address}: {self._name} was not written: {error}") from error
                 pause = min(_FIRST_PAUSE_SECONDS * 2**turn, _LONGEST_PAUSE_SECONDS)
-                Event().wait(pause * (1 + hash((id(self), turn)) % 7 / 7))  # so that two writers do not keep step
-            raise Unavailable(f"{self._address}: other writers of {self._name} came first, {turn + 1} times")
+                Event().wait(pause * (1 + self._token[turn % len(self._token)] / 256))  # no two writers in step
+            raise AssertionError("the last turn returns or raises")
 
     def read(self, after: int = 0, limit: int = 10_000) -> list[Versioned]:
         with self._lock:
@@ -115,29 +118,31 @@ class KafkaState:
             self._drop()
             self._topic.close()
 
-    def _attempt(
-        self, keys: Sequence[bytes], entries: Sequence[tuple[str, str, bytes | None]], expect: int | None
-    ) -> int:
-        """One transaction on top of what was read after this writer began. Raises one of ENDED when another began since."""
-        try:
-            with _named_but_ended(self._address):
-                if self._producer is None:
-                    self._producer = self._begin()
-                self._follow(certain=True)
-                if expect is not None:
-                    refuse_stale(expect, (self._entries.get((kind, key)) for kind, key, _ in entries))
-                self._producer.begin_transaction()
-                sent = []
-                for version, (key, (_, _, value)) in enumerate(zip(keys, entries, strict=True), self._version + 1):
-                    headers = [("version", str(version).encode())] + ([("deleted", b"")] if value is None else [])
-                    sent.append(self._producer.send(self._name, value or b"", key, headers, 0))
-                self._producer.flush(self._seconds)
-                for future in sent:
-                    future.get(0)
-                self._producer.commit_transaction()
-        except Unavailable:
-            self._drop()  # the next one to begin ends the transaction, or finds it committed
-            raise
+    def _attempt(self, entries: Sequence[tuple[str, str, bytes | None]], expect: int | None) -> int:
+        """One transaction on top of what was read after this writer began. Raises one of ENDED when another began since.
+
+        What an earlier turn has committed without being told so is found by its token, and not written again.
+        """
+        with _named_but_ended(self._address):
+            if self._producer is None:
+                self._producer = self._begin()
+            self._follow(certain=True)
+            if self._arrived:
+                return self._arrived
+            if expect is not None:
+                refuse_stale(expect, (self._entries.get((kind, key)) for kind, key, _ in entries))
+            self._producer.begin_transaction()
+            sent = []
+            for version, (kind, key, value) in enumerate(entries, self._version + 1):
+                headers = [("version", str(version).encode()), ("by", self._token)]
+                if value is None:
+                    headers.append(("deleted", b""))
+                name = msgspec.json.encode((kind, key))
+                sent.append(self._producer.send(self._name, value or b"", name, headers, 0))
+            self._producer.flush(self._seconds)
+            for future in sent:
+                future.get(0)
+            self._producer.commit_transaction()
         return self._see(self._version + len(entries))
 
     def _see(self, version: int) -> int:
@@ -190,6 +195,8 @@ class KafkaState:
         if int(version) <= self._version:
             raise Corrupt("state", f"{self._name}: version {int(version)} at offset {record.offset} is not a new one")
         self._version = int(version)
+        if headers.get("by") == self._token:
+            self._arrived = self._version
         self._entries.pop(name, None)
         value = None if "deleted" in headers else record.value
         self._entries[name] = Versioned(self._version, *name, value)

@@ -2,7 +2,7 @@
 set aside with its reason; no partition stops."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,14 @@ def expected(tmp_path: Path, now: float) -> Arrays:
         return house.sums()
 
 
-def by_kafka_python(topic: str, records: list[tuple[bytes | None, bytes]], **options: Any) -> None:
+def by_kafka_python(topic: str, records: Sequence[tuple[bytes | None, bytes]], **options: Any) -> None:
     with closing(KafkaProducer(bootstrap_servers=kafka_setup.bootstrap(), **options)) as producer:
         for key, value in records:
             producer.send(topic, value, key)
         producer.flush(30)
 
 
-def by_confluent(topic: str, records: list[tuple[bytes | None, bytes]], **options: Any) -> None:
+def by_confluent(topic: str, records: Sequence[tuple[bytes | None, bytes]], **options: Any) -> None:
     producer = Producer({"bootstrap.servers": kafka_setup.bootstrap(), **options})
     for key, value in records:
         producer.produce(topic, value, key)
