@@ -75,10 +75,11 @@ class Derived:
         self._groups: dict[str, list[tuple[str, int]]] = {}  # encoder schema → (name, item column)
 
     def restore(self, statistics: Mapping[str, Arrays], offset: int) -> bool:
-        """Go on from a commit's arrays; False when they are of another offset: counters then begin at 0."""
+        """Go on from a commit's arrays; False when they are of another offset: counters then begin at 0, for half a count
+        would be taken for a whole one. Profiles keep what they know."""
         whole = HEAD in statistics and int(statistics[HEAD]["offset"][0]) == offset
-        kept = statistics if whole else {}
-        self.counters.restore({key: piece for key, piece in kept.items() if key.startswith(COUNTERS)})
+        counters = {key: piece for key, piece in statistics.items() if key.startswith(COUNTERS)}
+        self.counters.restore(counters, keep=whole)
         self.profiles.restore({key: piece for key, piece in statistics.items() if key.startswith(PROFILES)})
         return whole
 

@@ -76,10 +76,13 @@ class Ledger(Generic[V]):
     def committed(self) -> None:
         self._dirty = set()
 
-    def restore(self, pieces: Mapping[str, Arrays]) -> None:
-        """What was committed, in place of what is there. Everything counts as told."""
+    def restore(self, pieces: Mapping[str, Arrays], *, keep: bool = True) -> None:
+        """What was committed, in place of what is there; everything counts as told. Without `keep` the next commit empties it."""
         self._values, self._slots, self._names, self._free = {}, {}, [], []
         self._dirty, self._changed = set(), {}
+        if not keep:
+            self._dirty = {int(key.removeprefix(self._prefix)) for key in pieces}
+            return
         found = {int(key.removeprefix(self._prefix)): piece["rows"] for key, piece in pieces.items()}
         for number in range(max(found, default=-1) + 1):
             rows = self._decode(found[number].tobytes()) if number in found else []
