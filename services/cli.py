@@ -132,6 +132,9 @@ def learning(**flags: Any) -> None:
 @settings_options
 def settle(**flags: Any) -> None:
     """The settling process alone: decisions whose horizon has passed, as Parquet (SLATEWISE_EXPERIENCES)."""
+    from services.experiences import need_pyarrow
+
+    need_pyarrow()
     from services.experiences.settling import run
 
     run(_begin(flags, "settle"))

@@ -47,6 +47,9 @@ def command(
 
     What a decision earned is settled when its surface's horizon has passed. Columns: docs/experiences.md.
     """
+    from services.experiences import need_pyarrow
+
+    need_pyarrow()
     from services.experiences.sources import Versions, from_files, from_log, narrowed
     from services.settings import Settings
     from services.wiring import open_state

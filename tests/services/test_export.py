@@ -16,6 +16,7 @@ import vowpalwabbit
 from click.testing import CliRunner, Result
 from scoring_setup import until
 
+import services.experiences
 from policies.errors import Rejected
 from policies.surface import Category, FeatureSpec, Number, Objective, Surface
 from services.cli import main
@@ -309,3 +310,11 @@ def test_a_partition_whose_records_are_gone_stops_alone(installed: Settings) -> 
 def test_without_a_folder_the_process_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(Rejected, match="SLATEWISE_EXPERIENCES"):
         run_settling(Settings.load({}, data=tmp_path))
+
+
+@pytest.mark.parametrize("words", [["settle"], ["export", "--format", "obp", "--out", "-"]], ids=["settle", "export"])
+def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]) -> None:
+    monkeypatch.setattr(services.experiences, "find_spec", lambda name: None)
+    result = CliRunner().invoke(main, [*words, "--data", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "slatewise[learning]" in result.output
