@@ -129,7 +129,7 @@ def expired(known: Mapping[str, Kept], now: float, keep_seconds: Callable[[str],
 
 
 class Retention:
-    """Sweeps one bundle store; every manifest is read once in the life of this value, and takes some 0.4 kB.
+    """Sweeps one bundle store; every manifest is read once in the life of this value, and takes some 0.5 kB.
 
     bundles  the store, for whoever writes bundles in this process
     """

@@ -71,9 +71,10 @@ class FileBundles:
             return {policy: epoch for policy, (_, epoch) in self._read()[0].items()}
 
     def names(self, folder: str) -> list[str]:
-        with _available():
-            found = (path.name for path in self._path(folder).glob("*") if path.is_file())
-            return sorted(f"{folder}/{name}" for name in found if not name.endswith(WRITING))
+        path = self._path(folder)
+        with _available(), suppress(FileNotFoundError), os.scandir(path) as found:  # a million names in a second or two
+            return sorted(f"{folder}/{one.name}" for one in found if one.is_file() and not one.name.endswith(WRITING))
+        return []
 
     def remove(self, name: str) -> None:
         with _available():
