@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
+from sys import intern
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -249,8 +250,8 @@ def _read(data: bytes) -> Kept:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         head = _NOBODY
     return Kept(
-        head.surface,
-        head.policy,
+        intern(head.surface),
+        intern(head.policy),
         head.created_at,
         b"".join(bytes.fromhex(h[:16].decode()) for h in _HASH.findall(data)),
     )
