@@ -4,7 +4,9 @@
     pointers  the bundle store has them; Redis tells of them sooner (`redis_bundles`)
     counters, profiles   the shards have them, and write them again after a flush (`redis_tables`)
 
-Needs Redis 7: a claim is one `SET … NX GET`. `maxmemory-policy volatile-ttl` gives up old claims before anything else.
+Needs Redis 7: a claim is one `SET … NX GET`. It holds a record and its answer, some 7 kB for an hour, 8 GB at 300 decisions
+a second with ids of their own. With `maxmemory` and `maxmemory-policy volatile-ttl` the oldest claims go first and nothing
+else does; with `noeviction` a full Redis is one that is away.
 """
 
 from policies.errors import Rejected

@@ -94,7 +94,7 @@ class RedisBundles:
         if self._closed.is_set() or (self._follower is not None and not self._follower.is_alive()):
             return self._store.pointers()  # nobody keeps memory fresh
         if self._pointers is None:
-            found = self._store.pointers()
+            found = self._first()
             with self._lock:
                 if self._pointers is None:
                     self._pointers = found
@@ -102,6 +102,15 @@ class RedisBundles:
                     self._follower.start()
         with self._lock:
             return dict(self._pointers)
+
+    def _first(self) -> dict[str, str]:
+        try:
+            return self._store.pointers()
+        except Unavailable:
+            held = {policy: told.bundle for policy, told in self._held().items() if told.bundle}
+            if not held:
+                raise
+            return held
 
     def close(self) -> None:
         """Ends the thread; the connection and the store are their openers'."""
@@ -155,15 +164,19 @@ class RedisBundles:
                 self._look(store=due)
 
     def _look(self, *, store: bool) -> None:
-        """Take what Redis has. With `store`, and where Redis lost something: mend Redis by the store, which is read later
-        and so is at least as new."""
+        """Take what Redis has; with `store`, and where Redis has lost something, mend Redis first."""
         held = self._held()
         with self._lock:
             lost = self._told.keys() - held.keys()
-        if not store and not lost:
-            for policy, told in held.items():
-                self._take(policy, told)
-            return
+        if store or lost:
+            with suppress(Unavailable, Corrupt):  # the store's turn comes again
+                self._mend(held)
+                return
+        for policy, told in held.items():
+            self._take(policy, told)
+
+    def _mend(self, held: dict[str, Told]) -> None:
+        """Make Redis say what the store says, which is read later and so is at least as new."""
         epochs, pointers = self._store.epochs(), self._store.pointers()
         for policy, bundle in pointers.items():
             found = held.get(policy)

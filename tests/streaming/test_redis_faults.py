@@ -269,6 +269,28 @@ def test_memory_serves_when_everything_is_away(server: RedisServer) -> None:
     assert bundles.pointers() == {POLICY: "b0"}
 
 
+def test_redis_serves_when_the_store_is_away(server: RedisServer, tmp_path: Path) -> None:
+    """A replica that keeps copies of bundles can draw from what Redis tells it, also when it starts."""
+
+    class Gone(MemoryBundles):
+        def pointers(self) -> dict[str, str]:
+            raise Unavailable("away")
+
+        epochs = pointers  # type: ignore[assignment]  # raises all the same
+
+    alone = told(Gone(), opened(server.url))
+    with pytest.raises(Unavailable):
+        alone.pointers()
+    writer = told(FileBundles(tmp_path / "bundles"), opened(server.url))
+    writer.point(POLICY, "b0", 1)
+    assert alone.pointers() == {POLICY: "b0"}
+    eventually(lambda: alone.following, True)
+    writer.point(POLICY, "b1", 1)
+    eventually(alone.pointers, {POLICY: "b1"})
+    server.flush()
+    assert alone.pointers() == {POLICY: "b1"}
+
+
 # --- counters and profiles -------------------------------------------------------------------------------------------
 
 
