@@ -67,6 +67,7 @@ class Settling:
             for partition in range(events.partitions)
         ]
         self._next_trim = 0.0
+        self._away = False
 
     def _seat(self, partition: int, events: Log, outbox: Settlements, store: Bundles, epoch: int) -> Seat:
         def refresh() -> bool:
@@ -81,22 +82,18 @@ class Settling:
         while not stop.is_set():
             try:
                 busy = self.turn(time.time())
-            except Unavailable as error:  # everything uncommitted is read again
-                log.warning("away", extra={"error": str(error)})
-                stop.wait(AWAY_SECONDS)
-                continue
             except Rejected as error:
                 if error.code != "fenced":
                     raise
                 log.warning("another settling process has taken over", extra={"error": str(error)})
                 return
             self._telemetry.flush()
-            if not busy:
-                stop.wait(IDLE_SECONDS)
+            if self._away or not busy:
+                stop.wait(AWAY_SECONDS if self._away else IDLE_SECONDS)
 
     def turn(self, now: float) -> bool:
         """One step of every partition; whether there is more to do at once."""
-        busy = False
+        busy = self._away = False
         for seat in self._seats:
             if not seat.stopped:
                 busy |= self._step(seat, now)
@@ -107,10 +104,17 @@ class Settling:
         return busy
 
     def _step(self, seat: Seat, now: float) -> bool:
+        """What is away holds up neither the other partitions nor, where it is the files' store, settling itself."""
         partition = seat.settler.partition
+        files: list[str] = []
         try:
             report = seat.settler.step(now)
+            self._note(report, now)
             written, files = seat.windows.write(seat.settler.written, report.frontier)
+        except Unavailable as error:  # everything uncommitted is read again, every file is written again
+            log.warning("away", extra={"partition": partition, "error": str(error)})
+            self._away = True
+            return False
         except Corrupt as error:
             seat.stopped = str(error)
             log.error("partition stopped", extra={"partition": partition, "error": str(error)})
@@ -118,17 +122,16 @@ class Settling:
             return False
         if files:
             seat.settler.wrote(written)
+            self._telemetry.add("experience_files_total", by=len(files))
             log.info("written", extra={"partition": partition, "files": files})
-        self._note(report, len(files), now)
         return bool(report.lag_records or files or report.settled)
 
-    def _note(self, report: SettleReport, files: int, now: float) -> None:
+    def _note(self, report: SettleReport, now: float) -> None:
         partition = str(report.partition)
         for surface, count in report.settled.items():
             self._telemetry.add("join_outcomes_total", surface, "settled", by=count)
         for surface, count in report.after_training.items():
             self._telemetry.add("join_outcomes_total", surface, "after_training", by=count)
-        self._telemetry.add("experience_files_total", by=files)
         self._telemetry.set("settle_stopped", partition, value=0.0)
         behind = max(now - report.clock, 0.0) if report.lag_records else 0.0
         self._telemetry.set("settle_lag_seconds", partition, value=behind)

@@ -17,13 +17,14 @@ from click.testing import CliRunner, Result
 from scoring_setup import until
 
 import services.experiences
-from policies.errors import Rejected
+from policies.errors import Rejected, Unavailable
 from policies.surface import Category, FeatureSpec, Number, Objective, Surface
 from services.cli import main
 from services.experiences.settling import Settling
 from services.experiences.settling import run as run_settling
 from services.settings import Settings
 from services.wiring import open_experiences, open_log, open_settlements, open_state
+from streaming.adapters.memory import MemoryBundles
 from streaming.configuration import Compiled, compile_surface, publish_surface
 from streaming.events import Decision, Feedback, Sample, encode
 from streaming.settle import Experiences
@@ -276,6 +277,35 @@ def test_rows_in_files_leave_the_outbox_at_retention_the_newest_last(installed: 
     assert open_settlements(installed, partition).numbers() == (0, 5)
     settle(installed, time.time() + installed.retention_seconds + 100)
     assert open_settlements(installed, partition).numbers() == (4, 5)
+
+
+class Away(MemoryBundles):
+    """A store that is not there until it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = False
+
+    def put(self, name: str, data: bytes) -> None:
+        if not self.there:
+            raise Unavailable("no store")
+        super().put(name, data)
+
+
+def test_a_store_that_is_away_holds_up_no_settling_and_loses_nothing(installed: Settings) -> None:
+    store = Away()
+    settling = Settling(open_state(installed), open_log(installed), store, installed)
+    later = time.time() + 2 * installed.retention_seconds
+    for _ in range(3):
+        settling.turn(later)
+    numbers = [open_settlements(installed, p).numbers() for p in range(2)]
+    assert sorted(numbers) == [(0, 0), (0, 5)]  # settled, and kept though it is older than the log's retention
+    store.there = True
+    while settling.turn(later):
+        pass
+    settling.turn(later + 100)
+    assert len([name for name in store._files if name.endswith(".parquet")]) == 2
+    assert sorted(open_settlements(installed, p).numbers() for p in range(2)) == [(0, 0), (4, 5)]
 
 
 def test_of_two_processes_the_older_one_ends_by_itself(installed: Settings) -> None:
