@@ -3,6 +3,7 @@
     counters  tenant/surface/all/exposures            slots that people saw (as learning counts them: `presence`)
               tenant/surface/all/reward/watch         the objective's rewards of those slots, summed
               tenant/surface/item/<id>/…              the same of one item
+              tenant/surface/policy/<name>/…          the same of the slates that one policy drew
               tenant/surface/group/genre/jazz/…       the same of the items with a category's value
     profiles  a unit's last interactions: (at, item, kind, value), oldest first, as feedback in force says
 
@@ -128,12 +129,14 @@ class Derived:
         surface = counter_name(drawn[0].tenant, terms.surface)
         measures = [EXPOSURES, *(f"reward/{_quoted(name, '')}" for name in terms.compiled.surface.objective_names)]
         self._add(f"{surface}/all", measures, moved.sum(axis=0))
-        places: dict[str, int] = {}
-        rows = [places.setdefault(item, len(places)) for item in chain.from_iterable(slates)]
-        sums = np.zeros((len(places), len(measures)))
-        np.add.at(sums, rows, moved)
-        for item, row in zip(places, sums, strict=True):
-            self._add(f"{surface}/item/{_quoted(item, '')}", measures, row)
+        policies = chain.from_iterable([one.policy] * k for one, k in zip(drawn, filled, strict=True))
+        for kind, labels in (("item", chain.from_iterable(slates)), ("policy", policies)):
+            places: dict[str, int] = {}
+            rows = [places.setdefault(label, len(places)) for label in labels]
+            sums = np.zeros((len(places), len(measures)))
+            np.add.at(sums, rows, moved)
+            for label, row in zip(places, sums, strict=True):
+                self._add(f"{surface}/{kind}/{_quoted(label, '')}", measures, row)
         categories = self._categories(terms)
         if categories:
             items = np.frombuffer(b"".join(one.shown for one in drawn), "<f4").reshape(len(moved), -1)

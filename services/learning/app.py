@@ -13,6 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from policies.errors import Rejected, Unavailable
 from services.epochs import stay, take_epoch
@@ -21,11 +22,12 @@ from services.learning.shards import Engine, open_shards
 from services.learning.standby import stand_by
 from services.learning.switching import Switching
 from services.lifetime import stopping
+from services.outcomes import Outcomes
 from services.releases import holds
 from services.retaining import Retaining
 from services.settings import Settings
 from services.telemetry import Telemetry, share
-from services.wiring import open_log, open_state, open_uploads
+from services.wiring import open_derived, open_log, open_state, open_uploads
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
 from streaming.publish import Publisher, lineage, older_sums, pointer_name
@@ -199,6 +201,8 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
     learning.follow()
     learning.begin([])
     partitions = open_log(settings).partitions
+    derives = settings.derive != "off"
+    outcomes = Outcomes(open_derived(settings, partitions)[0], configs, telemetry) if derives else None
 
     def near() -> Engine:
         return InlineShards(open_shards(settings, state, configs, next(owners), range(partitions)))
@@ -218,6 +222,9 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
             if time.monotonic() >= next_look:
                 stay(state, epoch)
                 retaining.report(telemetry)
+                if outcomes is not None:
+                    with suppress(Unavailable):  # the counters' store: read again in a while
+                        outcomes.turn(time.monotonic())
                 next_look = time.monotonic() + FOLLOW_SECONDS
         learning.finish(engine)
     finally:

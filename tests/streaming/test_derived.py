@@ -76,7 +76,7 @@ def counted(records: list[Record]) -> dict[str, float]:
         present, rewards = evidence_of(drawn, VERSIONS[drawn.config], heard[name])
         for p, item in enumerate(drawn.slate):
             if present[p]:
-                for what in (("all",), ("item", item)):
+                for what in (("all",), ("item", item), ("policy", drawn.policy)):
                     found[counter_name("default", "home", *what, "exposures")] += 1
                     found[counter_name("default", "home", *what, "reward", "like")] += rewards[p, 0]
                     found[counter_name("default", "home", *what, "reward", "watch")] += rewards[p, 1]
