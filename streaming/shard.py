@@ -148,7 +148,7 @@ class Shard:
             return Applied(), 0, {}
         records, until, letters = self._ours(joiner, records)
         self._rows.reading = self._offset
-        applied = joiner.apply(records)
+        applied = joiner.apply(records) if records else Applied()  # strangers' only: nothing to apply
         applied.letters += letters
         if self._feed is not None:
             self._feed.take(applied.touched, counting=not joiner.rebuilding)
