@@ -52,7 +52,8 @@ class ConfluentSource:
                 "check.crcs": True,
                 "fetch.wait.max.ms": 250,
                 "fetch.message.max.bytes": fetch_bytes,
-                "queued.max.messages.kbytes": 4 * fetch_bytes >> 10,  # decompressed, read ahead
+                "queued.max.messages.kbytes": 8 * fetch_bytes >> 10,  # decompressed, read ahead
+                "fetch.queue.backoff.ms": 2,  # when that much is there: by default it would stop for a second
                 "socket.timeout.ms": int(timeout_seconds * 1000),
             }
         )

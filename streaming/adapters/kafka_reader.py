@@ -14,6 +14,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from policies.errors import Corrupt, Unavailable
 from streaming.adapters.kafka_address import KafkaAddress, client, named
+from streaming.adapters.kafka_batches import install
 from streaming.adapters.kafka_topic import KafkaTopic
 from streaming.ports import Record
 
@@ -63,6 +64,8 @@ class PythonSource:
             metrics_enabled=False,
         )
         self._consumer.assign([self._place])
+        self._headers: dict[int, Headers] = {}
+        self._decoded = install(self._consumer, self._headers)
 
     def seek(self, offset: int) -> None:
         self._consumer.seek(self._place, offset)
@@ -70,6 +73,10 @@ class PythonSource:
     def poll(self, seconds: float, limit: int, marked: dict[int, Headers]) -> list[Record]:
         with named(self._address):
             found = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=limit).get(self._place, ())
+        if self._decoded:
+            marked.update(self._headers)
+            self._headers.clear()
+            return list(found)
         for one in found:
             if one.headers:
                 marked[one.offset] = {name: value or b"" for name, value in one.headers}
@@ -195,9 +202,10 @@ class Reader:
         """Go on until the limit, or the end as far as it is known. Raises Unavailable when nothing comes."""
         until, wait = self._clock() + self._topic.timeout_seconds, _FIRST_WAIT_SECONDS
         while len(found) < limit and (found[-1].offset + 1 if found else offset) < self._end:
-            if source.position() >= self._end:
+            left = self._end - source.position()
+            if left <= 0:
                 return  # nothing but the markers of transactions is left
-            more = self._poll(source, wait, limit - len(found))
+            more = self._poll(source, wait, min(limit - len(found), left))
             found += more
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
             if not more and self._clock() >= until:
