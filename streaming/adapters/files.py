@@ -28,8 +28,10 @@ class FileBundles:
         with _available():
             make_folder(self._root)
         self._swept = False
-        self._seen: tuple[int, int, int] | None = None
-        self._pointers: dict[str, str] = {}
+        self._seen: tuple[tuple[int, int, int] | None, dict[str, str]] = (
+            None,
+            {},
+        )  # one value: threads share this adapter
 
     def put(self, name: str, data: bytes) -> None:
         """A name that holds these bytes already is left alone; one that a fault has changed is mended."""
@@ -60,11 +62,12 @@ class FileBundles:
                 now = os.stat(self._file)
             except FileNotFoundError:
                 return {}
-            seen = (now.st_ino, now.st_mtime_ns, now.st_size)
-            if seen != self._seen:
-                self._pointers = {policy: bundle for policy, (bundle, _) in self._read()[0].items()}
-                self._seen = seen
-            return dict(self._pointers)
+            of = (now.st_ino, now.st_mtime_ns, now.st_size)
+            seen, pointers = self._seen
+            if of != seen:
+                pointers = {policy: bundle for policy, (bundle, _) in self._read()[0].items()}
+                self._seen = of, pointers
+            return dict(pointers)
 
     def epochs(self) -> dict[str, int]:
         with _available():

@@ -55,7 +55,7 @@ class FsspecBundles:
         self._fs: fsspec.AbstractFileSystem = fs
         self._root = str(root).rstrip("/")
         self._clock, self._poll_seconds = clock, poll_seconds
-        self._generation, self._pointers = 0, _Pointers()
+        self._seen: tuple[int, _Pointers] = 0, {}  # generation and its pointers, one value: threads share this adapter
         self._asked: float | None = None
 
     def put(self, name: str, data: bytes) -> None:
@@ -83,7 +83,7 @@ class FsspecBundles:
                     self._write(self._file(generation + 1), msgspec.json.encode(moved), mode="create")
                 except FileExistsError:  # another one moved a pointer meanwhile
                     continue
-                self._generation, self._pointers = generation + 1, moved
+                self._seen = generation + 1, moved
                 self._forget(generation + 1 - _GENERATIONS)
                 return
         raise Unavailable(f"bundles: {_ATTEMPTS} others moved pointers first")
@@ -92,9 +92,9 @@ class FsspecBundles:
         now = self._clock()
         if self._asked is None or now - self._asked >= self._poll_seconds:
             with _available():
-                self._generation, self._pointers = self._newest()
+                self._seen = self._newest()
             self._asked = now
-        return {policy: bundle for policy, (bundle, _) in self._pointers.items()}
+        return {policy: bundle for policy, (bundle, _) in self._seen[1].items()}
 
     def epochs(self) -> dict[str, int]:
         with _available():
@@ -123,8 +123,9 @@ class FsspecBundles:
             if not found:
                 return 0, {}
             newest = max(found)
-            if newest == self._generation:
-                return newest, self._pointers
+            seen = self._seen
+            if newest == seen[0]:
+                return seen
             try:
                 return newest, _decode(self._fs.cat_file(self._file(newest)))
             except FileNotFoundError:  # overtaken: list again
