@@ -106,9 +106,13 @@ class Derived:
         self.counters.committed()
         self.profiles.committed()
 
-    def sums(self, offset: int) -> dict[str, Arrays]:
-        """All counters, for an upload; profiles are read again from the joins."""
-        return self._head(offset) | self.counters.pieces(every=True)
+    def sums(self) -> list[str]:
+        """Keys of all that an upload holds: counters, for profiles are read again from the joins."""
+        return [HEAD, *self.counters.keys()]
+
+    def sum(self, key: str, offset: int) -> Arrays:
+        """What an upload that stands at `offset` holds under a key."""
+        return self._head(offset)[HEAD] if key == HEAD else self.counters.piece(key)
 
     def _head(self, offset: int) -> dict[str, Arrays]:
         return {HEAD: {"offset": np.array([offset])}}

@@ -68,10 +68,16 @@ class Ledger(Generic[V]):
         """Everybody has been told of all changes."""
         self._changed = {}
 
-    def pieces(self, *, every: bool = False) -> dict[str, Arrays]:
-        """Pieces with changes since the last `committed`; with `every`, all."""
-        numbers = range(-(-len(self._names) // self._piece)) if every else sorted(self._dirty)
-        return {f"{self._prefix}{number}": {"rows": self._rows(number)} for number in numbers}
+    def keys(self) -> list[str]:
+        """Of all pieces."""
+        return [f"{self._prefix}{number}" for number in range(-(-len(self._names) // self._piece))]
+
+    def piece(self, key: str) -> Arrays:
+        return {"rows": self._rows(int(key.removeprefix(self._prefix)))}
+
+    def pieces(self) -> dict[str, Arrays]:
+        """Pieces with changes since the last `committed`."""
+        return {key: self.piece(key) for key in [f"{self._prefix}{number}" for number in sorted(self._dirty)]}
 
     def committed(self) -> None:
         self._dirty = set()

@@ -194,10 +194,12 @@ class Shard:
         if joiner.rebuilding:
             return None
         statistics = self._resting | {key: learner.arrays() for key, learner in self._learners.items()}
-        if self._feed is not None:
-            statistics |= self._feed.derived.sums(self._offset)
-        versions = {key: self._versions.get(key, 0) for key in statistics}
+        sums = self._feed.derived.sums() if self._feed is not None else []
+        versions = {key: self._versions.get(key, 0) for key in [*statistics, *sums]}
         changed = [key for key, version in versions.items() if known.get(key) != version]
+        if self._feed is not None:
+            found = set(changed)
+            statistics |= {key: self._feed.derived.sum(key, self._offset) for key in sums if key in found}
         rebuild_from, longest = joiner.reach()
         return Checkpoint(
             log=self._log.identity,

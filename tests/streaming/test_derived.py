@@ -154,7 +154,7 @@ def test_stores_hold_what_the_log_says(story: Story, faults: list[str]) -> None:
 
 
 def _pieces_are_not_committed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ledger, "pieces", lambda self, every=False: {})
+    patch.setattr(Ledger, "pieces", lambda self: {})
 
 
 def _changes_are_lost_while_a_store_is_away(patch: pytest.MonkeyPatch) -> None:
