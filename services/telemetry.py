@@ -39,6 +39,9 @@ METRICS = {
     ),
     "decide_stage_seconds": Metric("histogram", ("stage",), "Time of one stage of a decision", LATENCY_BUCKETS),
     "decide_rejected_total": Metric("counter", ("code",), "Requests refused, by the code of the error body"),
+    "decide_unchecked_total": Metric(
+        "counter", ("surface",), "Decisions answered without their claim: a retry may differ"
+    ),
     "feedback_events_total": Metric("counter", ("surface", "kind", "outcome"), "Feedback received over HTTP"),
     "join_outcomes_total": Metric("counter", ("surface", "outcome"), "What became of records read by the joiner"),
     "join_lag_seconds": Metric("gauge", ("partition",), "Age of the oldest record not yet joined"),

@@ -199,6 +199,7 @@ class Scoring:
     def finish_unclaimed(self, made: Made) -> bytes:
         """The claims' store is away: answered all the same, and it says that a retry may get another answer."""
         made.answer.retry_unchecked = True
+        self.telemetry.add("decide_unchecked_total", made.answer.surface)
         return self.finish(made)
 
     def _identity(self, request: DecisionRequest, unit: str) -> str:

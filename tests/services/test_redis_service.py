@@ -67,6 +67,10 @@ def test_replicas_share_claims_and_pointers_and_go_on_without_redis(tmp_path: Pa
         redis.pause()
         unchecked = [ask(c, f"paused-{n}") for n, c in enumerate([ca, cb] * 4)]
         assert all(answer["retry_unchecked"] and answer["mode"] == "live" for answer in unchecked)
+        for client in (ca, cb):  # each replica counts its own
+            until(
+                lambda client=client: 'decide_unchecked_total{surface="home"} 4.0' in client.get("/metrics").text, "4"
+            )  # type: ignore[misc]  # a default argument
         redis.resume()
         until(lambda: not ask(ca, f"resumed-{time.monotonic_ns()}").get("retry_unchecked"), "claims again")
 
