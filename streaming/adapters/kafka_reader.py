@@ -21,7 +21,7 @@ from streaming.ports import Record
 Headers = dict[str, bytes]
 _ASK_SECONDS = 1.0  # between two questions whether an idle partition has more: that finds out a cluster that is away
 _STALE_SECONDS = 0.1  # after as long without a look nothing is waiting at the cluster for what comes: ask
-_IDLE_SECONDS = 0.01  # between two looks at an idle partition: a look costs kafka-python a fifth of a millisecond
+_IDLE_SECONDS = 0.02  # between two looks at an idle partition: a look costs kafka-python a fifth of a millisecond
 _LONG_POLL_SECONDS = 0.25  # also how long a seek at the end of a partition waits for the consumer's last question
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.001, 0.05  # between two looks whether only markers are left
 FETCH_BYTES = 4 << 20  # compressed, read ahead for a partition
