@@ -113,6 +113,9 @@ class Claims(Protocol):
     def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
         """Store `value` if the id is free (or its claim expired) and return None; else the winner's value. Raises Unavailable."""
 
+    def claim_all(self, tenant: str, claims: Sequence[tuple[str, bytes]], now: float) -> list[bytes | None]:
+        """As `claim` of each (decision id, value) in order, in one visit. Raises Unavailable, when some may have been made."""
+
 
 class Mark(NamedTuple):
     """How far a partition's derived values go: every record before `offset`, by its owner of `epoch`. Greater is newer."""

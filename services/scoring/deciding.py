@@ -137,10 +137,7 @@ class Deciding:
         self._hanging -= 1
 
     def _claim(self, several: list[Made]) -> list[Found]:
-        found: list[Found] = []
-        for made in several:
-            try:
-                found.append(self.scoring.claim(made))
-            except Unavailable as error:
-                found.append(error)
-        return found
+        try:
+            return [*self.scoring.claim_all(several)] if len(several) > 1 else [self.scoring.claim(several[0])]
+        except Unavailable as error:
+            return [error] * len(several)

@@ -173,9 +173,14 @@ class Scoring:
 
     def claim(self, made: Made) -> Claimed | None:
         """Claim the caller's own id for an hour: None when it is ours now. Raises Unavailable. May run in a thread."""
-        mine = Claimed(request_hash(made.request), made.answer.key, made.record, encode(made.answer))
-        held = self.claims.claim(self.tenant, made.answer.decision_id, pack(mine), self.clock())
+        held = self.claims.claim(self.tenant, made.answer.decision_id, _claim_of(made), self.clock())
         return None if held is None else unpack(held)
+
+    def claim_all(self, several: Sequence[Made]) -> list[Claimed | None]:
+        """As `claim` of each, in one visit to the store."""
+        claims = [(made.answer.decision_id, _claim_of(made)) for made in several]
+        found = self.claims.claim_all(self.tenant, claims, self.clock())
+        return [None if held is None else unpack(held) for held in found]
 
     def finish_claimed(self, made: Made, winner: Claimed | None) -> bytes:
         """The answer after its claim: ours, or that of the request that was first. Raises Rejected(409)."""
@@ -373,3 +378,7 @@ class Scoring:
         if self.copies is not None:
             self.copies.close()
         self.telemetry.flush()
+
+
+def _claim_of(made: Made) -> bytes:
+    return pack(Claimed(request_hash(made.request), made.answer.key, made.record, encode(made.answer)))

@@ -110,6 +110,9 @@ class MemoryClaims:
                 del self._claims[name]
         return None
 
+    def claim_all(self, tenant: str, claims: Sequence[tuple[str, bytes]], now: float) -> list[bytes | None]:
+        return [self.claim(tenant, decision_id, value, now) for decision_id, value in claims]
+
 
 class MemoryDeadLetters:
     def __init__(self) -> None:

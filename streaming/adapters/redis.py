@@ -9,6 +9,9 @@ a second with ids of their own. With `maxmemory` and `maxmemory-policy volatile-
 else does; with `noeviction` a full Redis is one that is away.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from policies.errors import Rejected
 from streaming.adapters.redis_bundles import RedisBundles
 from streaming.adapters.redis_connection import RedisConnection, connect
@@ -18,7 +21,7 @@ __all__ = ["RedisBundles", "RedisClaims", "RedisConnection", "RedisCounters", "R
 
 
 class RedisClaims:
-    """One trip a claim. A claim's hour is counted by Redis, so `now` is not used."""
+    """One trip a visit. A claim's hour is counted by Redis, so `now` is not used."""
 
     def __init__(self, client: RedisConnection, *, life_seconds: float = 3600.0) -> None:
         if life_seconds < 0.001:
@@ -26,8 +29,19 @@ class RedisClaims:
         self._client, self._life_ms = client, round(life_seconds * 1000)
 
     def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
-        key = self._client.name("claim", f"{len(tenant)}", tenant, decision_id)  # the length keeps tenants apart
-        held: bytes | None = self._client.ask(
-            lambda client: client.set(key, value, nx=True, get=True, px=self._life_ms)
-        )
+        held: bytes | None = self._client.ask(lambda client: self._set(client, tenant, decision_id, value))
         return held
+
+    def claim_all(self, tenant: str, claims: Sequence[tuple[str, bytes]], now: float) -> list[bytes | None]:
+        def each(client: Any) -> list[bytes | None]:
+            with client.pipeline(transaction=False) as pipeline:
+                for decision_id, value in claims:
+                    self._set(pipeline, tenant, decision_id, value)
+                found: list[bytes | None] = pipeline.execute()
+                return found
+
+        return self._client.ask(each) if claims else []
+
+    def _set(self, client: Any, tenant: str, decision_id: str, value: bytes) -> Any:
+        key = self._client.name("claim", f"{len(tenant)}", tenant, decision_id)  # the length keeps tenants apart
+        return client.set(key, value, nx=True, get=True, px=self._life_ms)

@@ -4,6 +4,7 @@ Every file may be opened by several processes at once.
 """
 
 import os
+import sqlite3
 from collections.abc import Sequence
 from functools import partial
 
@@ -172,20 +173,29 @@ class SqliteClaims:
         )
 
     def claim(self, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
+        return self.claim_all(tenant, [(decision_id, value)], now)[0]
+
+    def claim_all(self, tenant: str, claims: Sequence[tuple[str, bytes]], now: float) -> list[bytes | None]:
+        if not claims:
+            return []
         with self._file.write() as db:
-            query = "SELECT value FROM claims WHERE tenant = ? AND decision_id = ? AND expires > ?"
-            winner = db.execute(query, (tenant, decision_id, now)).fetchone()
-            if winner:
-                held: bytes = winner[0]
-                return held
-            row = (tenant, decision_id, value, now + self._life_seconds)
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", row)
-            self._since_sweep += 1
+            found = [self._claim(db, tenant, decision_id, value, now) for decision_id, value in claims]
+            self._since_sweep += found.count(None)
             if self._since_sweep >= _SWEEP_EVERY:
-                self._since_sweep = 0
                 expired = "SELECT rowid FROM claims WHERE expires <= ? ORDER BY expires LIMIT ?"
-                db.execute(f"DELETE FROM claims WHERE rowid IN ({expired})", (now, 2 * _SWEEP_EVERY))
-            return None
+                db.execute(f"DELETE FROM claims WHERE rowid IN ({expired})", (now, 2 * self._since_sweep))
+                self._since_sweep = 0
+            return found
+
+    def _claim(self, db: sqlite3.Connection, tenant: str, decision_id: str, value: bytes, now: float) -> bytes | None:
+        query = "SELECT value FROM claims WHERE tenant = ? AND decision_id = ? AND expires > ?"
+        winner = db.execute(query, (tenant, decision_id, now)).fetchone()
+        if winner:
+            held: bytes = winner[0]
+            return held
+        row = (tenant, decision_id, value, now + self._life_seconds)
+        db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", row)
+        return None
 
     def close(self) -> None:
         self._file.close()

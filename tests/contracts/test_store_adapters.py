@@ -192,6 +192,17 @@ def a_claim_ends_after_an_hour(adapter: Adapter[Claims], folder: Path) -> None:
 
 
 @claims.check
+def many_are_claimed_in_one_visit_in_order(adapter: Adapter[Claims], folder: Path) -> None:
+    opened = adapter.open(folder)
+    opened.claim("default", "taken", b"before", 0.0)
+    several = [("a", b"1"), ("taken", b"2"), ("a", b"3"), ("b", b"4")]
+    assert opened.claim_all("default", several, 1.0) == [None, b"before", b"1", None]
+    assert opened.claim("default", "b", b"5", 2.0) == b"4"
+    assert opened.claim_all("other", several[:1], 1.0) == [None]
+    assert opened.claim_all("default", [], 1.0) == []
+
+
+@claims.check
 def tenants_do_not_meet(adapter: Adapter[Claims], folder: Path) -> None:
     opened = adapter.open(folder)
     assert opened.claim("one", "d1", b"1", 0.0) is None

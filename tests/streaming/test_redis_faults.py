@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.connection import Connection
 
 from policies.errors import Rejected, Unavailable
 from services.stack.redis import RedisNodes, RedisServer, RedisService, free_port
@@ -106,6 +107,22 @@ def test_a_flush_frees_claims(server: RedisServer) -> None:
     store.claim("default", "d1", b"first", 0.0)
     server.flush()
     assert store.claim("default", "d1", b"second", 0.0) is None
+
+
+def test_many_claims_are_one_exchange(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store = claims(server)
+    assert store.claim("default", "taken", b"before", 0.0) is None
+    sent: list[int] = []
+    send = Connection.send_packed_command
+
+    def counting(self: Connection, command: Any, check_health: bool = True) -> Any:
+        sent.append(len(command))
+        return send(self, command, check_health)
+
+    monkeypatch.setattr(Connection, "send_packed_command", counting)
+    found = store.claim_all("default", [("taken", b"x"), *((f"d{n}", b"first") for n in range(200))], 0.0)
+    assert found == [b"before", *[None] * 200]
+    assert len(sent) == 1
 
 
 def test_a_claim_ends_by_redis_own_clock(server: RedisServer) -> None:
