@@ -71,6 +71,7 @@ class KafkaLog:
                 "compression.type": ("lz4", "gzip", "uncompressed"),
             },
             timeout_seconds=timeout_seconds,
+            clock=clock,
         )
         self._readers = [Reader(self._topic, partition, self._source, clock) for partition in range(partitions)]
         self._glances = [

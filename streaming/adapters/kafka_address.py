@@ -7,6 +7,7 @@ kafka-python leaves a thread and sockets behind when a cluster does not answer i
 whether anything listens, and closes what a failed start has opened: a long outage must cost nothing but time.
 """
 
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,11 @@ from kafka.net.compat import KafkaNetClient
 from policies.errors import Corrupt, Rejected, Unavailable
 
 Client = TypeVar("Client")
+_said = logging.getLogger("kafka")
+if (
+    _said.level == logging.NOTSET
+):  # what matters is in the errors that are raised; that one writer ends another is no error
+    _said.setLevel(logging.CRITICAL)
 SCHEMES = {"kafka": False, "kafka+confluent": True}
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 PORT = 9092
@@ -74,7 +80,11 @@ class KafkaAddress:
             "sasl.password": self.password,
             "ssl.ca.location": self.ca,
         }
-        return {name: value for name, value in found.items() if value} | {"reconnect.backoff.max.ms": _RECONNECT_MS}
+        fixed = {
+            "reconnect.backoff.max.ms": _RECONNECT_MS,
+            "log_level": 0,
+        }  # it would write to standard error by itself
+        return {name: value for name, value in found.items() if value} | fixed
 
 
 def parse_kafka(url: str, at: str, password: str = "") -> KafkaAddress:

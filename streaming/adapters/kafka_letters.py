@@ -46,6 +46,7 @@ class KafkaDeadLetters:
             },
             demanded={"cleanup.policy": ("delete",)},
             timeout_seconds=timeout_seconds,
+            clock=clock,
         )
 
         def source(partition: int, fetch_bytes: int) -> PythonSource:

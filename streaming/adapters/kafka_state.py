@@ -62,6 +62,7 @@ class KafkaState:
             made_with={"cleanup.policy": "compact", "compression.type": "lz4"},
             demanded={"cleanup.policy": ("compact",), "compression.type": ("lz4", "gzip", "uncompressed", "producer")},
             timeout_seconds=timeout_seconds,
+            clock=clock,
         )
 
         def source(partition: int, fetch_bytes: int) -> PythonSource:

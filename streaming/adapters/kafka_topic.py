@@ -6,7 +6,7 @@ one foreign batch in a codec that is not installed here cannot block a partition
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,10 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, Of
 
 from policies.errors import Rejected, Unavailable
 from streaming.adapters.kafka_address import KafkaAddress, client, named
+
+_AGAIN_SECONDS = (
+    30.0  # between two looks at a topic in use: an operator may add partitions, which nobody here would read
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +49,27 @@ class KafkaTopic:
         made_with: Mapping[str, str],
         demanded: Mapping[str, tuple[str, ...]],
         timeout_seconds: float,
+        clock: Callable[[], float],
     ) -> None:
         self.address, self.name, self.partitions, self.timeout_seconds = address, name, partitions, timeout_seconds
         self._made_with, self._demanded = dict(made_with), dict(demanded)
+        self._clock, self._looked = clock, 0.0
         self._lock = threading.Lock()
         self._admin: Any = None
         self._facts: Facts | None = None
 
     def facts(self) -> Facts:
-        """Raises Unavailable, and Rejected naming the topic and what to change."""
+        """Raises Unavailable, and Rejected naming the topic and what to change: also of one that changed meanwhile."""
         with self._lock:
-            if self._facts is None:
+            if self._facts is None or self._clock() - self._looked > _AGAIN_SECONDS:
                 if self._admin is None:
                     self._admin = client(KafkaAdminClient, self.address, self.timeout_seconds)
                 with named(self.address):
-                    self._facts = self._look()
+                    found = self._look()
+                if self._facts is not None and self._facts.topic_id != found.topic_id:
+                    message = f"the topic {self.name} was deleted and made again: it is another log"
+                    raise Rejected(message, at=str(self.address), code="another_log")
+                self._facts, self._looked = found, self._clock()
             return self._facts
 
     def first(self, partition: int) -> int:
@@ -99,7 +109,7 @@ class KafkaTopic:
 
     def _look(self) -> Facts:
         (found,) = self._admin.describe_topics([self.name])
-        if found["error_code"] == errors.UnknownTopicOrPartitionError.errno:
+        if found["error_code"] == errors.UnknownTopicOrPartitionError.errno and self._facts is None:
             self._make()
             (found,) = self._admin.describe_topics([self.name])
         if found["error_code"]:

@@ -118,6 +118,45 @@ def test_a_topic_made_again_under_its_name_is_another_log(tmp_path: Path, admin:
         assert eventually(lambda: log.identity) != before
 
 
+def test_partitions_that_an_operator_adds_stop_whoever_would_not_read_them(
+    tmp_path: Path, admin: KafkaAdminClient
+) -> None:
+    now = [0.0]
+    address, name = kafka_setup.address(), kafka_setup.fresh("events")
+    with closing(KafkaLog(address, topic=name, partitions=2, positions=tmp_path, clock=lambda: now[0])) as log:
+        log.append(records(10))
+        admin.create_partitions({name: 3})
+
+        def keep(call: Any) -> None:
+            """What an operator changes is known to every broker a moment later."""
+            for _ in range(600):
+                now[0] += 60.0
+                call()
+                time.sleep(0.1)
+
+        for call in (lambda: log.append(records(1)), lambda: log.read(0, 0, 10), lambda: log.end(1)):
+            with pytest.raises(Rejected, match="has 3 partitions, not 2: set SLATEWISE_PARTITIONS=3"):
+                keep(call)
+
+
+def test_a_topic_that_is_replaced_while_it_is_read_is_another_log(tmp_path: Path, admin: KafkaAdminClient) -> None:
+    now = [0.0]
+    address, name = kafka_setup.address(), kafka_setup.fresh("events")
+    with closing(KafkaLog(address, topic=name, partitions=1, positions=tmp_path, clock=lambda: now[0])) as log:
+        log.append(records(10))
+        admin.delete_topics([name])
+        with closing(kafka_setup.log(tmp_path, 1, topic=name)) as other:
+            eventually(lambda: other.append(records(1)))
+
+        def later() -> None:
+            now[0] += 60.0
+            log.end(0)
+
+        with pytest.raises(Rejected, match="was deleted and made again") as caught:
+            eventually(later)
+        assert caught.value.code == "another_log"
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
