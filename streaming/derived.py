@@ -16,7 +16,7 @@ a while they begin again at 0. Profiles can be read again from the joins that ar
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -49,6 +49,7 @@ class Interaction(NamedTuple):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Interaction]).decode
+_decode_plain = msgspec.msgpack.Decoder(list[tuple[float, str, str, float, int]]).decode  # the same, a third cheaper
 _quoted = lru_cache(100_000)(quote)
 
 
@@ -122,34 +123,31 @@ class Derived:
         drawn = [one.join.drawn for one in group if one.join.drawn is not None]
         slates = [one.slate for one in drawn]
         filled = [len(slate) for slate in slates]
-        moved = np.hstack(
-            [
-                _present((one.present for one in group), filled)
-                - _present((one.present_before for one in group), filled),
-                _rewards((one.rewards for one in group), filled, terms.objectives)
-                - _rewards((one.rewards_before for one in group), filled, terms.objectives),
-            ]
-        )
+        moved = np.zeros((sum(filled), 1 + terms.objectives))
+        moved[:, 0] += _present([one.present for one in group], filled)
+        moved[:, 0] -= _present([one.present_before for one in group], filled)
+        moved[:, 1:] += _rewards([one.rewards for one in group], filled, terms.objectives)
+        moved[:, 1:] -= _rewards([one.rewards_before for one in group], filled, terms.objectives)
         surface = counter_name(drawn[0].tenant, terms.surface)
         measures = [EXPOSURES, *(f"reward/{_quoted(name, '')}" for name in terms.compiled.surface.objective_names)]
-        self._add(f"{surface}/all", measures, moved.sum(axis=0))
+        self._add(f"{surface}/all", measures, moved.sum(axis=0).tolist())
         policies = chain.from_iterable([one.policy] * k for one, k in zip(drawn, filled, strict=True))
         for kind, labels in (("item", chain.from_iterable(slates)), ("policy", policies)):
             places: dict[str, int] = {}
             rows = [places.setdefault(label, len(places)) for label in labels]
             sums = np.zeros((len(places), len(measures)))
             np.add.at(sums, rows, moved)
-            for label, row in zip(places, sums, strict=True):
+            for label, row in zip(places, sums.tolist(), strict=True):
                 self._add(f"{surface}/{kind}/{_quoted(label, '')}", measures, row)
         categories = self._categories(terms)
         if categories:
             items = np.frombuffer(b"".join(one.shown for one in drawn), "<f4").reshape(len(moved), -1)
             sums = items[:, [column for _, column in categories]].T.astype(np.float64) @ moved
-            for (name, _), row in zip(categories, sums, strict=True):
+            for (name, _), row in zip(categories, sums.tolist(), strict=True):
                 self._add(f"{surface}/group/{name}", measures, row)
 
-    def _add(self, name: str, measures: Sequence[str], moved: F64) -> None:
-        for measure, by in zip(measures, moved.tolist(), strict=True):
+    def _add(self, name: str, measures: Sequence[str], moved: Sequence[float]) -> None:
+        for measure, by in zip(measures, moved, strict=True):
             if by:
                 full = f"{name}/{measure}"
                 now = (self.counters.get(full) or 0.0) + by
@@ -176,13 +174,13 @@ class Derived:
         assert drawn is not None  # only decisions are touched
         decision, until = id_hash(join.key), drawn.at + one.terms.horizon
         before = self.profiles.get(drawn.unit)
-        kept = [act for act in read_profile(before or b"") if act.decision != decision]
+        kept = [act for act in _decode_plain(before) if act[4] != decision] if before else []
         for versions in join.heard.values():
             said = in_force(versions, until)
             if said is not None and said.kind != SHOWN and len(said.positions) == 1:
-                kept.append(Interaction(said.at, drawn.slate[said.positions[0]], said.kind, said.value, decision))
+                kept.append((said.at, drawn.slate[said.positions[0]], said.kind, said.value, decision))
         if kept:
-            profile = _encode(sorted(kept)[-self._history :])
+            profile = _encode(sorted(kept)[-self._history :] if len(kept) > 1 else kept)
             if profile != before:
                 self.profiles.put(drawn.unit, profile)
         else:
@@ -194,11 +192,17 @@ def derived_of(statistics: dict[str, Arrays]) -> dict[str, Arrays]:
     return {key: statistics.pop(key) for key in list(statistics) if key.startswith(PREFIX)}
 
 
-def _present(packed: Iterable[bytes], filled: Sequence[int]) -> F64:
-    whole = b"".join(some or bytes(k) for some, k in zip(packed, filled, strict=True))
-    return np.frombuffer(whole, np.uint8).astype(np.float64)[:, None]
+def _present(packed: Sequence[bytes], filled: Sequence[int]) -> F64:
+    """(N,) of 0 and 1."""
+    if not any(packed):
+        return np.zeros(sum(filled))
+    whole = b"".join([some or bytes(k) for some, k in zip(packed, filled, strict=True)])
+    return np.frombuffer(whole, np.uint8).astype(np.float64)
 
 
-def _rewards(packed: Iterable[bytes], filled: Sequence[int], objectives: int) -> F64:
-    whole = b"".join(some or bytes(8 * k * objectives) for some, k in zip(packed, filled, strict=True))
+def _rewards(packed: Sequence[bytes], filled: Sequence[int], objectives: int) -> F64:
+    """(N, o)."""
+    if not any(packed):
+        return np.zeros((sum(filled), objectives))
+    whole = b"".join([some or bytes(8 * k * objectives) for some, k in zip(packed, filled, strict=True)])
     return np.frombuffer(whole, np.float64).reshape(sum(filled), objectives)

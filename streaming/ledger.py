@@ -37,7 +37,8 @@ class Ledger(Generic[V]):
         return self._values.get(name)
 
     def put(self, name: str, value: V) -> None:
-        if self._values.pop(name, None) is None:
+        slot = self._slots.get(name)
+        if slot is None:
             if len(self._values) >= self._limit:
                 self.take(next(iter(self._values)))
                 self.forgotten += 1
@@ -46,8 +47,10 @@ class Ledger(Generic[V]):
                 self._names.append(None)
             slot = self._slots[name] = self._free.pop()
             self._names[slot] = name
+        else:
+            del self._values[name]  # written last from now on
         self._values[name] = value
-        self._touch(name, self._slots[name])
+        self._touch(name, slot)
 
     def take(self, name: str) -> None:
         """Forget a name."""
