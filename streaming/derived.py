@@ -132,11 +132,10 @@ class Derived:
         measures = [EXPOSURES, *(f"reward/{_quoted(name, '')}" for name in terms.compiled.surface.objective_names)]
         self._add(f"{surface}/all", measures, moved.sum(axis=0).tolist())
         policies = chain.from_iterable([one.policy] * k for one, k in zip(drawn, filled, strict=True))
-        for kind, labels in (("item", chain.from_iterable(slates)), ("policy", policies)):
-            places: dict[str, int] = {}
-            rows = [places.setdefault(label, len(places)) for label in labels]
+        for kind, labels in (("item", list(chain.from_iterable(slates))), ("policy", list(policies))):
+            places = {label: place for place, label in enumerate(dict.fromkeys(labels))}
             sums = np.zeros((len(places), len(measures)))
-            np.add.at(sums, rows, moved)
+            np.add.at(sums, list(map(places.__getitem__, labels)), moved)
             for label, row in zip(places, sums.tolist(), strict=True):
                 self._add(f"{surface}/{kind}/{_quoted(label, '')}", measures, row)
         categories = self._categories(terms)
