@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from streaming.events import Decision, Floats, floats
-from streaming.settle import Experience, Told
+from streaming.experiences import Experience, Told
 
 FORMAT = 1  # raised when a column changes its meaning or goes; new columns may come without
 ROW_GROUP = 1_000  # decisions: a few MB, so that a reader of one column of many files stays small

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 import msgspec
 
 from streaming.configuration import Configs
+from streaming.experiences import Experience, Experiences, Row
 from streaming.parquet import ROW_GROUP, table_of, writer
 from streaming.ports import Bundles
-from streaming.settle import Experience, Experiences, Row
 
 WINDOW_SECONDS = 300.0
 PIECE_ROWS = 10_000  # decisions: some tens of MB in memory while they are written

@@ -14,7 +14,8 @@ from services.bench.report import Report
 from services.settings import Settings
 from services.wiring import open_experiences, open_log, open_settlements
 from streaming.configuration import Configs
-from streaming.settle import Experiences, Settler, SettleReport
+from streaming.experiences import Experiences
+from streaming.settle import Settler, SettleReport
 from streaming.windows import Windows
 
 HOT = 2_000

@@ -17,8 +17,9 @@ from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.wiring import open_experiences, open_log, open_settlements, open_state
 from streaming.configuration import Configs
+from streaming.experiences import Experiences
 from streaming.ports import Bundles, Log, State
-from streaming.settle import Experiences, Settlements, Settler, SettleReport
+from streaming.settle import Settlements, Settler, SettleReport
 from streaming.windows import Windows
 
 log = logging.getLogger("slatewise.settling")

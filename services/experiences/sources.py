@@ -15,8 +15,9 @@ from policies.surface import Surface
 from services.settings import Settings
 from services.wiring import in_memory_settlements, open_log
 from streaming.configuration import Configs
+from streaming.experiences import Experiences
 from streaming.parquet import FORMAT, SCHEMA, table_of
-from streaming.settle import Experiences, Settlements, Settler
+from streaming.settle import Settlements, Settler
 
 PAGE = 1_000
 DEPTH = 5  # folders from a file up to the root: date, surface, tenant

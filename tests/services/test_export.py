@@ -27,7 +27,7 @@ from services.wiring import open_experiences, open_log, open_settlements, open_s
 from streaming.adapters.memory import MemoryBundles
 from streaming.configuration import Compiled, compile_surface, publish_surface
 from streaming.events import Decision, Feedback, Sample, encode
-from streaming.settle import Experiences
+from streaming.experiences import Experiences
 
 ENVIRONMENT = {"SLATEWISE_PARTITIONS": "2"}
 UNIT = "00000000000000aa"

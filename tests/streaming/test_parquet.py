@@ -19,8 +19,9 @@ from streaming.adapters.fsspec import FsspecBundles
 from streaming.adapters.memory import MemoryBundles
 from streaming.adapters.rules import checked_name
 from streaming.events import Decision, Feedback, Sample
+from streaming.experiences import Experiences
 from streaming.parquet import FORMAT, SCHEMA, table_of
-from streaming.settle import Experiences, Settler
+from streaming.settle import Settler
 from streaming.windows import Windows, folder_of, plain
 from tests.streaming.joining import CORRECTABLE, EPOCH0, HORIZON, UNIT, Abort, Ports, decision, feedback
 from tests.streaming.stories import CONFIGS, PLAIN

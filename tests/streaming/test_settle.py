@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-import streaming.settle
+import streaming.experiences
 from policies.errors import Corrupt, Rejected
 from streaming.adapters.memory import MemoryCheckpoints
 from streaming.events import Decision, Feedback, decode, encode
+from streaming.experiences import Experiences
 from streaming.join import Joiner
 from streaming.joined import Join, Terms
 from streaming.ports import Record
-from streaming.settle import Experiences, Settler, first_offset
+from streaming.settle import Settler, first_offset
 from tests.streaming.joining import CORRECTABLE, EPOCH0, HORIZON, UNIT, Abort, Ports, _Dying, decision, feedback
 from tests.streaming.stories import CONFIGS, END, PLAIN, VERSIONS, Story, _verdict, evidence_of, stories
 
@@ -193,7 +194,7 @@ def _the_outbox_follows_the_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def _pins_have_no_reward(patch: pytest.MonkeyPatch) -> None:
-    presence = streaming.settle.presence
+    presence = streaming.experiences.presence
     kept: list[Any] = []
 
     def mixed(drawn: Any, terms: Terms, force: Sequence[Any]) -> bytearray:
@@ -201,7 +202,7 @@ def _pins_have_no_reward(patch: pytest.MonkeyPatch) -> None:
         whole = presence(drawn, terms, list(force))
         return bytearray(len(whole)) if len(kept) % 2 and any(whole) and len(whole) > 2 else whole
 
-    patch.setattr(streaming.settle, "presence", mixed)
+    patch.setattr(streaming.experiences, "presence", mixed)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from policies.errors import Corrupt
 from streaming.adapters.sqlite import SqliteCheckpoints
 from streaming.configuration import Configs
 from streaming.events import Decision, Feedback, encode
-from streaming.settle import Experiences, Settler, first_offset
+from streaming.experiences import Experiences
+from streaming.settle import Settler, first_offset
 from tests import kafka_setup
 from tests.streaming.joining import UNIT, decision, feedback, surface
 
