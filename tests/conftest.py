@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def kafka_broker() -> Generator[None]:
 
 @pytest.fixture
 def swept() -> Generator[None]:
-    """What the test let go of is collected with it, so that no later test is blamed for what was left open."""
+    """What the test let go of is collected with it, once its threads have ended: no later test is blamed for it."""
+    before = set(threading.enumerate())
     yield
-    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+    for _ in range(3):  # what one collection sets free may hold the next
+        gc.collect()
