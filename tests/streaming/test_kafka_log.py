@@ -19,6 +19,7 @@ from policies.errors import Corrupt, Rejected, Unavailable
 from services.stack.kafka import Broker, free_port, missing
 from streaming.adapters.kafka import GROUP, KafkaLog, parse_kafka
 from streaming.adapters.kafka_confluent import ConfluentLog
+from streaming.events import MAX_RECORD_BYTES
 from streaming.forward import Forwarder
 from streaming.partition import partition_of
 from streaming.ports import Position
@@ -189,14 +190,26 @@ def test_a_long_log_is_read_in_full_batches(tmp_path: Path, confluent: bool) -> 
         assert sizes == [700] * 8 + [400]
 
 
-def test_a_look_elsewhere_does_not_lose_the_place(tmp_path: Path) -> None:
-    with closing(kafka_setup.log(tmp_path, 1)) as log:
+@BOTH
+def test_a_look_elsewhere_does_not_lose_the_place(tmp_path: Path, confluent: bool) -> None:
+    with closing(kafka_setup.log(tmp_path, 1, confluent=confluent)) as log:
         log.append([(b"k", b"%d" % n) for n in range(3000)])
         assert [one.offset for one in log.read(0, 0, 1000)] == list(range(1000))
         for back in (3, 17, 4):
             assert [one.offset for one in log.read(0, back, 2)] == [back, back + 1]
         assert not log._readers[0].elsewhere(1000), "the place where the shard goes on"
         assert [one.offset for one in log.read(0, 1000, 1000)] == list(range(1000, 2000))
+
+
+@BOTH
+def test_the_largest_record_comes_through_every_reader(tmp_path: Path, confluent: bool) -> None:
+    large = os.urandom(MAX_RECORD_BYTES)  # as large as ours may be, and nothing to compress
+    with closing(kafka_setup.log(tmp_path, 1, confluent=confluent)) as log:
+        for value in (b"before", large, b"after"):
+            log.append([(b"k", value)] * 2)
+        wanted = [b"before", b"before", large, large, b"after", b"after"]
+        assert [record.value for record in log.read(0, 0, 1000)] == wanted
+        assert [record.value for record in log.read(0, 2, 3)] == wanted[2:5], "by the reader for a few"
 
 
 @BOTH
