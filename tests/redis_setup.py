@@ -48,8 +48,8 @@ def started(start: Callable[[], S]) -> Iterator[S]:
 
 
 def namespace(folder: Path) -> str:
-    """The URL of the shared server, with a prefix that is the folder's."""
-    return f"{shared_redis().url}?prefix={hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()}"
+    """The URL of the shared server, with a prefix that is the folder's, and patience with a busy machine."""
+    return f"{shared_redis().url}?timeout_ms=20000&prefix={hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()}"
 
 
 def opened(url: str) -> RedisConnection:

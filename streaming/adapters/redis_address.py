@@ -5,7 +5,7 @@ redis+sentinel://user:password@s1:26379,s2:26379/service/0
 redis+cluster://user:password@n1:6379,n2:6379
 
 prefix      before every key and channel: two installations can share a server (default `slatewise`)
-timeout_ms  longest wait for a connection and for an answer (default 200)
+timeout_ms  longest wait for a connection and for an answer (default 200); half of it is slow
 tls         1: TLS to the servers of a sentinel or cluster URL;   ca: file of certificates to trust
 sentinel_username, sentinel_password   of the sentinels themselves
 """

@@ -30,7 +30,7 @@ class RedisConnection:
 
     def __init__(self, address: RedisAddress, clock: Callable[[], float], breaker: Breaker | None = None) -> None:
         self.address, self.clock = address, clock
-        self.breaker = breaker or Breaker(clock)
+        self.breaker = breaker or Breaker(clock, slow_seconds=address.timeout_seconds / 2)
         self._open = address.opener()
         self._opening = threading.Lock()
         self._client: Any = None

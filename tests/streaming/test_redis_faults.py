@@ -232,7 +232,7 @@ def everything_works(connection: RedisConnection, folder: Path, name: str) -> No
 
 def test_sentinels_say_who_is_the_master(tmp_path: Path) -> None:
     with started(lambda: RedisService(tmp_path / "service")) as service:
-        connection = opened(service.url)
+        connection = opened(f"{service.url}?timeout_ms=4000")  # patience with a busy machine
         everything_works(connection, tmp_path, "before")
         service.servers[0].kill()
         store = RedisClaims(connection)
@@ -243,7 +243,7 @@ def test_sentinels_say_who_is_the_master(tmp_path: Path) -> None:
 
 def test_a_cluster_holds_each_key_on_its_node(tmp_path: Path) -> None:
     with started(lambda: RedisNodes(tmp_path / "nodes")) as nodes:
-        connection = opened(nodes.url)
+        connection = opened(f"{nodes.url}?timeout_ms=4000")  # patience with a busy machine
         everything_works(connection, tmp_path, "before")
         sizes = []
         for server in nodes.servers:
