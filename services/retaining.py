@@ -12,14 +12,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 from policies.errors import Corrupt, Unavailable
 from services.epochs import current_epoch
 from services.releases import named_bundles
 from services.settings import Settings
 from services.telemetry import Telemetry
-from services.wiring import open_bundles, open_log, open_settlements, open_trimmed, open_uploads
+from services.wiring import open_bundles, open_settlements, open_trimmed, open_uploads
 from streaming.configuration import Configs
 from streaming.ports import Log, State
 from streaming.retention import HOUR, SLICE_RECORDS, Guarded, Retention, trim
@@ -45,13 +44,6 @@ class Turn:
     errors: int = 0
 
 
-@runtime_checkable
-class Broker(Protocol):
-    """A log that knows its own retention."""
-
-    def headroom(self, partition: int, offset: int, now: float) -> float: ...
-
-
 class Retaining:
     """Retention for one epoch of the learning service. `bundles` is the store for its publisher."""
 
@@ -59,7 +51,7 @@ class Retaining:
         self._settings, self._state, self._configs, self._epoch = settings, state, configs, epoch
         self._retention = Retention(open_bundles(settings))
         self.bundles: Guarded = self._retention.bundles
-        self._log, self._trimmed = open_log(settings), open_trimmed(settings)
+        self._trimmed = open_trimmed(settings)
         self._uploads = open_uploads(settings)
         self._over = threading.Event()
         self._turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
@@ -124,26 +116,27 @@ class Retaining:
         return LONGEST_SECONDS if compiled is None else compiled.surface.correctable_seconds
 
     def _records(self, turn: Turn, now: float) -> None:
+        if self._trimmed is None:
+            return
+        events, letters = self._trimmed
         longest = max([LONGEST_SECONDS, *map(self._keep_seconds, self._configs.surfaces())])
         # a join answers for its decision until twice `correctable` after it, and is rebuilt from there
         kept_seconds = max(self._settings.retention_seconds, 2 * longest + HOUR)
-        for partition in range(self._log.partitions):
-            needed = self._rebuilt_from(partition)
-            turn.headroom[partition] = self._headroom(partition, needed, now, kept_seconds)
+        for partition in range(events.partitions):
+            needed = self._rebuilt_from(partition, events.identity)
+            turn.headroom[partition] = headroom(events, partition, needed, now, kept_seconds)
             older_than = min(now - kept_seconds, self._settling_from(partition, 2 * longest + HOUR))
-            if self._trimmed is not None:
-                events, letters = self._trimmed
-                for _ in range(AT_ONCE):
-                    gone = trim(events, partition, older_than=older_than, needed=needed)
-                    turn.removed["records"] += gone
-                    if gone < SLICE_RECORDS or self._over.is_set():
-                        break
-                turn.removed["letters"] += letters.trim(partition, events.first(partition))
+            for _ in range(AT_ONCE):
+                gone = trim(events, partition, older_than=older_than, needed=needed)
+                turn.removed["records"] += gone
+                if gone < SLICE_RECORDS or self._over.is_set():
+                    break
+            turn.removed["letters"] += letters.trim(partition, events.first(partition))
 
-    def _rebuilt_from(self, partition: int) -> int:
+    def _rebuilt_from(self, partition: int, log_identity: str) -> int:
         """The oldest record that a restart from the newest upload reads; 0 before there is one."""
         newest = Uploads(self._uploads, partition, 0).newest()
-        return newest.rebuild_from if newest is not None and newest.log == self._log.identity else 0
+        return newest.rebuild_from if newest is not None and newest.log == log_identity else 0
 
     def _settling_from(self, partition: int, open_seconds: float) -> float:
         """Append time from which the settling process still reads: what it has settled waits for a file, or may be told more."""
@@ -151,11 +144,6 @@ class Retaining:
             return time.time()
         _, clock = open_settlements(self._settings, partition).reached()
         return clock - open_seconds
-
-    def _headroom(self, partition: int, needed: int, now: float, kept_seconds: float) -> float:
-        if isinstance(self._log, Broker):
-            return self._log.headroom(partition, needed, now)
-        return headroom(self._log, partition, needed, now, kept_seconds)
 
 
 def headroom(events: Log, partition: int, offset: int, now: float, kept_seconds: float) -> float:

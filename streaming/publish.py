@@ -12,7 +12,7 @@ at every publish (`policies.carrying`): configuration never resets learning. The
 the partitions like any other, while the old version goes on serving.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -156,16 +156,25 @@ def merged(policy: CompiledPolicy, sums: Sequence[Arrays], older: Sequence[Adden
     return algorithm.carry(policy.config, policy.problem, own, older, now) if older and algorithm.carry else own
 
 
-def older_sums(configs: Configs, policy: CompiledPolicy, partitions: Sequence[Mapping[str, Arrays]]) -> list[Addend]:
+Learned = Mapping[str, Mapping[str, Sequence[Arrays]]]  # lineage → learner key → sums of the partitions that have any
+
+
+def by_lineage(partitions: Iterable[Mapping[str, Arrays]]) -> Learned:
+    """Committed sums, arranged once for a round of publishes."""
+    found: dict[str, dict[str, list[Arrays]]] = {}
+    for arrays in partitions:
+        for key, sums in arrays.items():
+            found.setdefault(lineage(key), {}).setdefault(key, []).append(sums)
+    return found
+
+
+def older_sums(configs: Configs, policy: CompiledPolicy, learned: Learned) -> list[Addend]:
     """What a policy learned under other keys of the same algorithm, merged over partitions, each an addend."""
-    mine = lineage(policy.key)
-    keys = {key for arrays in partitions for key in arrays if key != policy.key and lineage(key) == mine}
     found = []
-    for key in sorted(keys):
-        learned = configs.learned_as(key)
-        if learned is not None and learned.algorithm.name == policy.algorithm.name:
-            sums = [arrays[key] for arrays in partitions if key in arrays]
-            found.append(Addend(learned.problem, merged(learned, sums)))
+    for key, sums in sorted(learned.get(lineage(policy.key), {}).items()):
+        older = configs.learned_as(key)
+        if key != policy.key and older is not None and older.algorithm.name == policy.algorithm.name:
+            found.append(Addend(older.problem, merged(older, sums)))
     return found
 
 

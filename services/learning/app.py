@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from policies.errors import Rejected, Unavailable
@@ -30,7 +30,7 @@ from services.telemetry import Telemetry, share
 from services.wiring import open_derived, open_log, open_state, open_uploads
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
-from streaming.publish import Publisher, lineage, older_sums, pointer_name
+from streaming.publish import Learned, Publisher, by_lineage, lineage, older_sums, pointer_name
 from streaming.shard import Statistics, StepReport
 
 log = logging.getLogger("slatewise.learning")
@@ -68,8 +68,7 @@ class Learning:
 
     def begin(self, statistics: Sequence[Statistics]) -> None:
         """Publish every policy whose pointer names no bundle of the current configuration."""
-        for policy in self._wanting():
-            self._publish(policy, statistics)
+        self._publish(self._wanting(), statistics)
 
     def turn(self, engine: Engine) -> int:
         """One turn: step, and publish when it is time; the number of records read."""
@@ -119,8 +118,7 @@ class Learning:
         due = [policy for policy in changed if others or self._live(policy)]
         statistics = engine.statistics() if due else []  # Unavailable: tried again, nothing is forgotten
         self._changed = set() if others else self._changed - {lineage(policy.key) for policy in due}
-        for policy in due:
-            self._publish(policy, statistics)
+        self._publish(due, statistics)
         if others:
             self._next_others = started + OTHERS_SECONDS
         took = time.monotonic() - started
@@ -130,15 +128,19 @@ class Learning:
         compiled = self._configs.current(policy.key.split("/")[1])
         return compiled is not None and policy.name == (compiled.surface.live or compiled.surface.fallback)
 
-    def _publish(self, policy: CompiledPolicy, statistics: Sequence[Statistics]) -> None:
+    def _publish(self, policies: Sequence[CompiledPolicy], statistics: Sequence[Statistics]) -> None:
+        learned = by_lineage(one.arrays for one in statistics)
+        through = {one.partition: one.offset for one in statistics}
+        for policy in policies:
+            if pointer_name(policy) not in self._held:
+                self._publish_one(policy, learned, through)
+
+    def _publish_one(self, policy: CompiledPolicy, learned: Learned, through: Mapping[int, int]) -> None:
         pointer = pointer_name(policy)
-        if pointer in self._held:
-            return
         surface = pointer.split("/")[0]
         fresh = self._fresh.pop((surface, policy.name), [])
-        sums = [one.arrays[policy.key] for one in statistics if policy.key in one.arrays]
-        through = {one.partition: one.offset for one in statistics}
-        older = older_sums(self._configs, policy, [one.arrays for one in statistics])
+        sums = learned.get(lineage(policy.key), {}).get(policy.key, [])
+        older = older_sums(self._configs, policy, learned)
         outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh, older=older)
         self._telemetry.add("publish_total", surface, policy.name, outcome.result)
         if outcome.result != "published":
