@@ -67,7 +67,7 @@ class Catalogue:
         self._available: Mask = np.zeros(FIRST_ROWS + 1, bool)
         self._expires: F64 = np.full(FIRST_ROWS + 1, np.inf)
         self._live[-1] = self._available[-1] = True
-        self.allowed: Mask = self._live & self._available
+        self._allow()
         self._next_expiry = math.inf
         self._filters: dict[tuple[str, bool, Scalar], Mask] = {}
 
@@ -146,7 +146,7 @@ class Catalogue:
                 matrix[row] = _encode(self._encoders[schema], [item])[0] if rows is None else rows[place]
             for (name, _, value), mask in self._filters.items():
                 mask[row] = _matches(item, name, value)
-        self.allowed = self._live & self._available
+        self._allow()
         self.version = max(self.version, change.version)
 
     def expire(self, now: float) -> None:
@@ -155,7 +155,7 @@ class Catalogue:
             return
         gone = self._live & (self._expires <= now)
         self._live[gone] = False
-        self.allowed = self._live & self._available
+        self._allow()
         left = self._expires[self._live]
         self._next_expiry = float(left.min(initial=math.inf))
 
@@ -168,6 +168,14 @@ class Catalogue:
     def passing(self, rows: I64, where: dict[str, Scalar | list[Scalar]]) -> Mask:
         """(n,) which of the rows pass a filter; row −1 passes only an empty one."""
         return self._passing(where)[rows]
+
+    def passes_all(self, where: dict[str, Scalar | list[Scalar]]) -> bool:
+        """Whether any rows would pass: nothing is filtered, and nothing known is hidden. The usual case, told at once."""
+        return not where and not self._hidden
+
+    def _allow(self) -> None:
+        self.allowed: Mask = self._live & self._available
+        self._hidden = len(self.index) + 1 - int(np.count_nonzero(self.allowed))  # the last row is nobody's
 
     def _passing(self, where: dict[str, Scalar | list[Scalar]]) -> Mask:
         if not where:

@@ -80,8 +80,8 @@ class Reader:
             rows = catalogue.rows(ids)
             if isinstance(candidates, Columns) and candidates.features:
                 inline = self._from_columns(candidates, rows, catalogue)
-            keep = catalogue.passing(rows, request.where)
-            if keep.all():
+            keep = None if catalogue.passes_all(request.where) else catalogue.passing(rows, request.where)
+            if keep is not None and keep.all():
                 keep = None
         if request.exclude:
             keep = _without(ids, request.exclude, keep)
