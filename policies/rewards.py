@@ -66,6 +66,10 @@ class RewardRule:
         self._unwanted = {o.kind for o in objectives.values() if o.better == "lower"}
         self._silent: dict[int, F64] = {}  # k → (k, o) of silence, copied instead of tiled: half of a call's cost
 
+    def bounds(self, kind: str) -> list[tuple[int, float, float]]:
+        """(column, low, high) of what a single feedback of a kind sets: its value, inside the bounds."""
+        return [(column, low, high) for column, _, low, high in self._columns.get(kind, ())]
+
     def __call__(self, k: int, heard: Sequence[Heard]) -> tuple[F64, int]:
         """Rewards (k, o) of a slate of k filled slots, and how many of them were clipped."""
         silent = self._silent.get(k)

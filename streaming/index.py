@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.types import Mask
+
 U64 = NDArray[np.uint64]
 RECENT = 1 << 16  # ids held in the dict: some 10 MB
 
@@ -36,6 +38,32 @@ class Index:
         if hashed in self._recent or len(self._recent) >= self._limit:
             self._settle()
         self._recent[hashed] = row
+
+    def add_block(self, hashes: U64, first: int) -> None:
+        """Rows first, first + 1, … of hashes that `any` does not know."""
+        listed = hashes.tolist()
+        new = dict(zip(listed, range(first, first + len(listed)), strict=True))
+        if len(new) < len(listed):  # two of one hash
+            for row, hashed in enumerate(listed, first):
+                self.add(hashed, row)
+            return
+        if len(self._recent) + len(new) > self._limit:
+            self._settle()
+        self._recent |= new
+
+    def any(self, hashes: U64) -> Mask:
+        """For each hash whether any row may hold its id; rows that were given back count until they are swept."""
+        found = np.zeros(len(hashes), np.bool_)
+        if not len(hashes):
+            return found
+        order = np.argsort(hashes)
+        sought = hashes[order]
+        for run, _ in self._runs:
+            found[order] |= run[np.minimum(np.searchsorted(run, sought), len(run) - 1)] == sought
+        recent = self._recent
+        if recent:
+            found |= np.array([hashed in recent for hashed in hashes.tolist()], np.bool_)
+        return found
 
     def load(self, blocks: Sequence[tuple[int, bytes]]) -> None:
         """Rows first, first + 1, … of each (first row, little-endian uint64 hashes), as commits hold them."""

@@ -42,6 +42,7 @@ from streaming.joined import (
     positions_of,
     read_event,
 )
+from streaming.plain.batch import Plain
 from streaming.ports import DeadLetter, Loaded, Record
 from streaming.rows import Rows, Span
 
@@ -143,6 +144,11 @@ class Joiner:
         self._terms: dict[str, Terms] = {}
         self._dirty: dict[int, Join] = {}
         self._sound = True  # vectors of this batch
+        self._plain = (
+            None
+            if settling or watching
+            else Plain(rows, lambda config: self._terms.get(config) or self._find_terms(config))
+        )
         self._ghosts: dict[str, int] = {}  # id → row of decisions that have not come
         self._ghost_dues: list[tuple[float, int, str]] = []  # heap
         self._waiting = Dues()
@@ -167,7 +173,7 @@ class Joiner:
     def apply(self, records: Sequence[Record]) -> Applied:
         """Take a batch in log order; everything it changed is in the answer and in the next `pieces`."""
         applied = Applied()
-        events = self._decode(records, applied)
+        events = self._left(records, applied) if self._plain is not None else self._decode(records, applied)
         self._rows.recall([key for _, key, _ in events], records[0].appended if records else self.clock)
         for record, key, event in events:
             if record.appended > self.clock:
@@ -186,6 +192,32 @@ class Joiner:
         self._teach(applied)
         self._rows.evict(self.clock)
         return applied
+
+    def _left(self, records: Sequence[Record], applied: Applied) -> list[tuple[Record, str, Drawn | Feedback]]:
+        """Take the plain part of a batch at once; what is left of it, to be judged one by one."""
+        assert self._plain is not None  # asked before
+        sheet = self._plain.read(records)
+        others = self._decode([records[i] for i in sheet.others()], applied)
+        sound, limits = self._sound, (AHEAD_SECONDS, LARGEST)
+        taken = self._plain.take(sheet, {key for _, key, _ in others}, self.clock, self._longest, limits)
+        events = others + self._decode([records[i] for i in taken.left], applied)
+        if others and taken.left:
+            self._sound = self._sound and sound
+            events.sort(key=lambda event: event[0].offset)
+        elif others:
+            self._sound = sound
+        applied.decisions += taken.decisions
+        applied.feedback += taken.feedback
+        applied.heard += taken.heard
+        for terms, joined, clipped in taken.outcomes:
+            applied.count(terms.surface, "joined", joined)
+            if clipped:
+                applied.count(terms.surface, "clipped", clipped)
+        for terms, changes, examples in taken.changes if not self.rebuilding else ():
+            applied.changes.append((terms, changes))
+            for policy in terms.learners:
+                self.examples[policy.key] = self.examples.get(policy.key, 0) + examples
+        return events
 
     def idle(self, now: float) -> bool:
         """Nothing to read until `now`: give back rows that no record can reach any more. Whether there were any."""

@@ -7,18 +7,37 @@ has to cover `correctable`, as recovery needs anyway (`semantics.md` 13).
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from policies.errors import Corrupt
-from streaming.index import Index, id_hash
+from policies.types import Mask
+from streaming.index import U64, Index, id_hash
 from streaming.joined import Drawn, Join, pack, read_drawn, unpack
 from streaming.ports import Loaded, Record
 
 SPANS = 64  # rows are given back in this many steps of the longest `correctable`
 GAP = 16  # records read in vain rather than asking the log once more
+
+
+class Kept(NamedTuple):
+    """A row of a decision about which nothing special was heard (`streaming.plain`), as bytes: a `Join` when it is needed.
+
+    packed  the row as the checkpoint has it;   value: its decision's record;   silent: nothing was heard at all
+    """
+
+    row: int
+    packed: bytes
+    offset: int
+    value: bytes
+    silent: bool
+
+
+_kept = partial(tuple.__new__, Kept)  # half the time of `Kept(*fields)`
 
 
 class Span(NamedTuple):
@@ -49,7 +68,9 @@ class Rows:
     ) -> None:
         self._fetch, self._read, self._hot_limit = fetch, read, hot_limit
         self.hot: dict[str, Join] = {}  # least recently touched first
+        self.kept: dict[str, Kept] = {}  # … of those that nobody had to look into; an id is in one of both
         self.changed: dict[int, Join] = {}  # since the last commit
+        self._packed: dict[int, bytes] = {}  # … and rows of `kept`
         self.spans: list[Span] = []
         self.next_row = self._committed_row = self.evicted = 0
         self.reading = 0  # offset of the batch that is applied
@@ -65,8 +86,13 @@ class Rows:
 
     def recall(self, keys: Sequence[str], clock: float) -> None:
         """Bring the rows of ids into memory; with their decisions, unless they had closed by `clock`."""
-        hot = self.hot
+        hot, kept = self.hot, self.kept
         missing = [key for key in dict.fromkeys(keys) if key not in hot]
+        for key in [key for key in missing if key in kept]:
+            row, packed, _, value, _ = kept.pop(key)
+            join = hot[key] = unpack(row, packed)
+            join.drawn = read_drawn(value)
+        missing = [key for key in missing if key not in hot]
         hashes = [id_hash(key) for key in missing]
         self._hashes = dict(zip(missing, hashes, strict=True))
         found = [(key, row) for key, rows in zip(missing, self._index.find(hashes), strict=True) for row in rows]
@@ -109,10 +135,32 @@ class Rows:
         self.hot[key] = self.changed[row] = join
         return join
 
+    def known(self, hashes: U64) -> Mask:
+        """Whether any row may be of an id with each of these hashes."""
+        return self._index.any(hashes)
+
+    def open_block(self, hashes: U64, expires: float, closes: float, clock: float, longest: float) -> int:
+        """New rows for ids that are not known, needed until `expires` and changing until `closes`; the first's number."""
+        first = self.next_row
+        self._index.add_block(hashes, first)
+        self._new += hashes.tolist()
+        self.next_row = first + len(hashes)
+        self._span(first, expires, closes, clock, longest)
+        return first
+
+    def keep(self, keys: Sequence[str], kept: Iterable[tuple[int, bytes, int, bytes, bool]]) -> None:
+        """Rows that were opened or changed, as bytes: the fields of `Kept`."""
+        made = list(map(_kept, kept))
+        self.kept.update(zip(keys, made, strict=True))
+        self._packed.update([one[:2] for one in made])
+
     def expect(self, row: int, expires: float, clock: float, longest: float) -> None:
         """A changed row is needed until `expires`; `longest` sets how much time a span covers."""
-        spans, join = self.spans, self.changed[row]
-        closes = join.until if join.offset >= 0 else expires - longest
+        join = self.changed[row]
+        self._span(row, expires, join.until if join.offset >= 0 else expires - longest, clock, longest)
+
+    def _span(self, row: int, expires: float, closes: float, clock: float, longest: float) -> None:
+        spans = self.spans
         if not spans or (row > spans[-1].first and clock > spans[-1].opened + longest / SPANS):
             begun = self.reading if row >= self._committed_row or not spans else spans[-1].offset
             spans.append(Span(row, expires, clock, closes, begun, longest))
@@ -136,15 +184,17 @@ class Rows:
 
     def pieces(self) -> tuple[list[tuple[int, bytes]], tuple[int, bytes] | None]:
         """(changed rows, ids of new rows) since the last commit."""
-        joins = [(row, pack(join)) for row, join in sorted(self.changed.items())]
+        packed = self._packed | {row: pack(join) for row, join in self.changed.items()}
+        joins = sorted(packed.items())
         return joins, (self._committed_row, np.array(self._new, "<u8").tobytes()) if self._new else None
 
     def committed(self) -> None:
         """What `pieces` said is durable, so cold rows may go."""
-        self.changed, self._new, self._hashes, self._committed_row = {}, [], {}, self.next_row
-        hot, excess = self.hot, len(self.hot) - self._hot_limit
-        for key in [key for _, key in zip(range(excess), hot, strict=False)]:
-            del hot[key]
+        self.changed, self._packed, self._new, self._hashes, self._committed_row = {}, {}, [], {}, self.next_row
+        for held in (self.kept, self.hot):  # what was looked into is likely to be needed again
+            excess = len(self.hot) + len(self.kept) - self._hot_limit
+            for key in list(islice(held, max(excess, 0))):
+                del held[key]
 
     def _redraw(self, joins: list[Join]) -> None:
         """Read decisions again, neighbours in the log in one go."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import streaming.join
+import streaming.plain.batch
 import streaming.rows
 from streaming.events import Decision, encode
 from streaming.join import EARLY_EACH
@@ -213,6 +214,8 @@ def test_an_id_may_come_back_once_its_row_is_gone(ports: Ports) -> None:
 
 def test_two_ids_of_one_hash_are_told_apart(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming.rows, "id_hash", lambda key: 7)
+    sevens = lambda text, ints, records, out: (out.fill(7), np.full(len(records), 7, np.uint64))[1]  # noqa: E731
+    monkeypatch.setattr(streaming.plain.batch, "id_hashes", sevens)
     names = [f"{UNIT}-{i}" for i in range(4)]
     ports.append(*[decision(PLAIN, name, EPOCH0) for name in names])
     ports.append(*[feedback(name, EPOCH0, slot=0) for name in names], decision(PLAIN, names[0], EPOCH0))
