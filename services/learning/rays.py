@@ -122,13 +122,17 @@ class RayShards:
     _next_look: float = 0.0
 
     def __post_init__(self) -> None:
-        with _reached():
-            self._local = start_ray(self.settings)
-            self._namespace = namespace(self.settings)
-            self._first = self.owner()
-            self._end_older()
-            self.reseat(self.actors or self._wanted())
-            log.info("ray", extra={"pids": self.pids(), "owner": self._first})
+        try:
+            with _reached():
+                self._local = start_ray(self.settings)
+                self._namespace = namespace(self.settings)
+                self._first = self.owner()
+                self._end_older()
+                self.reseat(self.actors or self._wanted())
+                log.info("ray", extra={"pids": self.pids(), "owner": self._first})
+        except BaseException:
+            self.close()  # a connection that stays would refuse the next try
+            raise
 
     def step(self) -> list[StepReport]:
         """Reports of actors that have answered. Raises Lost, Unavailable, Rejected('fenced')."""

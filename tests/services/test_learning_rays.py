@@ -171,10 +171,18 @@ def test_a_cluster_loses_nodes_and_its_head(tmp_path: Path, ray_stopped: None, m
         site.happen()
         site.same(site.learned(engine))
 
-        newer = rays.RayShards(site.settings, PARTITIONS, lambda: take_epoch(site.state), 1)
+        epoch = take_epoch(site.state)  # another service, in its own process
+        elsewhere = InlineShards(open_shards(site.settings, site.state, site.configs, epoch, range(PARTITIONS)))
         site.happen()
-        site.same(site.learned(newer))
-        with pytest.raises(Rejected, match="is over"):
-            rays.RayShards(site.settings, PARTITIONS, site.owner, 1)
-        newer.close()
-        engine.close()
+        site.same(site.learned(elsewhere))
+        site.happen()
+        with pytest.raises(Rejected, match="is over"):  # what an actor says arrives as what it is
+            wait_for(lambda: engine.step() is None)
+        elsewhere.close()
+
+        ray.shutdown()  # a driver that dies leaves its actors behind
+        with pytest.raises(Rejected, match="sits there"):
+            rays.RayShards(site.settings, PARTITIONS, lambda: 1, 1)
+        newest = rays.RayShards(site.settings, PARTITIONS, itertools.count(take_epoch(site.state)).__next__, 1)
+        site.same(site.learned(newest))
+        newest.close()
