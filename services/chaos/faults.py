@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from services.chaos.house import House, wait_for
 from services.chaos.traffic import Traffic
-from services.wiring import open_bundles, open_log
+from services.epochs import current_epoch
+from services.wiring import open_bundles, open_log, open_state
 from streaming.events import Feedback, encode
 
 Inflict = Callable[[House, Traffic, float], None]
@@ -96,8 +97,11 @@ def shard_paused(house: House, _: Traffic, seconds: float) -> None:
             os.kill(paused, signal.SIGCONT)
 
 
-@fault("a second learning service beside the first")
+@fault("a second learning service, then the first again, then the second killed")
 def two_learning_services(house: House, _: Traffic, seconds: float) -> None:
+    """Who comes later fences the other, which stands by: first the second one, then the first, started again."""
+    state = open_state(house.a.settings)
+    before = current_epoch(state)
     second = subprocess.Popen(
         [sys.executable, "-m", "services.cli", "learning"],
         env={**os.environ, **house.b.settings.environment(), "OMP_NUM_THREADS": "1"},
@@ -106,7 +110,11 @@ def two_learning_services(house: House, _: Traffic, seconds: float) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        time.sleep(seconds)
+        wait_for(lambda: current_epoch(state) > before, "the second one took over")
+        time.sleep(seconds / 2)
+        house.a.kill("learning")
+        time.sleep(seconds / 2)
+        wait_for(moved_on(house), "the first one publishes again")
     finally:
         second.kill()
         second.wait()
