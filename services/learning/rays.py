@@ -302,7 +302,11 @@ def start_ray(settings: Settings) -> list[psutil.Process]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", RECONNECT_SECONDS)
     if settings.ray.startswith("ray://"):
-        ray.init(address=settings.ray, log_to_driver=False)
+        try:
+            ray.init(address=settings.ray, log_to_driver=False)
+        except ConnectionError as error:  # it does not say why; since 2.60 this is the likeliest reason
+            hint = "a cluster that asks for tokens wants RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN here"
+            raise ConnectionError(f"{error}; {hint}") from error
         return []
     ray.init(
         num_cpus=os.cpu_count() or 1,
