@@ -13,6 +13,7 @@ generous contexts would otherwise be credited with.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from policies.algorithm import Problem
 from policies.types import F32, F64, I64, Arrays, Changes, Mask
 
 ADDED = ("S", "B", "Y", "n", "slate_S", "slate_B", "slate_Y", "pairs")
+ROWS = 4_000  # φ of so many examples stays in the processor's cache (measured: a sixth less time than 20,000 at once)
 Sums = dict[str, F64]  # ADDED, and `index`, `half_life` of `policies.forgetting`
 
 
@@ -69,6 +71,12 @@ class RidgeLearner:
         )  # for φ and √w φ: memory asked for anew costs more than the sums
 
     def learn(self, changes: Changes) -> None:
+        rows = len(changes)
+        places = np.searchsorted(changes.slates, changes.slates[np.arange(ROWS, rows, ROWS)])  # a slate stays whole
+        for start, end in pairwise([0, *np.unique(places[places > 0]).tolist(), rows]):
+            self._learn(changes if end - start == rows else changes.part(start, end))
+
+    def _learn(self, changes: Changes) -> None:
         if not len(changes):
             return
         ages = forgetting.age(changes.times, self.half_life)

@@ -6,7 +6,7 @@ Letters: n candidates, k slots, c context features, d item features, o objective
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NewType
 
 import numpy as np
@@ -109,3 +109,7 @@ class Changes:
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    def part(self, start: int, end: int) -> "Changes":
+        """Rows start … end − 1, as views."""
+        return Changes(*(getattr(self, each.name)[start:end] for each in fields(self)))

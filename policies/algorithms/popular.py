@@ -65,10 +65,12 @@ class PopularLearner:
             self.sums["B"][rows, o] += np.bincount(place, w * change, len(hashes))
 
     def _widen(self, hashes: Hashes) -> None:
-        every = np.union1d(self.hashes, hashes)
-        if len(every) > len(self.hashes):
-            self.sums = spread_out(self.sums, self.hashes, every)
-            self.hashes = every
+        if len(self.hashes):
+            at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+            hashes = hashes[self.hashes[at] != hashes]
+        if len(hashes):  # seldom, once a catalogue has been seen
+            every = np.union1d(self.hashes, hashes)
+            self.sums, self.hashes = spread_out(self.sums, self.hashes, every), every
 
     def arrays(self) -> Arrays:
         return {**self.sums, "item_hashes": self.hashes}

@@ -81,6 +81,27 @@ def _learn(report: Report, quick: bool) -> None:
         of_floor=True,
         note="10 slots × 32 features, 1 feedback each",
     )
+    two = stream.side_by_side(500 if quick else 100_000)
+    report.add(
+        "two shards side by side",
+        two["joined_and_learned_per_second"],
+        "decisions/s",
+        floor=found["joined_and_learned_per_second"],
+        at_least=1.7,
+        of_floor=True,
+        note="a process each; the floor is one shard",
+    )
+    costs = stream.by_surfaces((1, 10) if quick else (1, 10, 100, 1_000), 200 if quick else 20_000)
+    for surfaces, cost in costs.items():
+        report.add(
+            f"joined and learned, {surfaces:,} surface{'s' * (surfaces > 1)}",
+            cost,
+            "µs CPU/decision",
+            floor=costs[1],
+            at_most=1.5,
+            of_floor=True,
+            note="2 learning policies each; the floor is 1 surface",
+        )
     report.add(
         "restart", found["restart_seconds"], "s", at_most=5.0, note=f"{found['restart_events']:,.0f} events in the log"
     )

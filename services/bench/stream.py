@@ -8,12 +8,13 @@ import itertools
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from policies.surface import Category, FeatureSpec, Number, Objective, PolicySpec, Surface, Vector
@@ -119,6 +120,7 @@ def measure(
         log = open_log(settings)
         make_log(log, compiled, decisions, time.time(), after=after)
         shard = _open(settings, log, configs, read_limit)
+        _warm()
         ours, floor = _in_turns(shard)
         made = decisions
         while 2 * made < restart_events:
@@ -174,10 +176,48 @@ def _one_side(
     configs = Configs()
     configs.add(surface())
     shard = _open(settings, open_log(settings), configs, read_limit, partition)
+    _warm()
     ready.wait(timeout=600)
     started = time.monotonic()
     _drain(shard)
     spans.put((started, time.monotonic()))
+
+
+def by_surfaces(surfaces: Sequence[int], decisions: int, *, read_limit: int = 4_000) -> dict[int, float]:
+    """Microseconds of CPU a decision when a shard's decisions are of so many surfaces in turn, two learning policies each."""
+    _warm()
+    found = {}
+    for count in surfaces:
+        with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
+            settings = replace(Settings(), data=Path(folder), partitions=1)
+            configs, log, now = Configs(), open_log(settings), time.time()
+            first = configs.add(surface())
+            others = [configs.add(msgspec.structs.replace(surface(), surface=f"bench-{i}")) for i in range(1, count)]
+            stream = records(first, decisions, now)
+            turns = zip(stream, stream, itertools.cycle([first, *others]))
+            moved = itertools.chain.from_iterable((_moved(made, first, to), said) for made, said, to in turns)
+            while block := list(itertools.islice(moved, BLOCK)):
+                log.append(block)
+            shard = _open(settings, log, configs, read_limit)
+            started = time.process_time()
+            _drain(shard)
+            found[count] = 1e6 * (time.process_time() - started) / decisions
+    return found
+
+
+def _moved(record: tuple[bytes, bytes], here: Compiled, to: Compiled) -> tuple[bytes, bytes]:
+    """A decision's record as another surface of the same shape would have logged it."""
+    old, new = (f'"surface":"{one.surface.surface}","config":"{one.hash}"'.encode() for one in (here, to))
+    return record[0], record[1].replace(old, new)
+
+
+def _warm() -> None:
+    """Compiled code is read or made before anything is timed, as in a service that has run for a second."""
+    with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
+        settings = replace(Settings(), data=Path(folder), partitions=1)
+        configs, log = Configs(), open_log(settings)
+        make_log(log, configs.add(surface()), 2, time.time())
+        _drain(_open(settings, log, configs, 2))
 
 
 def _in_turns(shard: Shard) -> tuple[float, float]:

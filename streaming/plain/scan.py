@@ -188,6 +188,8 @@ def _skip(text: U8, i: int) -> int:
         c = text[i]
         if c == QUOTE:
             i = _string(text, i + 1) + 1
+            while i > 0 and kinds & 1 == 0 and depth and text[i] == COMMA and text[i + 1] == QUOTE:  # a list of ids
+                i = _string(text, i + 2) + 1
             if i == 0:
                 return -1
         elif c in (OPEN, LIST):
