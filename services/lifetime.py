@@ -47,7 +47,13 @@ def stopping() -> threading.Event:
     threading.Thread(target=listen, name="signals", daemon=True).start()
     _tell.append(tell)
     listen_again()
+    hear()
     return stop
+
+
+def hear() -> None:
+    """From now on SIGTERM is heard, also one that came while a patient part of the supervisor was starting."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def listen_again() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,16 +31,21 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A process to keep alive: its name and the command that starts it."""
+    """A process to keep alive: its name and the command that starts it.
+
+    patient  SIGTERM waits for it until it listens (`lifetime.hear`): a forwarder that was told to end while it starts
+             would else die of it, and leave what is in the spools to the next start
+    """
 
     name: str
     command: tuple[str, ...]
+    patient: bool = False
 
 
 def parts_of(settings: Settings) -> list[Part]:
     """The processes of one machine; settling among them where settled decisions have somewhere to go."""
     names = ["scoring", "forwarder", "learning", "control", *(["settle"] if settings.experiences else [])]
-    return [Part(name, (sys.executable, "-m", "services.cli", name)) for name in names]
+    return [Part(name, (sys.executable, "-m", "services.cli", name), name == "forwarder") for name in names]
 
 
 def prepare(settings: Settings) -> None:
@@ -94,7 +99,7 @@ class Supervisor:
                 _end(child.process, name)
 
     def _start(self, part: Part) -> _Child:
-        with self.output.open("ab") if self.output else contextlib.nullcontext() as output:
+        with _term_held(part.patient), self.output.open("ab") if self.output else contextlib.nullcontext() as output:
             process = subprocess.Popen(
                 part.command,
                 env={**os.environ, **self.settings.environment(), PARENT: str(os.getpid())},
@@ -122,6 +127,16 @@ class Supervisor:
             child.process = self._start(child.part).process
             child.started, child.again_at = now, None
             self.restarts += 1
+
+
+@contextlib.contextmanager
+def _term_held(held: bool) -> Iterator[None]:
+    """Processes started here begin with SIGTERM blocked, when `held`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if held else set())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def sweep(session: int) -> None:
