@@ -309,6 +309,7 @@ def start_ray(settings: Settings) -> list[psutil.Process]:
             raise ConnectionError(f"{error}; {hint}") from error
         return []
     ray.init(
+        address="local",  # else Ray joins whatever cluster was started on this machine last
         num_cpus=os.cpu_count() or 1,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
