@@ -10,7 +10,7 @@ from rich.console import Console
 
 from services.bench.report import Report
 
-PARTS = ("decide", "http", "learn", "settle", "publish", "freshness", "peers", "kafka", "stack")
+PARTS = ("decide", "http", "learn", "settle", "publish", "freshness", "peers", "open", "kafka", "stack")
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(out: Path | None, parts: tuple[str, ...], quick: bool, seconds: floa
 
 
 def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Report], None]]:
-    from services.bench import decide, freshness, http, kafka, peers, publish, settling, stacked
+    from services.bench import decide, freshness, http, kafka, many, peers, publish, settling, stacked
 
     def http_part(report: Report) -> None:
         if quick:
@@ -63,6 +63,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
             report, 2.0 if quick else 20.0, 50.0 if quick else freshness.RATE
         ),
         "peers": lambda report: peers.measure(report, 10 if quick else 300),
+        "open": lambda report: many.measure(report, 20_000 if quick else 5_000_000),
         "kafka": lambda report: kafka.measure(report, 2_000 if quick else 30_000, 1.0 if quick else 10.0),
         "stack": lambda report: stacked.measure(report, 2.0 if quick else 30.0, 20.0 if quick else stacked.RATE),
     }

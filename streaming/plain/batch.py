@@ -15,10 +15,8 @@ from streaming.plain.scan import (
     ACCEPTED,
     AT,
     CONFIG,
-    CONTEXT,
     DECISION,
     FILLED,
-    FLAT,
     FORM,
     ID,
     ID_END,
@@ -29,7 +27,6 @@ from streaming.plain.scan import (
     NAME_END,
     OTHER,
     REALS,
-    SHOWN,
     U8,
     scan,
 )
@@ -112,12 +109,30 @@ class Plain:
     def __init__(self, rows: Rows, terms_of: Callable[[str], Terms | None]) -> None:
         self._rows, self._terms_of = rows, terms_of
         self._table, self._items = TermsTable(), Items()
-        self._rooms = [_Room(), _Room()]  # for records of the batch, and for kept decisions
+        self._room = _Room()
 
     def read(self, records: Sequence[Record]) -> Sheet:
         """Columns of a batch."""
         offsets, appended, _, values = zip(*records, strict=True) if records else ((), (), (), ())
-        sheet = self._scan(np.array(offsets, np.int64), np.array(appended, np.float64), values)
+        of, first, second = np.empty((3, len(values)), np.int64)
+        ints, reals, items = np.empty((0, INTS), np.int64), np.empty((0, REALS)), np.empty((0, 2), np.int64)
+        lists = items, np.empty(0), np.empty(0, np.uint8)
+        empty = Sheet(
+            np.array(offsets, np.int64),
+            np.array(appended, np.float64),
+            values,
+            b"",
+            np.empty(0, np.uint8),
+            ints,
+            reals,
+            *lists,
+            of,
+            first,
+            second,
+            0,
+            NONE,
+        )
+        sheet = self._scan(empty, values)
         table = np.full(1 << (2 * len(records)).bit_length(), -1, np.int64)
         sheet.ids = group(sheet.text, sheet.ints, sheet.of, sheet.first, sheet.second, table)
         return sheet
@@ -186,7 +201,7 @@ class Plain:
         decisions[asking] = np.where(rows.known(hashes), -1, head[asking])
         if values:
             decisions[heard] = len(sheet.values) + np.arange(len(heard))
-            sheet = _joined(sheet, self._scan(sheet.offsets, sheet.appended, values, again=True))
+            sheet = self._scan(sheet, values)
         return sheet, decisions
 
     def _versions(self, ints: I64, decisions: I64) -> I64:
@@ -324,16 +339,31 @@ class Plain:
             now = [(one.row, data[i], one.offset, one.value, False) for one, i in zip(was, changed, strict=True)]
             rows.keep([keys[i] for i in changed], now)
 
-    def _scan(self, offsets: I64, appended: F64, values: Sequence[bytes], again: bool = False) -> Sheet:
-        n, whole = len(values), b"\0".join([*values, b"", bytes(8)])
+    def _scan(self, sheet: Sheet, values: Sequence[bytes]) -> Sheet:
+        """A sheet with more records in its columns; groups stay those it has."""
+        n, before = len(sheet.ints), len(sheet.whole)
+        whole = sheet.whole + b"\0".join([*values, b"", bytes(8)])
         text = np.frombuffer(whole, np.uint8)
-        starts = np.zeros(n + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, values), np.int64, n) + 1, out=starts[1:])
-        room = self._rooms[again] = self._rooms[again].fitting(n, len(text))
-        flat, used = scan(text, starts, room.ints, room.reals, room.items, room.propensities, room.vectors)
-        columns = room.ints[:n], room.reals[:n], room.items[:flat], room.propensities[:flat], room.vectors[:used]
-        of, first, second = np.empty((3, n), np.int64)
-        return Sheet(offsets, appended, values, whole, text, *columns, of, first, second, 0, NONE)
+        starts = np.full(len(values) + 1, before)
+        starts[1:] += np.cumsum(np.fromiter(map(len, values), np.int64, len(values)) + 1)
+        room = self._room.fitting(n + len(values), len(text))
+        if room is not self._room and n:
+            room.copy(sheet)
+        self._room, end = room, n + len(values)
+        flat, used = len(sheet.items), len(sheet.vectors)
+        flat, used = scan(
+            text, starts, room.ints[n:], room.reals[n:], room.items, room.propensities, room.vectors, flat, used
+        )
+        return replace(
+            sheet,
+            whole=whole,
+            text=text,
+            ints=room.ints[:end],
+            reals=room.reals[:end],
+            items=room.items[:flat],
+            propensities=room.propensities[:flat],
+            vectors=room.vectors[:used],
+        )
 
 
 class _Room:
@@ -351,20 +381,8 @@ class _Room:
             return self
         return _Room(max(records, self._records), max(letters + letters // 4, self._letters))
 
-
-def _joined(sheet: Sheet, more: Sheet) -> Sheet:
-    """The records of two sheets in one; groups are those of the first."""
-    size, flats, octets = len(sheet.text), len(sheet.propensities), len(sheet.vectors)
-    ints, places = more.ints, [*range(ID, CONFIG), KIND, KIND_END, NAME, NAME_END]
-    ints[:, places] += size
-    ints[:, FLAT] += flats
-    ints[:, [CONTEXT, SHOWN]] += octets
-    return replace(
-        sheet,
-        text=np.concatenate([sheet.text, more.text]),
-        ints=np.concatenate([sheet.ints, ints]),
-        reals=np.concatenate([sheet.reals, more.reals]),
-        items=np.concatenate([sheet.items, more.items + size]),
-        propensities=np.concatenate([sheet.propensities, more.propensities]),
-        vectors=np.concatenate([sheet.vectors, more.vectors]),
-    )
+    def copy(self, sheet: Sheet) -> None:
+        """Take over what a smaller room holds."""
+        self.ints[: len(sheet.ints)], self.reals[: len(sheet.reals)] = sheet.ints, sheet.reals
+        self.items[: len(sheet.items)], self.vectors[: len(sheet.vectors)] = sheet.items, sheet.vectors
+        self.propensities[: len(sheet.propensities)] = sheet.propensities

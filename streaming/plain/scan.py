@@ -84,11 +84,15 @@ for _row, _name in enumerate(KEYS):
 
 
 @compiled
-def scan(text: U8, starts: I64, ints: I64, reals: F64, items: I64, propensities: F64, vectors: U8) -> Any:
-    """Fill the columns of records starts[i] … starts[i + 1] − 1 (the zero byte); how far the lists and `vectors` are filled."""
+def scan(
+    text: U8, starts: I64, ints: I64, reals: F64, items: I64, propensities: F64, vectors: U8, flat: int, used: int
+) -> Any:
+    """Fill the columns of records starts[i] … starts[i + 1] − 1 (the zero byte), the lists from `flat` and `vectors` from `used` on.
+
+    How far these are filled then.
+    """
     real = np.zeros(1)
     bits = real.view(np.uint64)
-    flat = used = 0
     for r in range(len(starts) - 1):
         row, numbers = ints[r], reals[r]
         found, flat_end, used_end = _record(
