@@ -23,6 +23,7 @@ from streaming.events import Feedback, encode
 Inflict = Callable[[House, Traffic, float], None]
 BEHIND_SECONDS = 0.4  # how long a slow shard stands still at a time
 FOREIGN_PER_SECOND = 50
+RECENT = 500  # answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def quota_full(house: House, traffic: Traffic, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(0.1)
-        wait_for(lambda: any(not one.logged for one in list(traffic.told.answers.values())), "a spool is full")
+        wait_for(lambda: any(not one.logged for _, one in traffic.told.sequence[-RECENT:]), "a spool is full")
     finally:
         house.kafka.start()
 
@@ -207,7 +208,7 @@ def foreign_partitioner(house: House, traffic: Traffic, seconds: float) -> None:
     told, until = traffic.told, time.monotonic() + seconds
     sent: set[str] = set()
     while time.monotonic() < until:
-        for name, answer in list(told.answers.items())[-FOREIGN_PER_SECOND:]:
+        for name, answer in told.sequence[-FOREIGN_PER_SECOND:]:
             if not answer.items or not answer.logged or answer.unchecked:
                 continue
             if name in sent:

@@ -91,6 +91,7 @@ class Told:
     """Everything promised to the callers of one run."""
 
     answers: dict[str, Answered] = field(default_factory=dict)
+    sequence: list[tuple[str, Answered]] = field(default_factory=list)  # the same as they came; faults read its end
     accepted: dict[tuple[str, str], tuple[str, float]] = field(
         default_factory=dict
     )  # (decision, feedback id) → item, value
@@ -189,6 +190,7 @@ class Traffic:
             unchecked=answer.retry_unchecked,
         )
         self.told.answers[answer.decision_id] = told
+        self.told.sequence.append((answer.decision_id, told))
         if not answer.logged:
             return  # nothing learns from a decision that no log has
         for item in items:
