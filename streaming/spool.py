@@ -26,6 +26,7 @@ Level = Literal["ok", "feedback_full", "full"]
 SEGMENT_SUFFIX = ".seg"
 LOCK = "lock"
 _FEEDBACK_SHARE = 0.9
+SEGMENTS = 4  # of a full spool, at least
 _RESERVED = 1000
 _UNFLUSHED_SEGMENTS = 8
 _ATTEMPTS, _ATTEMPTS_FOR_AN_ORPHAN, _PAUSE_SECONDS = 100, 3, 0.01
@@ -51,7 +52,8 @@ class Spool:
     """One writer's spool. `append` reaches the page cache, which outlives the process; `sync` reaches the disk.
 
     quota_bytes    what may wait here: at 90% feedback should be refused (`level`), at 100% `append` refuses
-    segment_bytes  a segment is deleted as a whole, once all of it is in the log
+    segment_bytes  a segment is deleted as a whole, once all of it is in the log; at most a quarter of the quota, or a full
+                   spool would be one segment that is written still, and stay full for ever
 
     Raises Unavailable when a spool that was asked for by id is held by another process.
     """
@@ -64,7 +66,7 @@ class Spool:
         quota_bytes: int = 1 << 30,
         segment_bytes: int = 16 << 20,
     ) -> None:
-        self._quota, self._segment_bytes = quota_bytes, segment_bytes
+        self._quota, self._segment_bytes = quota_bytes, min(segment_bytes, quota_bytes // SEGMENTS)
         self._lock, self._flushing = threading.Lock(), threading.Lock()
         self._full = False
         self._retired: list[int] = []  # written to the end, not flushed yet

@@ -150,7 +150,7 @@ def redis_flushed(house: House, _: Traffic, seconds: float) -> None:
         time.sleep(1.0)
 
 
-@fault("the spools' quota full while Kafka is away", spool_bytes=str(3 << 20))
+@fault("the spools' quota full while Kafka is away", spool_bytes=str(1 << 20))
 def quota_full(house: House, traffic: Traffic, seconds: float) -> None:
     house.kafka.stop()
     try:

@@ -9,6 +9,8 @@ import pytest
 
 from policies.errors import Rejected, Unavailable
 from streaming import spool as spool_module
+from streaming.adapters.memory import MemoryLog
+from streaming.forward import Forwarder
 from streaming.frames import MAX_BYTES, frame, scan
 from streaming.spool import Spool, segment_path, segments
 from tests.streaming.children import KILLED, run, running, said
@@ -319,3 +321,18 @@ def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Unavailable):
         Spool(tmp_path / "file")
+
+
+def test_a_spool_smaller_than_a_segment_has_room_again_once_forwarded(tmp_path: Path) -> None:
+    """The segment that is being written is never deleted: a full spool must not consist of it alone."""
+    spool, log = Spool(tmp_path, quota_bytes=10_000), MemoryLog()
+    with pytest.raises(Unavailable):
+        for number in range(1_000):
+            spool.append(b"key", b"%050d" % number)
+    forwarder = Forwarder(tmp_path, log)
+    while forwarder.step():
+        pass
+    spool.look()
+    spool.append(b"key", b"again")
+    forwarder.close()
+    spool.close()
