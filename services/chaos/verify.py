@@ -144,11 +144,12 @@ def _counted(committed: list[Statistics], first: dict[str, Decision], told: Told
             for digest, n, value in zip(arrays["item_hashes"], arrays["n"], arrays["B"][:, 0], strict=True):
                 shown[names[int(digest)]] += float(n)
                 earned[names[int(digest)]] += float(value)
-    slots, values = Counter[str](), defaultdict[str, float](float)
+    slots, values = defaultdict[str, float](float), defaultdict[str, float](float)
     for decision in first.values():  # an answer that no caller saw may be in the log: nobody was told that it is not
-        slots.update(decision.slate)
+        for item in decision.slate:
+            slots[item] += decision.weight  # of its slate, which the bundle it was drawn from says
     for (decision_id, _), (item, value) in told.accepted.items():
         if item in first[decision_id].slate:  # after an unchecked retry the slate in force may be the other one
-            values[item] += value
+            values[item] += value * first[decision_id].weight
     pairs = [(shown[one], slots[one]) for one in ids] + [(earned[one], values[one]) for one in ids]
     return max(abs(found - wanted) / max(wanted, 1.0) for found, wanted in pairs)

@@ -51,7 +51,7 @@ class Story:
         decision = Decision(
             decision_id=name, unit=KEY, at=at or time.time(), surface="page", config=self.compiled.hash, policy="model",
             bundle="b", mode="live", slate=items, slots=list(range(SLOTS)), rows=list(range(SLOTS)),
-            propensities=[0.5] * SLOTS, remaining=[3, 2, 1], greedy=list(range(SLOTS)),
+            weight=0.8, propensities=[0.5] * SLOTS, remaining=[3, 2, 1], greedy=list(range(SLOTS)),
             context=self.compiled.encoder.context({}).tobytes(), shown=rows.tobytes(),
         )  # fmt: skip
         return KEY.encode(), encode(decision)
