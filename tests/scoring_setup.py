@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 from policies.surface import Category, Exploration, FeatureSpec, Logging, Number, Objective, PolicySpec, Surface
 from policies.types import Arrays, Changes
 from services.keys import Keys
+from services.loopback import free_port
 from services.scoring.admission import Patience
 from services.scoring.service import Scoring
 from services.settings import Settings
@@ -161,12 +161,6 @@ class Server:
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE_SECONDS)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def installed(folder: Path, surfaces: Sequence[Surface], examples: int = 0, **settings: Any) -> Settings:

@@ -20,8 +20,9 @@ import psutil
 from services.bench.load import Load, post
 from services.bench.report import Report
 from services.bench.requests import FORMS, bodies, items, surface
-from services.bench.serving import Running, free_port, running, until_ready
+from services.bench.serving import Running, running, until_ready
 from services.client import Slatewise
+from services.loopback import free_port
 
 CONNECTIONS = (1, 8, 64)
 ITEMS_A_CALL = 500

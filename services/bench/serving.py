@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ import httpx
 import psutil
 import yaml
 
+from services.loopback import free_port
+
 START_SECONDS = 120.0  # the port opens only when warm: code compiled, sessions run
 DRAIN_SECONDS = 60.0
 
@@ -29,12 +30,6 @@ class Running:
     data: Path
     pid: int
     ready_seconds: float
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from typing import TypeVar
 import httpx
 import psutil
 
-from services.bench.serving import free_port
 from services.chaos.traffic import SURFACE
+from services.loopback import free_port
 from services.settings import Settings
 from services.stack.kafka import Broker
 from services.stack.ray import ENVIRONMENT, RayNodes

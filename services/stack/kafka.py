@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from policies.errors import Unavailable
+from services.loopback import free_port
 
 POM = Path(__file__).parents[2] / "deploy" / "kafka" / "pom.xml"
 CLUSTER_ID = "c2xhdGV3aXNlLXN0YWNrMQ"  # 16 bytes in base64, as Kafka wants it
@@ -181,12 +182,6 @@ class Broker:
             time.sleep(POLL_SECONDS)
         said = (self.folder / "broker.log").read_text(errors="replace")[-2000:]
         raise Unavailable(f"the broker in {self.folder} did not start: {said}")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _run(command: list[str], seconds: float, environment: Mapping[str, str]) -> None:

@@ -5,9 +5,10 @@ a real cluster is made by KubeRay or `ray start`, which find this machine's own 
 """
 
 import os
-import socket
 from types import TracebackType
 from typing import Any, Self
+
+from services.loopback import free_port
 
 NODE_BYTES = 100 << 20  # of shared memory a node: statistics are a few hundred kilobytes a policy
 CPUS = 1  # a node
@@ -22,7 +23,7 @@ class RayNodes:
 
     def __init__(self, nodes: int = 2) -> None:
         self._nodes = nodes
-        self._gcs_port, self._client_port = _free_port(), _free_port()
+        self._gcs_port, self._client_port = free_port(), free_port()
         self._cluster: Any = None
         self._others: list[Any] = []
 
@@ -73,9 +74,3 @@ class RayNodes:
         if self._cluster is not None:
             self._cluster.shutdown()
             self._cluster = None
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

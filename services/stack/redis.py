@@ -5,7 +5,6 @@ Nothing is saved to disk: what this project keeps in Redis can be rebuilt.
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,18 +16,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from policies.errors import Unavailable
+from services.loopback import free_port
 
 READY_SECONDS = 30.0
 SLOTS = 16384
 PAUSE_SECONDS = 0.02
 FAILOVER_MS = 500  # a sentinel or a cluster takes a server for dead after as long without an answer
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class RedisServer:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,15 +13,10 @@ from pathlib import Path
 import httpx
 import psutil
 
+from services.loopback import free_port
 from services.settings import Settings
 
 SECONDS = 120.0  # generous: nothing depends on how fast the machine is
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def wait_for(found: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from e2e.running import free_port
+
+from services.loopback import free_port
 
 
 @pytest.mark.slow

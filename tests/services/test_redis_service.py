@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-from scoring_setup import free_port, installed, publish, serving, surface, until
+from scoring_setup import installed, publish, serving, surface, until
 
 from policies.surface import Surface
 from services.epochs import take_epoch
 from services.learning.shards import open_shards
+from services.loopback import free_port
 from services.settings import Settings
 from services.stack.redis import RedisServer
 from services.wiring import open_bundles, open_derived, open_log, open_state

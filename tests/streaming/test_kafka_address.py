@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from policies.errors import Rejected
-from services.stack.kafka import Broker, free_port
+from services.loopback import free_port
+from services.stack.kafka import Broker
 from streaming.adapters.kafka import parse_kafka
 from streaming.adapters.kafka_address import KafkaAddress
 from tests import kafka_setup

@@ -16,7 +16,8 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.errors import KafkaError
 
 from policies.errors import Corrupt, Rejected, Unavailable
-from services.stack.kafka import Broker, free_port, missing
+from services.loopback import free_port
+from services.stack.kafka import Broker, missing
 from streaming.adapters.kafka import GROUP, KafkaLog, parse_kafka
 from streaming.adapters.kafka_confluent import ConfluentLog
 from streaming.events import MAX_RECORD_BYTES

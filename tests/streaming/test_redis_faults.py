@@ -16,7 +16,8 @@ import pytest
 from redis.connection import Connection
 
 from policies.errors import Rejected, Unavailable
-from services.stack.redis import RedisNodes, RedisServer, RedisService, free_port
+from services.loopback import free_port
+from services.stack.redis import RedisNodes, RedisServer, RedisService
 from streaming.adapters.files import FileBundles
 from streaming.adapters.redis import RedisClaims, RedisConnection, RedisCounters, RedisProfiles, connect
 from streaming.adapters.redis_tables import PIECE
