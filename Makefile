@@ -26,7 +26,7 @@ $(VENV)/.service: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.tools: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the service and the tools its tests want into $(VENV) (a few minutes, once)"
-	$(INSTALL) ".[learning,confluent,replay,bench,dev]"
+	$(INSTALL) ".[learning,agents,confluent,replay,bench,studies,dev]"
 	$(WARM)
 	@touch $@ $(VENV)/.service
 

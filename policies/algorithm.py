@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from policies.features import Encoder
 from policies.surface import Objective
+from policies.training import Trainer
 from policies.types import F32, Arrays, Changes, Head
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Algorithm:
                `policies.carrying`; None: a version whose sums have another shape starts with nothing learned
     publish    (config, problem, merged arrays, now seconds, seed) → Published; pure
     reference  (config, problem, published arrays, inputs) → scores (n, m) in plain numpy: what the graph must equal
+    trainer    (config, problem) → Trainer, for algorithms that do not merge; None for all others
     inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …)
     """
 
@@ -97,4 +99,5 @@ class Algorithm:
     learner: Callable[[Any, Problem], Learner] | None = None
     merge: Callable[[Sequence[Arrays]], Arrays] | None = None
     carry: Callable[[Any, Problem, Arrays, Sequence[Addend], float], Arrays] | None = None
+    trainer: Callable[[Any, Problem], Trainer] | None = None
     traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws

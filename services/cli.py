@@ -17,6 +17,7 @@ ELSEWHERE = {  # commands that live in rooms of their own: name → module, what
     "export": ("services.experiences.command", "Settled decisions as Parquet, Vowpal Wabbit's dsjson or for obp."),
     "chaos": ("services.chaos.command", "Break the real stack under load and hold the log against what was answered."),
     "stack": ("services.stack.command", "Kafka, Redis and Ray on this machine, and the service on them."),
+    "study": ("services.studies.command", "Studies with seeds, floors and intervals: what the README claims."),
     "bench": ("services.bench.command", "Measure decisions, learning, publishing and freshness, with peers beside."),
 }
 

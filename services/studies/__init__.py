@@ -1,0 +1,1 @@
+"""Studies: what must be shown with seeds, floors and intervals; each writes one dated table."""

@@ -1,0 +1,31 @@
+"""`slatewise study NAME`: run one of the studies and write its table. Adding one is a module and a line here.
+
+A study's module has `run(quick: bool, seeds: int | None, data: Path | None) -> Study`.
+"""
+
+import importlib
+import shlex
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from services.studies.study import Study
+
+STUDIES: dict[str, tuple[str, str]] = {}  # name → (module, what it shows)
+
+
+@click.command(epilog="\n\n".join(f"{name}: {what}" for name, (_, what) in STUDIES.items()))
+@click.argument("name", type=click.Choice(sorted(STUDIES)))
+@click.option("--seeds", type=click.IntRange(1), help="Default: as many as the study's claim needs.")
+@click.option("--quick", is_flag=True, help="Seconds instead of minutes: shows that it works, not what it shows.")
+@click.option("--data", type=click.Path(exists=True, path_type=Path), envvar="SLATEWISE_DATASETS", help="Public data.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for dated markdown and JSON.")
+def command(name: str, seeds: int | None, quick: bool, data: Path | None, out: Path | None) -> None:
+    """Run a study: seeds, floors and intervals in one table."""
+    found: Study = importlib.import_module(STUDIES[name][0]).run(quick, seeds, data)
+    found.show(Console())
+    if out:
+        for path in found.write(out, name, shlex.join(["slatewise", *sys.argv[1:]])):
+            click.echo(f"wrote {path}", err=True)
