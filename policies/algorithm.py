@@ -33,12 +33,14 @@ class Problem:
     """What an algorithm is asked to solve: one surface version seen by one policy.
 
     weights  objective → weight × scale, signs turned so that larger is better; the order is the surface's
+    history  most interactions of a unit that a decision reads (`history`, `history_rows`); 0: none
     """
 
     encoder: Encoder
     objectives: dict[str, Objective]
     weights: dict[str, float]
     slots: int
+    history: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,11 @@ class Algorithm:
     publish    (config, problem, merged arrays, now seconds, seed) → Published; pure
     reference  (config, problem, published arrays, inputs) → scores (n, m) in plain numpy: what the graph must equal
     trainer    (config, problem) → Trainer, for algorithms that do not merge; None for all others
-    inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …)
+    manager    (config, problem) → ONNX model of a second graph in the same bundle, over the same arrays: any of context, history,
+               history_rows and weights → `goal_logits` f32[g]. The goal drawn of them is the input `goal` of `graph`: f32[g], 1 at
+               the goal, all 0 the neutral one. None: no goals
+    inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …). `history` f32[h, d],
+               `history_rows` i64[h]: the unit's last interactions, oldest first, h from 0 to `Problem.history`
     """
 
     name: str
@@ -100,4 +106,5 @@ class Algorithm:
     merge: Callable[[Sequence[Arrays]], Arrays] | None = None
     carry: Callable[[Any, Problem, Arrays, Sequence[Addend], float], Arrays] | None = None
     trainer: Callable[[Any, Problem], Trainer] | None = None
+    manager: Callable[[Any, Problem], "ModelProto"] | None = None
     traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws

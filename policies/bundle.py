@@ -8,7 +8,7 @@ changed and nothing can be swapped underneath a name. `verify` is the gate that 
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from policies.types import F32, I64, Arrays
 FORMAT = 1
 FRESH = 32  # accepted times a manifest carries at most: freshness is a sample, not a ledger
 PROBES = 16  # candidates a probe query has
+PAST = 5  # interactions a probe query's unit has had
 ROUNDING = 64 * float(np.finfo(np.float32).eps)  # of the largest number involved: float32 sums in another order
 ENTROPY_NATS = 0.1  # two equally likely outcomes have 0.69, 50 to 1 has 0.1
 
@@ -117,7 +118,7 @@ def build(
     for array in arrays.values():
         array.flags.writeable = False
     _finite(arrays)
-    query = probe(problem, graphs.requests(graph), arrays)
+    query = probe(problem, graphs.requested(graph), arrays)
     expected = score(graph, arrays, query)
     _agree(
         expected,
@@ -152,8 +153,11 @@ def build(
     return Bundle(msgspec.structs.replace(manifest, bundle=_name(manifest)), graph, arrays, probes)
 
 
-def probe(problem: Problem, inputs: Sequence[str], arrays: Arrays) -> Arrays:
-    """One query with 16 candidates as encoders make them (within [-1, 1], one of them all missing), the same at every publish."""
+def probe(problem: Problem, inputs: Mapping[str, graphs.Shape], arrays: Arrays) -> Arrays:
+    """One query with 16 candidates as encoders make them (within [-1, 1], one of them all missing), the same at every publish.
+
+    inputs  the graph's, by name with their shapes: a goal is as long as the graph says
+    """
     rng, encoder = np.random.default_rng(0), problem.encoder
     items = rng.uniform(-1, 1, (PROBES, encoder.item_size)).astype(np.float32)
     items[-1] = 0
@@ -164,6 +168,11 @@ def probe(problem: Problem, inputs: Sequence[str], arrays: Arrays) -> Arrays:
         "item_rows": np.where(rows < len(arrays.get("item_hashes", ())), rows, -1),
         "weights": np.array(list(problem.weights.values()), np.float32),
     }
+    past = min(PAST, problem.history)  # drawn after all the others, whose numbers stay what they were
+    vocabulary["history"] = rng.uniform(-1, 1, (past, encoder.item_size)).astype(np.float32)
+    vocabulary["history_rows"] = vocabulary["item_rows"][:past]
+    if "goal" in inputs:
+        vocabulary["goal"] = np.eye(1, int(inputs["goal"][0]), dtype=np.float32)[0]
     return {name: vocabulary[name] for name in inputs}
 
 

@@ -66,8 +66,12 @@ def whole(*numbers: int) -> NDArray[np.int64]:
     return np.array(numbers, np.int64)
 
 
-def requests(graph: bytes) -> list[str]:
-    """Names of the inputs a request must bring: those that no initialiser stands for."""
+def requested(graph: bytes) -> dict[str, Shape]:
+    """The inputs a request must bring, by name with their shapes: those that no initialiser stands for."""
     body = load_from_string(graph).graph
     changing = {array.name for array in body.initializer}
-    return [i.name for i in body.input if i.name not in changing]
+    return {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in body.input
+        if i.name not in changing
+    }

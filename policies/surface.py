@@ -100,12 +100,18 @@ class Logging(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Surface(Struct, frozen=True, forbid_unknown_fields=True):
-    """One place where slates are shown."""
+    """One place where slates are shown.
+
+    session_timeout  a unit's sequence of decisions ends when the log's time has passed this long without another one
+    history          most of a unit's last interactions that policies read; 0: none
+    """
 
     surface: str
     slots: int = 10
     horizon: str | float = "30m"
     correctable: str | float = "24h"
+    session_timeout: str | float = "30m"
+    history: int = 50
     silence: Literal["eager", "wait"] = "eager"
     credit: Literal["equal", "clicked"] = "equal"
     features: FeatureSpec = FeatureSpec()
@@ -125,6 +131,10 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def correctable_seconds(self) -> float:
         return seconds(self.correctable, "$.correctable")
+
+    @property
+    def session_timeout_seconds(self) -> float:
+        return seconds(self.session_timeout, "$.session_timeout")
 
     @property
     def feedback_kinds(self) -> frozenset[str]:

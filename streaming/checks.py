@@ -18,6 +18,7 @@ from streaming.fitting import DURATION, unknown
 RESERVED = ("given_order", "popular", "uniform")  # policies every surface has, so that any can be its fallback
 NAME = re.compile(r"\w[\w.-]{0,63}")  # no slash: names become keys of learners, pointers and label values
 MAX_SLOTS, MAX_COLUMNS, MAX_WEIGHT = 256, 4096, 1e4
+MAX_HISTORY = 2_000  # interactions of a unit: what scoring keeps within its budget
 CANDIDATES = 100  # for which `advice` states the largest weight
 
 
@@ -32,6 +33,8 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
     yield from _names(surface)
     if not 1 <= surface.slots <= MAX_SLOTS:
         yield Fault(("slots",), f"{surface.slots} slots", f"an integer from 1 to {MAX_SLOTS}")
+    if not 0 <= surface.history <= MAX_HISTORY:
+        yield Fault(("history",), f"{surface.history} interactions", f"an integer from 0 to {MAX_HISTORY}")
     yield from _durations(surface)
     yield from _features(surface)
     for name, objective in surface.objectives.items():
@@ -68,7 +71,8 @@ def _names(surface: Surface) -> Iterator[Fault]:
 
 def _durations(surface: Surface) -> Iterator[Fault]:
     found: dict[str, float] = {}
-    for name, written in (("horizon", surface.horizon), ("correctable", surface.correctable)):
+    for name in ("horizon", "correctable", "session_timeout"):
+        written = getattr(surface, name)
         try:
             found[name] = seconds(written)
         except Rejected:
@@ -76,7 +80,7 @@ def _durations(surface: Surface) -> Iterator[Fault]:
             continue
         if found[name] <= 0:
             yield Fault((name,), f"expected {DURATION}, above 0, got {written!r}", DURATION)
-    if len(found) == 2 and found["correctable"] < found["horizon"]:
+    if found.get("correctable", math.inf) < found.get("horizon", 0.0):
         yield Fault(
             ("correctable",),
             f"{surface.correctable} is shorter than the horizon of {surface.horizon}: feedback that counts would be refused",

@@ -100,7 +100,7 @@ def _compiled(surface: Surface, digest: str, tenant: str) -> Compiled:
     for name, config in _configs(surface).items():
         spec = surface.policies.get(name) or _reserved(name, surface)
         made = algorithm(spec.algorithm)
-        problem = Problem(encoder, dict(surface.objectives), _weights(surface, spec), surface.slots)
+        problem = Problem(encoder, dict(surface.objectives), _weights(surface, spec), surface.slots, surface.history)
         key = f"{tenant}/{surface.surface}/{name}/{_signature(made, config, surface, encoder)}"
         policies[name] = CompiledPolicy(name, made, config, problem, key)
     return Compiled(surface, digest, encoder, RewardRule(surface.objectives, surface.credit), policies)
@@ -126,6 +126,7 @@ def _weights(surface: Surface, policy: PolicySpec) -> dict[str, float]:
 def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encoder) -> str:
     """Hash of what shapes the sums. Two versions that share it share what was learned."""
     half_life = getattr(config, "half_life", None)
+    reads_history = not {"history", "history_rows"}.isdisjoint(made.inputs)
     return content_hash(
         {
             "algorithm": made.name,
@@ -135,6 +136,9 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
             "credit": surface.credit,
             "horizon": surface.horizon_seconds,
             "half_life": None if half_life is None else seconds(half_life),
+            **(
+                {"history": surface.history} if reads_history else {}
+            ),  # left out: keys from before it stay what they were
         }
     )
 
