@@ -33,8 +33,6 @@ class Transitions:
     units (N,) uint64, sessions (N,) uint64   hashes: whom and which session; 0 = none named
     times (N,)               the decision's time, seconds
     goals (N,)               goal it was made under; −1 = none;   goal_propensities (N,)  1 where none
-    slate_hashes (N, k), history_hashes (N, H) uint64   item ids as `policies.types.item_hashes`, beside `slate` and `history`;
-                             0 where there is none: embeddings go by item, not by features
     """
 
     context: F32
@@ -59,8 +57,6 @@ class Transitions:
     times: F64
     goals: I64
     goal_propensities: F64
-    slate_hashes: NDArray[np.uint64]
-    history_hashes: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.slate)
