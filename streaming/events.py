@@ -38,6 +38,20 @@ class Sample(Struct, frozen=True, omit_defaults=True):
     pins: dict[int, int] = {}
 
 
+class Goal(Struct, frozen=True, omit_defaults=True):
+    """The goal a decision was drawn under, of g: claimed for a stretch of a session, and kept through swaps.
+
+    id          −1: the neutral goal, for nobody could be asked
+    propensity  of the goal, given the state it was drawn in
+    bundle      whose manager drew it;   drawn_at_decision: the decision that did
+    """
+
+    id: int
+    propensity: float
+    bundle: str
+    drawn_at_decision: str
+
+
 class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="decision", kw_only=True):
     """One answered request.
 
@@ -49,6 +63,11 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     candidates   ids in the order the draw saw them (after exclusion); `catalogue` is the version their features came from
     context      float32 (c,), encoded;   shown: float32 (k', d), encoded items of the slate
     matrix       float32 (n, d), encoded items of all candidates: when sampled, or when any came with inline features
+    history      float32 (h, d), encoded items of the unit's last interactions, oldest first, as policies read them; `history_items`
+                 are their ids
+    goal         what it was drawn under, of policies that have goals; slot propensities are conditional on it
+    support      float32 (r, d), encoded items of the candidates `support_rows`, ascending: those of the slate and others drawn
+                 evenly by hash, for trainers, where all of them (`matrix`) would be too much for every record
     weights      objective → weight × scale, signed, as the policy's graph read them: when the request named its own
     weight       intra-slate weight of each slot's example, 1/(1+(k−1)ρ̂) of the bundle
     defer        not learned from until shown
@@ -82,6 +101,11 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     asked: int = 0  # slots asked for
     catalogue: int = 0
     matrix: Floats | None = None
+    history: Floats | None = None
+    history_items: list[str] = []
+    goal: Goal | None = None
+    support: Floats | None = None
+    support_rows: list[int] = []
     weights: dict[str, float] | None = None
     weight: float = 1.0
     defer: bool = False

@@ -122,8 +122,9 @@ class Fit:
         tagged = {one.tag: one for one in types if isinstance(one, shapes.StructType) and one.tag is not None}
         if tagged and isinstance(value, dict):
             tags = ", ".join(map(str, tagged))
-            if value.get("type") in tagged:
-                return self.struct(value, tagged[value["type"]], path)
+            tag = value.get("type")
+            if isinstance(tag, str) and tag in tagged:  # JSON may hold anything there, also what does not hash
+                return self.struct(value, tagged[tag], path)
             written = (
                 f"expected one of {tags}, got {got(value['type'])}" if "type" in value else f"needs a type: {tags}"
             )

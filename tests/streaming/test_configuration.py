@@ -378,6 +378,13 @@ def test_the_first_objective_as_written_is_the_default() -> None:
         assert canonical(made) == made
 
 
+def test_a_type_that_is_no_word_is_a_mistake_like_any_other() -> None:
+    document = msgspec.to_builtins(surface())
+    document["features"]["context"]["device"]["type"] = []
+    with pytest.raises(ConfigInvalid, match="expected one of"):
+        from_json(msgspec.json.encode(document))
+
+
 def test_the_hash_is_this_for_ever() -> None:
     """Logs name their configuration by it. A field added to `Surface` moves it: new versions of all, with the sums they had."""
     assert compile_surface(surface()).hash == "f1292873c9dc8f5e"
