@@ -217,7 +217,7 @@ def test_vectors_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
 def lives(draw: st.DrawFn) -> list[Experience]:
     """Settled decisions of a few units in the order of their due times, some late, some in other sessions."""
     made = []
-    for number in range(draw(st.integers(0, 24))):
+    for _ in range(draw(st.integers(0, 24))):
         at = START + draw(st.integers(0, 60)) * 10.0
         lag = draw(st.sampled_from([0.0, 0.0, 0.0, 55.0, 250.0]))
         made.append((at + lag + HORIZON, at, draw(st.integers(1, 3)), draw(st.sampled_from([None, None, "s", "t"]))))
