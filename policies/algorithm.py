@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from policies.features import Encoder
 from policies.surface import Objective
 from policies.training import Trainer
-from policies.types import F32, Arrays, Changes, Head
+from policies.types import F32, Arrays, Changes, DrawSettings, Head
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -50,11 +50,20 @@ class Published:
     arrays       the graph's changing initialisers, by input name (float32)
     slot_weight  1/(1+(k−1)ρ̂), logged with each decision drawn from this bundle
     diagnostics  numbers for metrics and the ops page, such as sigma, examples, rho
+    temperature  of the draw, where the algorithm finds it instead of the configuration; logged with each decision as any
     """
 
     arrays: Arrays
     slot_weight: float = 1.0
     diagnostics: dict[str, float] = field(default_factory=dict)
+    temperature: float | None = None
+
+
+def draw_settings(config: Config, temperature: float | None = None, max_share: float = 1.0) -> DrawSettings:
+    """How the scores of a publish are drawn from; `temperature` is the publish's own, None: the configuration's."""
+    return DrawSettings(
+        config.head, config.floor, max_share, config.temperature if temperature is None else temperature
+    )
 
 
 @dataclass(frozen=True, slots=True)

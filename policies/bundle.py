@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from numpy.typing import NDArray
 
 from policies import graphs
@@ -47,6 +47,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights          default objective weights; their order is that of the input `weights`
     fresh            `accepted_at` of feedback that is in this bundle for the first time
     probes           name → hash of the probe query's inputs, and `scores`: what the learner computed
+    temperature      of the draw, where the publish found it; left out otherwise, so that older manifests keep their names
     """
 
     bundle: str = ""
@@ -72,6 +73,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     diagnostics: dict[str, float]
     fresh: list[float]
     probes: dict[str, str]
+    temperature: float | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ def build(
         diagnostics=published.diagnostics,
         fresh=(fresh or [])[:FRESH],
         probes={name: digest(_npy(array)) for name, array in probes.items()},
+        temperature=UNSET if published.temperature is None else published.temperature,
     )
     return Bundle(msgspec.structs.replace(manifest, bundle=_name(manifest)), graph, arrays, probes)
 
@@ -252,6 +255,8 @@ def verify(bundle: Bundle, *, schema: str, score: Score, algorithm: str | None =
     if contents != named or manifest.bundle != _name(manifest):
         wrong = sorted(name for name in contents.keys() | named.keys() if contents.get(name) != named.get(name))
         raise Corrupt("hash", f"{', '.join(wrong) or 'manifest'}: not what the manifest names")
+    if manifest.temperature is not UNSET and not 0 < manifest.temperature < np.inf:
+        raise Corrupt("nonfinite", f"the draw's temperature is {manifest.temperature}")
     if manifest.schema != schema:
         raise Corrupt("schema", f"made for {manifest.schema}, this surface has {schema}")
     _finite(bundle.arrays)

@@ -1,7 +1,16 @@
 """Every algorithm there is: one line each. Adding one touches nothing else."""
 
 from policies.algorithm import Algorithm
-from policies.algorithms import given_order, linear_thompson, popular, uniform
+from policies.algorithms import (
+    epsilon_greedy,
+    given_order,
+    linear_thompson,
+    linucb,
+    popular,
+    softmax,
+    squarecb,
+    uniform,
+)
 from policies.errors import Rejected
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -9,6 +18,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "given_order": given_order.ALGORITHM,
     "popular": popular.ALGORITHM,
     "linear_thompson": linear_thompson.ALGORITHM,
+    "epsilon_greedy": epsilon_greedy.ALGORITHM,
+    "softmax": softmax.ALGORITHM,
+    "linucb": linucb.ALGORITHM,
+    "squarecb": squarecb.ALGORITHM,
 }
 
 

@@ -6,6 +6,8 @@ For slot t, R_t = candidates allowed there, not drawn before and not pinned anyw
               draws      share of the m posterior draws in which it is the best of R_t; the tied split a draw's vote evenly
               one_draw   the same with draw z counted W_{t−1}(z): its posterior after the slots before (Thompson for a slate)
               softmax    ∝ exp(pool-mean score / temperature)   (Plackett-Luce)
+              inverse_gap  1 / (∣R_t∣ + gap / temperature), gap = how far its pool-mean score is below the largest; what is
+                         left of 1 goes to those without a gap, evenly   (SquareCB with γ = 1 / temperature)
     floor   p = (1−ε) base + ε/∣R_t∣
     cap     G_t = all of R_t with the largest pool-mean score, α_t = min(1, max_share / (1 − p(G_t))),
             p ← α_t p + (1−α_t) 1[· ∈ G_t]/∣G_t∣
@@ -18,7 +20,8 @@ q_t(z) the p of draw z alone.
 
 `reference` says it in numpy, `draw` is compiled (`slate_fast.py`) and equals it bit for bit.
 
-Source   methods.md §0; Eide et al. 2021 (arXiv 2104.15046) for slates from posterior draws
+Source   methods.md §0; Eide et al. 2021 (arXiv 2104.15046) for slates from posterior draws; Foster & Rakhlin, ICML 2020 (arXiv
+         2002.04926) for inverse gaps
 """
 
 import hashlib
@@ -29,13 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.errors import Corrupt
-from policies.slate_fast import DRAWS, ONE_DRAW, SOFTMAX, UNIT, fill, softmax_weights
+from policies.slate_fast import DRAWS, INVERSE_GAP, ONE_DRAW, RESOLUTION, SOFTMAX, UNIT, fill, softmax_weights
 from policies.types import F32, F64, I64, DrawSettings, Mask, Slate
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 EVERYWHERE, NOWHERE = np.empty((0, 0), np.bool_), np.empty(0, np.int64)  # no masks, no pins
 NOT_ASKED = np.empty((0, 0))
-HEADS = {"draws": DRAWS, "one_draw": ONE_DRAW, "softmax": SOFTMAX}
+HEADS = {"draws": DRAWS, "one_draw": ONE_DRAW, "softmax": SOFTMAX, "inverse_gap": INVERSE_GAP}
 
 
 def uniforms(key: bytes, decision_id: str, purpose: str, count: int) -> F64:
@@ -149,6 +152,8 @@ def reference(
             weights = (wins * np.maximum(1, UNIT // ties)).sum(axis=1).astype(float)
         elif settings.head == "one_draw":
             weights = np.add.accumulate(wins * (posterior / ties), axis=1)[:, -1]
+        elif settings.head == "inverse_gap":
+            weights = _inverse_gaps(means[R], settings.temperature)
         else:
             weights = np.zeros(n)
             softmax_weights(means, R, settings.temperature, weights)
@@ -210,6 +215,15 @@ def _pool_means(scores: F32) -> F64:
         total = total + column
     means: F64 = total / m
     return means
+
+
+def _inverse_gaps(means: F64, temperature: float) -> F64:
+    """Weights of `inverse_gap` in units of 2⁻⁴⁰, (∣R∣,)."""
+    gaps = means.max() - means
+    with np.errstate(over="ignore"):  # a gap that no float holds leaves no weight
+        weights: F64 = np.floor(RESOLUTION / (len(means) + gaps / temperature))
+    weights[gaps == 0] = np.floor((RESOLUTION - weights[gaps > 0].sum()) / (gaps == 0).sum())
+    return weights
 
 
 def _in_order(values: F64) -> float:

@@ -21,9 +21,9 @@ from policies.types import F32, F64, I64, Mask
 I32 = NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-DRAWS, ONE_DRAW, SOFTMAX = 0, 1, 2
+DRAWS, ONE_DRAW, SOFTMAX, INVERSE_GAP = 0, 1, 2, 3
 UNIT = 720720  # a draw's vote: divisible by 1..16, so that ties of up to 16 candidates split it without remainder
-RESOLUTION = 2.0**40  # softmax weights are whole multiples of 2⁻⁴⁰ of the largest: sums of them do not depend on order
+RESOLUTION = 2.0**40  # softmax and gap weights are whole multiples of 2⁻⁴⁰: sums of them do not depend on order
 MANY = 8  # when more than 1 in 8 draws have to look again, one pass for all of them is cheaper (measured)
 
 
@@ -69,6 +69,23 @@ def softmax_weights(means: F64, rows: I64, temperature: float, weights: F64) -> 
         top = max(top, means[c])
     for c in rows:
         weights[c] = math.floor(math.exp((means[c] - top) / temperature) * RESOLUTION)
+
+
+@compiled
+def _gap_weights(means: F64, rows: I64, temperature: float, weights: F64) -> None:
+    """Write weights[rows] = 1 / (∣R∣ + gap / temperature), and to those without a gap what is left of 1: whole numbers."""
+    top, count, others = -np.inf, 0, 0.0
+    for c in rows:
+        top = max(top, means[c])
+    for c in rows:
+        if means[c] == top:
+            count += 1
+        else:
+            weights[c] = math.floor(RESOLUTION / (len(rows) + (top - means[c]) / temperature))
+            others += weights[c]
+    for c in rows:
+        if means[c] == top:
+            weights[c] = math.floor((RESOLUTION - others) / count)
 
 
 @compiled
@@ -287,6 +304,8 @@ def fill(
             if anew or means[greedy] != weighed:
                 softmax_weights(means, allowed, temperature, weights)
                 weighed = means[greedy]
+        elif head == INVERSE_GAP:
+            _gap_weights(means, allowed, temperature, weights)
         else:
             if anew or not _vote_again(scores, allowed, picked, top, best, ties, weights):
                 _best_of_all(scores, allowed, top, best, ties)

@@ -24,7 +24,7 @@ Value = bool | int | float | str | list[float] | None  # what a raw feature may 
 Features = Mapping[str, Value]
 Arrays = dict[str, NDArray[np.generic]]  # named arrays: all that passes between a learner, a bundle and a store
 
-Head = Literal["draws", "one_draw", "softmax"]
+Head = Literal["draws", "one_draw", "softmax", "inverse_gap"]
 
 
 def item_hashes(items: Sequence[str]) -> NDArray[np.uint64]:

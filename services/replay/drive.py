@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from policies.algorithm import draw_settings
 from policies.errors import SlatewiseError, Unavailable
 from policies.slate import draw, uniforms
-from policies.types import DrawSettings
 from services.client import Decision as Answer
 from services.client import Slatewise, reward
 from services.epochs import take_epoch
@@ -184,18 +184,18 @@ class InProcess:
             policy.config, policy.problem, merged(policy, sums), time.time(), self._publishes
         )
         self._slot_weight = made.slot_weight
+        self._settings = draw_settings(policy.config, made.temperature, self._compiled.surface.exploration.max_share)
         self._bound = self._scorer.bind(made.arrays)
 
     def _one(self, asked: Asked) -> Decision:
-        compiled, config = self._compiled, self._policy.config
+        compiled, settings = self._compiled, self._settings
         unit = unit_hash(asked.unit, self._key)
         self._count += 1
         name = f"{unit}-{self._count:012x}"
         context = compiled.encoder.context(asked.context)
         scores = self._bound.scores({"context": context, "items": self._matrix})
         k = compiled.surface.slots
-        settings = DrawSettings(config.head, config.floor, compiled.surface.exploration.max_share, config.temperature)
-        slate = draw(scores, k, uniforms(self._key, name, "slate", k), settings)
+        slate = draw(scores, k, uniforms(self._key, name, "slate", k), self._settings)
         rows = slate.items.tolist()
         return Decision(
             decision_id=name,
@@ -214,7 +214,10 @@ class InProcess:
             greedy=slate.greedy.tolist(),
             context=context.astype("<f4").tobytes(),
             shown=np.ascontiguousarray(self._matrix[rows]).astype("<f4").tobytes(),
-            epsilon=config.floor,
+            epsilon=settings.floor,
+            head=settings.head,
+            max_share=settings.max_share,
+            temperature=settings.temperature,
             asked=k,
             weight=self._slot_weight,
             defer=not asked.learn,

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from policies import bundle as bundling
+from policies.algorithm import draw_settings
 from policies.errors import Corrupt, Unavailable
 from policies.surface import Surface
-from policies.types import F32, Arrays, DrawSettings
+from policies.types import F32, Arrays
 from services.scoring.decide import Scores, Served
 from services.scoring.query import Reader
 from services.telemetry import Telemetry
@@ -212,12 +214,13 @@ def served(
 ) -> Served:
     """A policy ready to be drawn from: its bundle's scores under its configuration's settings."""
     config, problem = policy.config, policy.problem
+    temperature = None if manifest is None or manifest.temperature is UNSET else manifest.temperature
     several = len(problem.weights) > 1 and "weights" in policy.algorithm.inputs
     return Served(
         policy=policy.name,
         bundle=manifest.bundle if manifest else "",
         scores=scores,
-        settings=DrawSettings(config.head, config.floor, surface.exploration.max_share, config.temperature),
+        settings=draw_settings(config, temperature, surface.exploration.max_share),
         weights=np.array(list(problem.weights.values()), np.float32) if several else None,
         signs={name: signed_scale(surface, name) for name in problem.weights} if several else {},
         known_items=arrays if "item_rows" in policy.algorithm.inputs else None,

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from policies import bundle, slate
-from policies.algorithm import Addend, Algorithm, Config, Learner, Problem
+from policies.algorithm import Addend, Algorithm, Config, Learner, Problem, Published, draw_settings
 from policies.algorithms import uniform
 from policies.features import Encoder
 from policies.surface import Bool, Category, FeatureSpec, Number, Objective, Vector
@@ -180,7 +180,7 @@ def distribution_sums_to_one(algorithm: Algorithm) -> None:
     """Under every head, each slot's conditional distribution is one, to a thousand roundings."""
     arrays = published(algorithm)
     scores = graph_scores(algorithm, PROBLEM, arrays, query(PROBLEM, arrays))
-    for head in ("draws", "one_draw", "softmax"):
+    for head in slate.HEADS:
         drawn = slate.draw(scores, SLOTS, np.array([0.1, 0.5, 0.9]), DrawSettings(head), full=True)  # type: ignore[arg-type] - a literal in a loop
         assert drawn.distributions is not None
         np.testing.assert_allclose(drawn.distributions.sum(axis=1), 1, atol=1e-12)
@@ -502,15 +502,15 @@ def play(algorithm: Algorithm, slates: int = 300, every: int = 20) -> F64:
     learner = algorithm.learner(config, PROBLEM) if algorithm.learner else None
     graph = algorithm.graph(config, PROBLEM).SerializeToString()
     total, pending = np.zeros(slates), list[tuple[int, Any]]()
-    arrays: Arrays = {}
+    made = Published({})
     for i in range(slates):
         if i % every == 0:
             if learner and pending:
                 learner.learn(_learned(people, pending, truth, luck))
                 pending.clear()
-            arrays = algorithm.publish(config, PROBLEM, learner.arrays() if learner else {}, START, i).arrays
-        asked = query(PROBLEM, arrays) | {"context": people[i]}
-        drawn = slate.draw(score(graph, arrays, asked), SLOTS, u[i], DrawSettings(config.head, config.floor))
+            made = algorithm.publish(config, PROBLEM, learner.arrays() if learner else {}, START, i)
+        asked = query(PROBLEM, made.arrays) | {"context": people[i]}
+        drawn = slate.draw(score(graph, made.arrays, asked), SLOTS, u[i], draw_settings(config, made.temperature))
         total[i] = (luck[i, drawn.items] < truth[drawn.items]).sum()
         pending.append((i, drawn))
     return total

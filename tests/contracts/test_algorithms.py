@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from policies import ridge_fitting
 from policies.algorithm import Algorithm, Problem, Published
 from policies.algorithms import linear_thompson, popular
 from policies.registry import ALGORITHMS
@@ -35,7 +36,7 @@ def learning(change: Any) -> Algorithm:
             super().learn(change(changes))
 
     def learner(config: Any, problem: Problem) -> RidgeLearner:
-        return Faulty(problem, linear_thompson.learner(config, problem).half_life)
+        return Faulty(problem, ridge_fitting.learner(config, problem).half_life)
 
     return replace(linear_thompson.ALGORITHM, learner=learner)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from policies import ridge_fitting
 from policies.algorithm import Addend, Problem
 from policies.algorithms import linear_thompson, popular
 from policies.algorithms.linear_thompson import LinearThompson
@@ -88,7 +89,7 @@ def learned(asked: Problem, *batches: Changes, half_life: Any = None) -> Arrays:
 
 
 def carried(asked: Problem, own: Arrays, *addends: Addend, half_life: Any = None, now: float = NOW) -> Arrays:
-    return linear_thompson.carry(LinearThompson(half_life=half_life), asked, own, addends, now)
+    return ridge_fitting.carry(LinearThompson(half_life=half_life), asked, own, addends, now)
 
 
 def same(found: Arrays, wanted: Arrays, *names: str, tolerance: float = 1e-9) -> None:

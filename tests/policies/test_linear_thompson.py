@@ -10,10 +10,12 @@ import pytest
 from policies import slate
 from policies.algorithm import Learner, Problem
 from policies.algorithms import linear_thompson
-from policies.algorithms.linear_thompson import ALPHA, BASE, GRID, LinearThompson, Posterior
+from policies.algorithms.linear_thompson import LinearThompson
 from policies.errors import Corrupt
 from policies.features import Encoder
 from policies.ridge import columns, effects, phi
+from policies.ridge_fitting import learner as learner_of
+from policies.ridge_posterior import ALPHA, BASE, GRID, Posterior
 from policies.surface import Category, FeatureSpec, Number, Objective, Vector
 from policies.types import F64, Arrays, Changes, DrawSettings
 from tests.contracts.algorithm_contract import PROBLEM, START, TWO, evidence
@@ -22,7 +24,7 @@ CLICK = {"click": Objective(kind="click", range=(0, 1))}
 
 
 def learned(problem: Problem, *batches: Changes, **options: Any) -> Arrays:
-    learner: Learner = linear_thompson.learner(LinearThompson(**options), problem)
+    learner: Learner = learner_of(LinearThompson(**options), problem)
     for batch in batches:
         learner.learn(batch)
     return learner.arrays()
@@ -55,7 +57,7 @@ def test_draws_have_the_mean_and_covariance_of_the_posterior() -> None:
     """Two objectives: Θ to the last digits (draws come in opposite pairs), Ψ ⊗ A⁻¹ within 4 standard errors of 40,000 draws."""
     batch, m = evidence(3, objectives=2), 40_000
     theta, A, noise, _ = written_out(TWO, batch, 4.0)
-    drawn = posterior(TWO, batch, 4.0).draw(np.ones(1), m, 1.0, np.random.default_rng(0))
+    drawn = posterior(TWO, batch, 4.0).draws(np.ones(1), m, 1.0, np.random.default_rng(0))
     np.testing.assert_allclose(drawn.mean(axis=2), theta.T, atol=1e-12)
     flat = (drawn - theta.T[:, :, None]).reshape(-1, m)
     found, wanted = flat @ flat.T / m, np.kron(noise, np.linalg.inv(A))
@@ -226,7 +228,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
 
 
 def test_a_learner_refuses_sums_of_another_schema() -> None:
-    learner = linear_thompson.learner(LinearThompson(), replace(PROBLEM, slots=1))
+    learner = learner_of(LinearThompson(), replace(PROBLEM, slots=1))
     with pytest.raises(ValueError, match="other columns"):
         learner.load(learned(PROBLEM, evidence(3)))
 
@@ -251,7 +253,7 @@ def shares_under_sparse_rewards(seed: int) -> tuple[F64, F64]:
     problem, config = Problem(encoder, CLICK, {"click": 1.0}, 1), LinearThompson()
     truth = np.where(np.arange(ARMS) == 3, 0.0095, 0.0045)
     items = encoder.rows([{"id": str(i)} for i in range(ARMS)], "$")
-    learner, rng = linear_thompson.learner(config, problem), np.random.default_rng(seed)
+    learner, rng = learner_of(config, problem), np.random.default_rng(seed)
     entropies, best = [], []
     for number in range(DECISIONS // EVERY):
         arrays = linear_thompson.publish(config, problem, learner.arrays(), START, number).arrays

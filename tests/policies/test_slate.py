@@ -197,8 +197,24 @@ def test_known_answers() -> None:
     p = draw(scores, 1, np.zeros(1), DrawSettings("softmax", floor=0.0, temperature=0.5), full=True).distributions
     weights = np.exp(np.array([1.5, 1.0, 0.0]) / 0.5)
     np.testing.assert_allclose(p, [weights / weights.sum()], rtol=1e-11)
+    p = draw(scores, 1, np.zeros(1), DrawSettings("inverse_gap", floor=0.0, temperature=0.5), full=True).distributions
+    np.testing.assert_allclose(p, [[1 - 1 / 4 - 1 / 6, 1 / (3 + 0.5 / 0.5), 1 / (3 + 1.5 / 0.5)]], rtol=1e-11)
     p = draw(scores, 1, np.zeros(1), DrawSettings(floor=0.0), boosts=np.array([0.0, 0.0, 9.0]), full=True).distributions
     np.testing.assert_array_equal(p, [[0.0, 0.0, 1.0]])
+
+
+def test_inverse_gaps_know_how_many_are_left_and_share_the_first_place() -> None:
+    """By hand: two tied for the best of four share what is left; after a pick, ∣R∣ and the best are those of what remains."""
+    scores = np.array([[1.0], [1.0], [0.5], [0.0]], np.float32)
+    settings = DrawSettings("inverse_gap", floor=0.0, temperature=0.1)
+    found = draw(scores, 3, np.array([0.0, 0.0, 0.99]), settings, full=True)
+    low, lowest = 1 / (4 + 5), 1 / (4 + 10)
+    np.testing.assert_allclose(found.distributions[0], [(1 - low - lowest) / 2] * 2 + [low, lowest], rtol=1e-11)  # type: ignore[index] - asked for
+    low, lowest = 1 / (3 + 5), 1 / (3 + 10)
+    np.testing.assert_allclose(found.distributions[1], [0, 1 - low - lowest, low, lowest], rtol=1e-11)  # type: ignore[index] - asked for
+    np.testing.assert_allclose(found.distributions[2], [0, 0, 1 - 1 / (2 + 5), 1 / (2 + 5)], rtol=1e-11)  # type: ignore[index] - asked for
+    never = DrawSettings("inverse_gap", floor=0.0, temperature=1e-320)  # a gap beyond every float
+    np.testing.assert_array_equal(draw(scores, 1, np.zeros(1), never, full=True).distributions, [[0.5, 0.5, 0, 0]])
 
 
 def test_a_pin_overrules_its_mask_and_leaves_gaps_where_candidates_run_out() -> None:
