@@ -12,6 +12,7 @@ import numpy as np
 
 from policies.bundle import item_rows
 from policies.errors import Rejected
+from policies.experiments.assignment import Choice
 from policies.slate import draw, uniforms
 from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
 from services.scoring.admission import Recent
@@ -151,6 +152,7 @@ def record_of(
     defer: bool,
     own_id: bool,
     tenant: str,
+    experiment: dict[str, str] | None = None,
 ) -> Decision:
     """The log's record of an answer: every input of the draw, and what learning and evaluation need."""
     slate, settings = drawn.slate, drawn.served.settings
@@ -190,8 +192,15 @@ def record_of(
         own_id=own_id,
         tenant=tenant,
         session=session,
+        experiment=experiment,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
     )
+
+
+def experiment_of(choice: Choice) -> dict[str, str]:
+    """What the record says of an experiment; `allocation` counts in `Trial.allocations`."""
+    said = {"name": choice.experiment, "arm": choice.arm, "allocation": str(choice.allocation)}
+    return {**said, "override": "yes"} if choice.override else said
 
 
 def encoded_record(record: Decision, candidates: int) -> bytes:
