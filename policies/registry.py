@@ -4,6 +4,7 @@ from policies.algorithm import Algorithm
 from policies.algorithms import (
     epsilon_greedy,
     given_order,
+    hierarchical_thompson,
     linear_thompson,
     linucb,
     popular,
@@ -18,6 +19,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "given_order": given_order.ALGORITHM,
     "popular": popular.ALGORITHM,
     "linear_thompson": linear_thompson.ALGORITHM,
+    "hierarchical_thompson": hierarchical_thompson.ALGORITHM,
     "epsilon_greedy": epsilon_greedy.ALGORITHM,
     "softmax": softmax.ALGORITHM,
     "linucb": linucb.ALGORITHM,
