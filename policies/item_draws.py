@@ -60,17 +60,17 @@ def normals(keys: I64, turned: I64, draws: int, size: int = 1) -> F64:
 
 def nodes(keys: str, output: str, prefix: str = "z") -> Iterable["NodeProto"]:
     """Graph nodes from `keys` i64[n] to z (n, draws · size) named `output`, over the arrays of `constants` and `turn`."""
-    made = [
-        ("Unsqueeze", [keys, "z_last"], "column", {}),
-        ("Div", [f"{prefix}_column", "z_powers"], "shifted", {}),
-        ("Mod", [f"{prefix}_shifted", "z_values"], "byte", {}),
-        ("Add", [f"{prefix}_byte", "turn"], "moved", {}),
-        ("Mod", [f"{prefix}_moved", "z_values"], "turned", {}),
-        ("Add", [f"{prefix}_turned", "z_starts"], "places", {}),
-        ("Gather", ["z_table", f"{prefix}_places"], "each", {}),
-    ]
-    for kind, sources, name, attributes in made:
-        yield graphs.node(kind, sources, f"{prefix}_{name}", **attributes)
+    steps = (
+        ("Unsqueeze", [keys, "z_last"], "column"),
+        ("Div", [f"{prefix}_column", "z_powers"], "shifted"),
+        ("Mod", [f"{prefix}_shifted", "z_values"], "byte"),
+        ("Add", [f"{prefix}_byte", "turn"], "moved"),
+        ("Mod", [f"{prefix}_moved", "z_values"], "turned"),
+        ("Add", [f"{prefix}_turned", "z_starts"], "places"),
+        ("Gather", ["z_table", f"{prefix}_places"], "each"),
+    )
+    for kind, sources, name in steps:
+        yield graphs.node(kind, sources, f"{prefix}_{name}")
     yield graphs.node("ReduceSum", [f"{prefix}_each", "z_last"], output, keepdims=0)
 
 

@@ -385,7 +385,8 @@ def reference(config: HierarchicalThompson, problem: Problem, arrays: Arrays, in
     x = phi(problem, context, items, np.zeros(n, np.int64)) - held["pull"][rows]
     scale = held["item_scale"][rows] + (rows < 0) * held["group_scale"][inputs["group_rows"].astype(np.int64)]
     z = item_draws.normals(inputs["item_keys"].astype(np.int64), np.asarray(arrays["turn"], np.int64), config.draws)
-    return (x @ theta + mean[rows][:, None] + (sigma * scale)[:, None] * z).astype(np.float32)
+    scores: F64 = x @ theta + mean[rows][:, None] + (sigma * scale)[:, None] * z
+    return scores.astype(np.float32)
 
 
 ALGORITHM = Algorithm(

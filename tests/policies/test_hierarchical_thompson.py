@@ -1,12 +1,13 @@
 """Hierarchical Thompson sampling: the posterior against ones written out, what shrinks to what, and cold items."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from scoring_setup import decisions, in_memory, surface
+from scoring_setup import CALM, decisions, publish, surface
 
 from policies import bundle, item_draws
 from policies.algorithm import Addend, Problem
@@ -16,8 +17,13 @@ from policies.features import Encoder
 from policies.ridge import columns, phi
 from policies.surface import Category, FeatureSpec, Logging, Number, Objective, PolicySpec
 from policies.types import F64, Arrays, Changes, item_hashes
+from services.keys import Keys
+from services.scoring.service import Scoring
+from streaming.adapters.memory import MemoryBundles, MemoryClaims, MemoryState
 from streaming.configuration import ConfigInvalid, compile_surface
+from streaming.publish import Publisher
 from streaming.replay import recompute
+from streaming.spool import Spool
 
 GENRES = ["folk", "jazz", "rock"]
 SPEC = FeatureSpec(
@@ -290,9 +296,21 @@ def test_a_group_that_is_no_category_is_named() -> None:
 
 
 def test_the_service_scores_items_by_id_and_group_and_recomputes_what_it_drew(tmp_path: Path) -> None:
-    """Two objectives, sampled records: recomputed from record and bundle bit for bit, items seen and unseen."""
+    """Two objectives, half the items learned from: sampled records recomputed from record and bundle, bit for bit."""
     policy = PolicySpec("hierarchical_thompson", objectives={"click": 1.0, "watch": 0.5}, options={"group": "genre"})
-    scoring = in_memory(tmp_path, surface(policies={"home-h": policy}, live="home-h", logging=Logging(1.0)))
+    document = surface(policies={"home-h": policy}, live="home-h", logging=Logging(1.0))
+    state, bundles = MemoryState(), MemoryBundles()
+    configs = publish(state, bundles, document)
+    compiled = configs.current("home")
+    assert compiled is not None
+    mine = compiled.policies["home-h"]
+    learner = HierarchicalLearner(CONFIG, mine.problem)
+    batch = evidence(mine.problem)
+    learner.learn(batch)
+    assert Publisher(bundles, configs, 1).publish(mine, [learner.arrays()], {}, time.time()).result == "published"
+    spool, keys = Spool(tmp_path / "spool", quota_bytes=1 << 30), Keys.load(tmp_path)
+    scoring = Scoring(state=state, claims=MemoryClaims(), bundles=bundles, spool=spool, keys=keys, patience=CALM)
+    scoring.start()
     for number in range(5):
         genres = ["jazz", "rock"]
         candidates = [{"id": f"c{i}", "features": {"genre": genres[i % 2], "price": i}} for i in range(8)]
@@ -302,6 +320,29 @@ def test_the_service_scores_items_by_id_and_group_and_recomputes_what_it_drew(tm
     made = decisions(tmp_path)
     assert len(made) == 5
     for decision in made:
-        slate = recompute(decision, bundle.read(decision.bundle, scoring.bundles.get))
+        held = bundle.read(decision.bundle, bundles.get)
+        assert len(held.arrays["item_hashes"]) == 4
+        slate = recompute(decision, held)
         assert slate.items.tolist() == decision.rows
         assert slate.propensities.tolist() == decision.propensities
+        assert set(held.manifest.inputs) >= {"item_rows", "group_rows", "item_keys"}
+
+
+def evidence(asked: Problem) -> Changes:
+    """Items c0 … c3 of a surface, one clicked more than the others."""
+    rng, items = np.random.default_rng(1), np.arange(40) % 4
+    one = np.ones(40)
+    return Changes(
+        context=np.zeros((40, asked.encoder.context_size), np.float32),
+        items=asked.encoder.rows([{"genre": ["jazz", "rock"][i % 2]} for i in items], "$"),
+        slots=np.zeros(40, np.int64),
+        slates=np.arange(40),
+        times=one,
+        weights=one,
+        present_before=0 * one,
+        present_after=one,
+        rewards_before=np.zeros((40, 2)),
+        rewards_after=rng.random((40, 2)) * (items == 1)[:, None],
+        item_hashes=item_hashes([f"c{i}" for i in items]),
+        propensities=one / 4,
+    )
