@@ -2,6 +2,7 @@
 
 from policies.algorithm import Algorithm
 from policies.algorithms import (
+    constrained_actor_critic,
     epsilon_greedy,
     given_order,
     hierarchical_thompson,
@@ -24,6 +25,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "softmax": softmax.ALGORITHM,
     "linucb": linucb.ALGORITHM,
     "squarecb": squarecb.ALGORITHM,
+    "constrained_actor_critic": constrained_actor_critic.ALGORITHM,
 }
 
 

@@ -124,6 +124,7 @@ def query(problem: Problem, arrays: Arrays, *, items: F32 | None = None, seed: i
         "context": context(np.random.default_rng(seed)),
         "items": CATALOGUE.encoded if items is None else items,
         "weights": np.array(list(problem.weights.values()), np.float32),
+        "history": CATALOGUE.encoded[[3, 1, 4]],
     }
     if "item_hashes" in arrays:
         made |= bundle.item_inputs(arrays, made["items"], hashes)
