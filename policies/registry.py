@@ -2,10 +2,8 @@
 
 from policies.algorithm import Algorithm
 from policies.algorithms import (
-    constrained_actor_critic,
     epsilon_greedy,
     given_order,
-    hierarchical_thompson,
     linear_thompson,
     linucb,
     popular,
@@ -20,12 +18,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "given_order": given_order.ALGORITHM,
     "popular": popular.ALGORITHM,
     "linear_thompson": linear_thompson.ALGORITHM,
-    "hierarchical_thompson": hierarchical_thompson.ALGORITHM,
     "epsilon_greedy": epsilon_greedy.ALGORITHM,
     "softmax": softmax.ALGORITHM,
     "linucb": linucb.ALGORITHM,
     "squarecb": squarecb.ALGORITHM,
-    "constrained_actor_critic": constrained_actor_critic.ALGORITHM,
 }
 
 

@@ -13,6 +13,10 @@ For slot t, R_t = candidates allowed there, not drawn before and not pinned anyw
             p ← α_t p + (1−α_t) 1[· ∈ G_t]/∣G_t∣
     draw    one uniform, inverse of the cumulated p in the order of the candidates
 
+Masks and boosts stand before the first slot. What depends on the slots before (`reranking/within.py`: constraints, which
+narrow R_t, and diversity, which is subtracted from the scores) acts at the same places, between two slots, so every p is
+the exact conditional of its slot.
+
 So p ≥ max_share·ε/∣R_t∣, and the expected share of a slot that is not greedy is at most max_share. Masks come first, boosts
 are added to the scores, nothing happens after the draw. `one_draw` is exact: the product of its conditionals is
 mean_z Π_t q_t(z), the chance that one draw z fills the whole slate; W_t(z) = W_{t−1}(z) q_t(z) / p_t of the drawn item, with
@@ -26,18 +30,29 @@ Source   methods.md §0; Eide et al. 2021 (arXiv 2104.15046) for slates from pos
 
 import hashlib
 from collections.abc import Mapping
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.errors import Corrupt
+from policies.reranking.within import Prefix, Within
 from policies.slate_fast import DRAWS, INVERSE_GAP, ONE_DRAW, RESOLUTION, SOFTMAX, UNIT, fill, softmax_weights
 from policies.types import F32, F64, I64, DrawSettings, Mask, Slate
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 EVERYWHERE, NOWHERE = np.empty((0, 0), np.bool_), np.empty(0, np.int64)  # no masks, no pins
 NOT_ASKED = np.empty((0, 0))
+NO_LIMITS = np.empty((0, 0), np.int64)
+ALONE: tuple[Any, ...] = (  # nothing depends on the slots before
+    NOWHERE,
+    NO_LIMITS,
+    NO_LIMITS,
+    np.zeros(1),
+    NO_LIMITS,
+    np.empty((0, 0), np.float32),
+    np.empty((0, 0), np.uint8),
+)
 HEADS = {"draws": DRAWS, "one_draw": ONE_DRAW, "softmax": SOFTMAX, "inverse_gap": INVERSE_GAP}
 
 
@@ -66,21 +81,23 @@ def draw(
     boosts: F64 | None = None,
     masks: Mask | None = None,
     pins: Mapping[int, int] | None = None,
+    within: Within | None = None,
     full: bool = False,
 ) -> Slate:
     """Draw a slate of up to k items.
 
     scores (n, m)  a column a posterior draw; u (k,) one uniform a slot
     boosts (n,)    added to every draw's score; masks (k, n) True = allowed; pins slot → row: there, and nowhere else
+    within         constraints and diversity inside the slate, None without any
     full           also give the distributions (k', n)
 
     A slot without a candidate stays empty; pins after it are still filled. A pin overrules the masks. Raises
     Corrupt("nan_scores") for a score that is not finite and ValueError for arguments that do not fit together.
     """
-    scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins)
+    scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins, within)
     integers, reals = np.empty((4, k), np.int64), np.empty((2, k))
     distributions = np.zeros((k, len(scores))) if full else NOT_ASKED
-    filled = fill(
+    asked = (
         scores,
         mask,
         pinned,
@@ -93,6 +110,9 @@ def draw(
         reals,
         distributions,
     )
+    acts = None if within is None else np.zeros((len(within.ops), k), np.uint8)
+    inside: tuple[Any, ...] = ALONE if within is None else (*map(_plain, within.arrays), acts)
+    filled = fill(*asked, *inside)
     if filled < 0:
         _refuse(filled)
     if filled < k:
@@ -106,6 +126,7 @@ def draw(
         reals[1],
         pinned[integers[0]] >= 0 if len(pinned) else np.zeros(filled, np.bool_),
         distributions if full else None,
+        acts,
     )
 
 
@@ -118,10 +139,11 @@ def reference(
     boosts: F64 | None = None,
     masks: Mask | None = None,
     pins: Mapping[int, int] | None = None,
+    within: Within | None = None,
     full: bool = False,
 ) -> Slate:
     """What `draw` does, to be read and to be compared with. Same arguments, errors and bits."""
-    scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins)
+    scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins, within)
     n, m = scores.shape
     if not ((u >= 0.0) & (u < 1.0)).all():
         _refuse(-2)
@@ -134,8 +156,13 @@ def reference(
     posterior = np.full(m, 1.0 / m)  # W, normalised
     slate: list[tuple[int, int, float, int, int, float, bool]] = []
     distributions: list[F64] = []
+    prefix = None if within is None else Prefix(within, pinned, n)
+    plain, plain_means = scores, means
 
     for t in range(k):
+        if prefix is not None:
+            less = prefix.penalties(t)
+            scores, means = plain - less[:, None], plain_means - less.astype(float)
         p = np.zeros(n)
         if pinned[t] >= 0:
             p[pinned[t]] = 1.0
@@ -143,6 +170,8 @@ def reference(
             distributions.append(p)
             continue
         R = np.flatnonzero(free & mask[t] if len(mask) else free)
+        if prefix is not None:
+            R = prefix.passing(t, R)
         if not len(R):
             continue
 
@@ -171,6 +200,8 @@ def reference(
         q = alpha * ((1.0 - settings.floor) * (wins[at] * (1.0 / ties)) + even) + bonus * G[at]
         posterior = posterior * q / p[R[at]]
         free[R[at]] = False
+        if prefix is not None:
+            prefix.shown[t] = int(R[at])
         slate.append((t, int(R[at]), float(p[R[at]]), len(R), int(R[G][0]), alpha, False))
         distributions.append(p)
 
@@ -184,6 +215,7 @@ def reference(
         np.array(alphas, float),
         np.array(pins_used, bool),
         np.array(distributions).reshape(len(slate), n) if full else None,
+        None if prefix is None else prefix.acts_at_the_end(),
     )
 
 
@@ -239,6 +271,7 @@ def _checked(
     boosts: F64 | None,
     masks: Mask | None,
     pins: Mapping[int, int] | None,
+    within: Within | None,
 ) -> tuple[F32, Mask, I64]:
     """Boosted scores (n, m), masks (k, n) or empty, pins (k,) with −1 or empty: or ValueError."""
     if scores.ndim != 2 or scores.dtype != np.float32 or not scores.shape[1]:
@@ -267,6 +300,8 @@ def _checked(
             pinned[slot] = row
         if len(set(pins.values())) < len(pins):
             raise ValueError("one row is pinned to two slots")
+    if within is not None:
+        within.check(n, k)
     return _plain(scores), _plain(masks), pinned
 
 

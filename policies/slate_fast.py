@@ -5,31 +5,27 @@ Fast     candidate-major passes, so that the compiler works on eight draws at on
 Equal    every sum runs in the order the reference states, or is of integers; no fast-math, no fused multiply-add;
          both versions call the same `softmax_weights`, hence the same `exp`
 
+Under constraints and diversity R_t may also get rows back, and scores may fall: then the draws look again whose best row has
+gone or moved, and rows that came are shown to every draw.
+
 A draw's `top` (m,) is its largest score among the rows that are left, `ties` (m,) how many have it, `best` (m,) one of them.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.compiling import compiled
+from policies.reranking.within_fast import constrain, diversify, due_slots, missed, nothing_shown, stands
 from policies.types import F32, F64, I64, Mask
 
 I32 = NDArray[np.int32]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 DRAWS, ONE_DRAW, SOFTMAX, INVERSE_GAP = 0, 1, 2, 3
 UNIT = 720720  # a draw's vote: divisible by 1..16, so that ties of up to 16 candidates split it without remainder
 RESOLUTION = 2.0**40  # softmax and gap weights are whole multiples of 2⁻⁴⁰: sums of them do not depend on order
 MANY = 8  # when more than 1 in 8 draws have to look again, one pass for all of them is cheaper (measured)
-
-
-def compiled(function: Function) -> Function:
-    """Machine code, kept on disk between processes; IEEE arithmetic as written."""
-    return cast(Function, numba.njit(cache=True, error_model="numpy")(function))
 
 
 @compiled
@@ -171,6 +167,96 @@ def _vote_again(scores: F32, rows: I64, picked: int, top: F32, best: I32, ties: 
 
 
 @compiled
+def _vote_changed(
+    scores: F32,
+    before: I64,
+    rows: I64,
+    moved: Mask,
+    top: F32,
+    best: I32,
+    ties: I32,
+    weights: F64,
+) -> bool:
+    """As `_vote_again` from R = `before` to R = `rows` (both ascending), where scores of `moved` rows have fallen; False when
+    one pass over everything is cheaper."""
+    m = scores.shape[1]
+    off = moved.copy()  # rows that a draw cannot have for its best any more without looking
+    current, came = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    stays, new, at = 0, 0, 0
+    for c in rows:
+        while at < len(before) and before[at] < c:
+            off[before[at]] = True
+            at += 1
+        if at < len(before) and before[at] == c:
+            current[stays] = c
+            stays += 1
+            at += 1
+        else:
+            came[new] = c
+            new += 1
+    for j in range(at, len(before)):
+        off[before[j]] = True
+    if stays == 0 or new * MANY > len(rows):
+        return False
+    any_moved, count = moved.any(), 0
+    for i in range(m):
+        if ties[i] > 1 and any_moved:
+            return False  # who was tied cannot be told from the scores as they are now
+        count += off[best[i]] or ties[i] > 1
+    if count * MANY > m:
+        return False
+
+    for i in range(m):
+        if ties[i] == 1 and not off[best[i]]:
+            continue
+        if ties[i] == 1:
+            weights[best[i]] -= UNIT
+        else:
+            for c in current[:stays]:
+                if scores[c, i] == top[i]:
+                    weights[c] -= _units(ties[i])
+        score = np.float32(-np.inf)
+        for c in current[:stays]:
+            s = scores[c, i]
+            if s >= score:
+                ties[i] = 1 if s > score else ties[i] + 1
+                best[i] = c
+                score = s
+        top[i] = score
+        if ties[i] == 1:
+            weights[best[i]] += UNIT
+        else:
+            for c in current[:stays]:
+                if scores[c, i] == score:
+                    weights[c] += _units(ties[i])
+
+    for c in came[:new]:
+        weights[c] = 0.0
+        row = scores[c]
+        for i in range(m):
+            if row[i] < top[i]:
+                continue
+            if ties[i] == 1:
+                weights[best[i]] -= UNIT
+            else:
+                for other in current[:stays]:
+                    if scores[other, i] == top[i]:
+                        weights[other] -= _units(ties[i])
+            if row[i] > top[i]:
+                top[i], best[i], ties[i] = row[i], c, 1
+                weights[c] += UNIT
+            else:
+                ties[i] += 1
+                weights[c] += _units(ties[i])
+                for other in current[:stays]:
+                    if scores[other, i] == top[i]:
+                        weights[other] += _units(ties[i])
+        current[stays] = c
+        stays += 1
+    return True
+
+
+@compiled
 def _first_greedy(means: F64, rows: I64) -> int:
     """The first row of G_t."""
     greedy: int = rows[0]
@@ -251,12 +337,20 @@ def fill(
     integers: I64,
     reals: F64,
     distributions: F64,
+    ops: I64,
+    codes: I64,
+    limits: I64,
+    amounts: F64,
+    covers: I64,
+    vectors: F32,
+    acts: NDArray[np.uint8],
 ) -> int:
     """Fill the slots; return how many were filled, or −1 when a score is not finite, −2 when a uniform is not in [0, 1).
 
     scores (n, m); masks (k, n), or no rows when all is allowed; pins (k,) row or −1, or empty; u (k,)
-    Written, a column a filled slot: integers (4, k) slot item remaining greedy; reals (2, k) propensity α; and, unless it
-    has no rows, a row of distributions (k, n), given as zeros
+    ops (L,) … vectors   what depends on the slots before (`Within`; `amounts` are its weights), or empty
+    Written, a column a filled slot: integers (4, k) slot item remaining greedy; reals (2, k) propensity α; unless it has no
+    rows, a row of distributions (k, n), given as zeros; acts (L, k), given as zeros, what each constraint did in each slot
     """
     n, m = scores.shape
     for x in u:
@@ -276,6 +370,25 @@ def fill(
     top, best, ties = np.empty(m, np.float32), np.empty(m, np.int32), np.empty(m, np.int32)
     posterior = np.full(m, 1.0 / m)  # W_t(z), normalised
     collected, picked, greedy = -1, -1, -1  # slot whose mask made `rows`; row drawn since; first of G_t
+    constrained, diverse = len(ops) > 0, len(amounts) > 1 or amounts[0] > 0.0
+    if constrained:
+        seen, due = nothing_shown(ops, n, limits), due_slots(ops, limits)
+    else:
+        seen, due = codes, free
+    if constrained or diverse:
+        spare, moved = (
+            np.empty(n, np.int64),
+            np.zeros(n, np.bool_),
+        )  # the next R_t; rows whose scores fell since the last
+    else:
+        spare, moved = rows, free
+    if diverse:
+        plain, plain_means, less, near = scores, means, np.zeros(n), np.zeros(n, np.float32)
+        scores, covered = scores.copy(), covers < 0
+        diversify(plain, amounts, covers, vectors, -1, near, covered, less, scores, moved)
+        means = plain_means - less
+    else:
+        plain, plain_means, less, near, covered = scores, means, means, top, masks
     filled = 0
     for t in range(len(u)):
         if len(pins) > 0 and pins[t] >= 0:
@@ -283,35 +396,56 @@ def fill(
             if len(distributions) > 0:
                 distributions[filled, pins[t]] = 1.0
             filled += 1
+            if constrained:
+                stands(ops, codes, pins[t], t, seen)
+                missed(ops, limits, due, seen, t, acts)
+            if diverse:
+                diversify(plain, amounts, covers, vectors, pins[t], near, covered, less, scores, moved)
+                means = plain_means - less
             continue
 
-        # R_t: the one before without the row picked, unless the mask is another one
-        anew = collected < 0 or (len(masks) > 0 and (masks[t] != masks[collected]).any())
-        if anew:
-            left = _collect(free, masks, t, rows)
-        elif picked >= 0:
-            left = _remove(rows, left, picked)
+        # R_t: the one before without the row picked, unless a mask or what stands within the slate makes it another one
+        before = rows[:left]
+        if constrained or diverse:
+            left = _collect(free, masks, t, spare)
+            if constrained:
+                left = constrain(ops, codes, limits, pins, due, seen, t, spare, left, acts)
+            rows, spare = spare, rows
+            anew = collected < 0
+        else:
+            anew = collected < 0 or (len(masks) > 0 and (masks[t] != masks[collected]).any())
+            if anew:
+                left = _collect(free, masks, t, rows)
+            elif picked >= 0:
+                left = _remove(rows, left, picked)
         collected = t
         if left == 0:
             picked = -1
+            if constrained:
+                missed(ops, limits, due, seen, t, acts)
             continue
         allowed = rows[:left]
-        if anew or picked == greedy:
+        if anew or constrained or diverse or picked == greedy:
             greedy = _first_greedy(means, allowed)
 
         # base
         if head == SOFTMAX:
-            if anew or means[greedy] != weighed:
+            if anew or constrained or diverse or means[greedy] != weighed:
                 softmax_weights(means, allowed, temperature, weights)
                 weighed = means[greedy]
         elif head == INVERSE_GAP:
             _gap_weights(means, allowed, temperature, weights)
         else:
-            if anew or not _vote_again(scores, allowed, picked, top, best, ties, weights):
+            if constrained or diverse:
+                anew = anew or not _vote_changed(scores, before, allowed, moved, top, best, ties, weights)
+            else:
+                anew = anew or not _vote_again(scores, allowed, picked, top, best, ties, weights)
+            if anew:
                 _best_of_all(scores, allowed, top, best, ties)
-                anew = True
             if anew or head == ONE_DRAW:
                 _vote(scores, allowed, top, best, ties, posterior, head == DRAWS, weights)
+        if diverse:
+            moved[:] = False
 
         # floor, cap, draw
         scale, even, alpha, bonus = _law(weights, means, allowed, greedy, floor, max_share)
@@ -336,4 +470,10 @@ def fill(
                 won = 1.0 / ties[i] if row_picked[i] == top[i] else 0.0
                 q = alpha * ((1.0 - floor) * won + even) + extra
                 posterior[i] = posterior[i] * q / propensity
+        if constrained:
+            stands(ops, codes, picked, t, seen)
+            missed(ops, limits, due, seen, t, acts)
+        if diverse:
+            diversify(plain, amounts, covers, vectors, picked, near, covered, less, scores, moved)
+            means = plain_means - less
     return filled

@@ -69,6 +69,7 @@ class Slate:
     alphas: F64
     pinned: Mask
     distributions: F64 | None = None
+    acts: NDArray[np.uint8] | None = None
 
     @property
     def joint(self) -> float:

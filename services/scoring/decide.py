@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from policies.bundle import item_inputs
+from policies.bundle import item_rows
 from policies.errors import Rejected
-from policies.experiments.assignment import Choice
 from policies.slate import draw, uniforms
 from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
 from services.scoring.admission import Recent
@@ -37,7 +36,7 @@ class Served:
     weights      default objective weights (o,) with scale and sign, None when the scorer reads none
     signs        objective → scale with its sign, in the order of `weights`: for weights that come with a request
     slot_weight  logged with every decision: what a slot's example counts
-    known_items  arrays that say what the scorer knows of items by id, see `policies.bundle.item_inputs`; None when it reads none
+    known_items  arrays with the sorted `item_hashes` that the scorer's `item_rows` count in, None when it reads none
     recent       how long this policy took lately
     """
 
@@ -80,7 +79,7 @@ def inputs_of(served: Served, query: Query) -> Arrays:
     inputs: Arrays = {"context": query.context, "items": query.items}
     if served.known_items is not None:
         hashes = np.fromiter(map(_item_hashes.__getitem__, query.ids), np.uint64, len(query.ids))
-        inputs |= item_inputs(served.known_items, query.items, hashes)
+        inputs["item_rows"] = item_rows(served.known_items, hashes)
     if served.weights is not None:
         named = weights_of(served, query)
         inputs["weights"] = served.weights if named is None else np.array(list(named.values()), np.float32)
@@ -152,7 +151,6 @@ def record_of(
     defer: bool,
     own_id: bool,
     tenant: str,
-    experiment: dict[str, str] | None = None,
 ) -> Decision:
     """The log's record of an answer: every input of the draw, and what learning and evaluation need."""
     slate, settings = drawn.slate, drawn.served.settings
@@ -192,15 +190,8 @@ def record_of(
         own_id=own_id,
         tenant=tenant,
         session=session,
-        experiment=experiment,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
     )
-
-
-def experiment_of(choice: Choice) -> dict[str, str]:
-    """What the record says of an experiment; `allocation` counts in `Trial.allocations`."""
-    said = {"name": choice.experiment, "arm": choice.arm, "allocation": str(choice.allocation)}
-    return {**said, "override": "yes"} if choice.override else said
 
 
 def encoded_record(record: Decision, candidates: int) -> bytes:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import permutations
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policies.errors import Corrupt
+from policies.reranking.within import ACTED, PASSED_OVER, Constraint, Within, packed
 from policies.slate import HEADS, draw, reference, uniforms, warm
 from policies.slate_fast import fill
 from policies.types import DrawSettings, Slate
@@ -53,12 +54,36 @@ def requests(draw_: st.DrawFn) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if count := draw_(st.integers(0, min(n, k, 3))):
         slots, rows = rng.permutation(k)[:count], rng.permutation(n)[:count]
         rules["pins"] = dict(zip(slots.tolist(), rows.tolist(), strict=True))
+    if k and draw_(st.booleans()):
+        rules["within"] = some_constraints(rng, n, k)
     u = rng.random(k)
     u[rng.random(k) < 0.2] = draw_(st.sampled_from([0.0, 1.0 - 2.0**-53]))
     return (scores.astype(np.float32), k, u, settings), rules
 
 
-@settings(max_examples=400)
+def some_constraints(rng: np.random.Generator, n: int, k: int) -> Within | None:
+    """Up to five constraints of any sort, many of which cannot be kept together, and diversity in half of the cases."""
+    constraints = []
+    for i in range(rng.integers(0, 6)):
+        op: Any = rng.choice(["mask", "most", "least", "spacing"])
+        limits = {
+            "mask": np.zeros(k),
+            "most": np.full(k, rng.integers(0, 4)) if rng.random() < 0.7 else np.arange(k) // 2 + 1,
+            "least": np.where(np.arange(k) == k - 1, rng.integers(0, 4), 0)
+            if rng.random() < 0.7
+            else np.arange(k) // 2,
+            "spacing": np.full(k, rng.integers(0, 5)),
+        }
+        codes = rng.integers(-1, rng.integers(1, 5), n)
+        constraints.append(Constraint(f"{op} {i}", op, codes, limits[op].astype(np.int64)))
+    diverse: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        diverse["mmr"] = rng.choice([0.0, 0.5, 3.0]), rng.normal(size=(n, 3)).astype(np.float32)
+        diverse["coverage"] = [(rng.random(), rng.integers(-1, 4, n)) for _ in range(rng.integers(0, 3))]
+    return packed(constraints, n, k, **diverse)
+
+
+@settings(max_examples=400, deadline=None)  # not on the machine's speed
 @given(requests(), st.booleans())
 @example(((np.zeros((100, 256), np.float32), 10, np.zeros(10), DrawSettings()), {}), True)  # ties of more than 16
 def test_the_fast_and_the_readable_draw_agree_bit_for_bit(request: Any, full: bool) -> None:
@@ -76,6 +101,7 @@ def test_twins_agree_also_where_few_draws_look_again(head: Any) -> None:
         assert_same(draw(*arguments, full=True), reference(*arguments, full=True))
 
 
+@settings(deadline=None)
 @given(requests())
 def test_distributions_keep_every_promise(request: Any) -> None:
     (scores, k, u, settings), rules = request
@@ -88,6 +114,10 @@ def test_distributions_keep_every_promise(request: Any) -> None:
     filled = dict(zip(slate.slots.tolist(), range(k), strict=False))
     for t in range(k):
         allowed = [c for c in range(n) if c not in taken and ("masks" not in rules or rules["masks"][t, c])]
+        less = np.zeros(n)
+        if rules.get("within"):
+            shown = {int(s): int(row) for s, row in zip(slate.slots, slate.items, strict=True) if s < t}
+            allowed, less = narrowed(rules["within"], t, allowed, shown, pins)
         if t in pins:
             i = filled[t]
             assert slate.pinned[i]
@@ -104,13 +134,83 @@ def test_distributions_keep_every_promise(request: Any) -> None:
             assert set(np.flatnonzero(p)) <= set(allowed)
             assert p[slate.items[i]] == slate.propensities[i] > 0
             assert min(p[allowed]) >= settings.max_share * settings.floor / R * (1 - 1e-12)
-            assert means[slate.greedy[i]] == pytest.approx(max(means[allowed]), rel=1e-6, abs=1e-6)
-            exactly = np.flatnonzero(p)[means[np.flatnonzero(p)] >= max(means[allowed]) - 1e-5]
+            left = means - less
+            assert left[slate.greedy[i]] == pytest.approx(max(left[allowed]), rel=1e-6, abs=1e-5)
+            exactly = np.flatnonzero(p)[left[np.flatnonzero(p)] >= max(left[allowed]) - 1e-5]
             assert 1.0 - p[exactly].sum() <= settings.max_share + 1e-9
             taken.add(int(slate.items[i]))
     assert len(set(slate.items.tolist())) == len(slate.items)
 
 
+def narrowed(
+    within: Within, t: int, allowed: list[int], shown: dict[int, int], pins: dict[int, int]
+) -> tuple[list[int], Any]:
+    """Who may come at slot t and what it loses, said once more in the words of the documentation."""
+    minima: list[int] = []
+    everybody = allowed
+    ahead = {s: row for s, row in pins.items() if s > t}
+    for line, op in enumerate(within.ops):
+        codes, limits = within.codes[line], within.limits[line]
+        if op == 0:
+            passing = [c for c in allowed if codes[c] < 0]
+        elif op == 1:
+            passing = [
+                c
+                for c in allowed
+                if codes[c] < 0
+                or all(
+                    1 + sum(codes[row] == codes[c] for s, row in (shown | ahead).items() if s <= until) <= limits[until]
+                    for until in [t, *ahead]
+                )
+            ]
+        elif op == 3:
+            passing = [
+                c
+                for c in allowed
+                if codes[c] < 0
+                or all(abs(s - t) >= limits[t] for s, row in (shown | ahead).items() if codes[row] == codes[c])
+            ]
+        else:
+            passing = [
+                c
+                for c in allowed
+                if all(
+                    missing(within, [*minima, line], until, {t: c}, shown, ahead, everybody)
+                    for until in range(t, within.limits.shape[1])
+                )
+            ]
+        if passing:
+            allowed = passing
+            minima += [line] if op == 2 else []
+    less = np.zeros(len(within.codes.T) if len(within.codes) else within.vectors.shape[1] or within.covers.shape[1])
+    if within.weights[0]:
+        cosines = within.vectors.astype(float).T @ within.vectors[:, list(shown.values())].astype(float)
+        less += within.weights[0] * np.maximum(cosines.max(axis=1, initial=0.0), 0.0)
+    for weight, codes in zip(within.weights[1:], within.covers, strict=True):
+        less += weight * ((codes < 0) | np.isin(codes, codes[list(shown.values())]))
+    return allowed, less
+
+
+def missing(
+    within: Within,
+    lines: list[int],
+    until: int,
+    now: dict[int, int],
+    shown: dict[int, int],
+    ahead: dict[int, int],
+    everybody: list[int],
+) -> bool:
+    """Whether the slots after t, up to `until`, suffice for what minima lack once `now` is shown."""
+    (t, c), total = next(iter(now.items())), 0
+    for line in lines:
+        member = within.codes[line] >= 0
+        had = sum(member[row] for s, row in (shown | ahead).items() if s <= until)
+        lacks = max(0, min(within.limits[line, until] - had, sum(member[everybody])))
+        total += max(0, lacks - int(member[c]))
+    return total <= sum(s not in ahead for s in range(t + 1, until + 1))
+
+
+@settings(deadline=None)
 @given(requests(), st.randoms(use_true_random=False))
 def test_permuting_candidates_permutes_the_distribution(request: Any, shuffler: Any) -> None:
     (scores, k, _, settings), rules = request
@@ -121,6 +221,10 @@ def test_permuting_candidates_permutes_the_distribution(request: Any, shuffler: 
         moved["boosts"] = rules["boosts"][order]
     if "masks" in rules:
         moved["masks"] = rules["masks"][:, order]
+    if within := rules.get("within"):
+        codes, covers = within.codes[:, order], within.covers[:, order] if len(within.covers) else within.covers
+        vectors = within.vectors[:, order] if len(within.vectors) else within.vectors
+        moved["within"] = replace(within, codes=codes, covers=covers, vectors=vectors)
     if "pins" in rules:
         moved["pins"] = {slot: order.index(row) for slot, row in rules["pins"].items()}
     u = np.zeros(k)
@@ -242,6 +346,9 @@ def test_other_layouts_of_the_same_numbers_are_the_same_draw() -> None:
     for layout in (np.asfortranarray(scores), raw, frozen, np.repeat(scores, 2, axis=1)[:, ::2]):
         assert_same(draw(layout, 3, u, settings), draw(scores, 3, u, settings))
     draw(scores[:, :1], 3, np.full(6, 0.5)[::2], DrawSettings("softmax", floor=0, max_share=1, temperature=1))
+    within = packed([Constraint("cap", "most", np.zeros(9, np.int64), np.full(3, 2))], 9, 3)
+    draw(scores, 3, u, settings, within=within)
+    draw(scores, 3, u, settings, within=packed([], 9, 3, mmr=(1.0, scores[::-1])))
     assert len(fill.signatures) == 1  # type: ignore[attr-defined]  # numba's
 
 
@@ -334,3 +441,97 @@ def assert_same(one: Slate, other: Slate) -> None:
         else:
             assert a.dtype == b.dtype, field.name
             np.testing.assert_array_equal(a, b, err_msg=field.name)
+
+
+def slate_of(constraints: list[Constraint], k: int, n: int = 6, **more: Any) -> Slate:
+    """Of candidates of which the first are the best, every uniform in the middle."""
+    scores = np.repeat(-np.arange(n, dtype=np.float32)[:, None], 8, axis=1)
+    within = packed(constraints, n, k, **{name: more.pop(name) for name in ("mmr", "coverage") if name in more})
+    return draw(scores, k, np.full(k, 0.5), DrawSettings(floor=0.0), within=within, **more)
+
+
+def of_kind(*codes: int) -> Any:
+    return np.array(codes, np.int64)
+
+
+def whole(value: int, k: int) -> Any:
+    return np.full(k, value, np.int64)
+
+
+def by_the_end(value: int, k: int) -> Any:
+    return np.array([0] * (k - 1) + [value], np.int64)
+
+
+def test_a_cap_counts_pins_that_come_later() -> None:
+    cap = Constraint("cap", "most", of_kind(0, 0, 0, 1, 1, -1), whole(2, 4))
+    assert slate_of([cap], 4).items.tolist() == [0, 1, 3, 4]
+    slate = slate_of([cap], 4, pins={3: 2})
+    assert slate.items.tolist() == [0, 3, 4, 2]
+    assert slate.acts is not None
+    assert slate.acts.tolist() == [[0, ACTED, ACTED, 0]]
+
+
+def test_a_minimum_waits_as_long_as_it_can() -> None:
+    least = Constraint("quota", "least", of_kind(-1, -1, -1, -1, 0, 0), by_the_end(1, 3))
+    assert slate_of([least], 3).items.tolist() == [0, 1, 4]
+    two = Constraint("quota", "least", of_kind(-1, -1, -1, 0, -1, -1), by_the_end(1, 3))
+    slate = slate_of([least, two], 3)
+    assert slate.items.tolist() == [0, 3, 4]
+    assert slate.remaining.tolist() == [6, 3, 2]
+    assert slate_of([least], 3, pins={1: 5}).items.tolist() == [0, 5, 1]  # a pin may meet it
+
+
+def test_spacing_looks_both_ways() -> None:
+    spacing = Constraint("spacing", "spacing", of_kind(0, 0, 1, 1, 2, 2), whole(2, 4))
+    assert slate_of([spacing], 4).items.tolist() == [0, 2, 1, 3]
+    assert slate_of([spacing], 4, pins={1: 1}).items.tolist() == [2, 1, 3, 0]
+
+
+def test_what_cannot_be_kept_together_yields_from_the_last() -> None:
+    """Of four candidates all of one kind two may be shown; the third and fourth slots are filled all the same."""
+    codes = of_kind(0, 0, 0, 0, -1, -1)
+    seen = Constraint("seen", "mask", of_kind(-1, -1, -1, -1, 0, 0), whole(0, 4))
+    cap = Constraint("cap", "most", codes, whole(2, 4))
+    for constraints, items, acts in (
+        ([seen, cap], [0, 1, 2, 3], [[ACTED] * 4, [0, 0, PASSED_OVER, PASSED_OVER]]),
+        ([cap, seen], [0, 1, 4, 5], [[0, 0, ACTED, ACTED], [ACTED, ACTED, PASSED_OVER, PASSED_OVER]]),
+    ):
+        slate = slate_of(constraints, 4)
+        assert slate.acts is not None
+        assert slate.items.tolist() == items
+        assert slate.acts.tolist() == acts
+    short = slate_of([Constraint("quota", "least", of_kind(-1, -1, -1, -1, -1, 0), by_the_end(3, 4))], 4)
+    assert short.items.tolist() == [0, 1, 2, 5]  # there is only one of them, and it is shown
+    assert short.acts is not None
+    assert short.acts.tolist() == [[0, 0, 0, PASSED_OVER]]
+
+
+def test_diversity_takes_from_what_is_like_the_slots_before() -> None:
+    vectors = np.array([[1, 0], [2, 0], [0, 1], [0, 3], [1, 1], [0, 0]], np.float32)
+    assert slate_of([], 3, mmr=(10.0, vectors)).items.tolist() == [0, 2, 5]
+    assert slate_of([], 3, mmr=(1.5, vectors)).items.tolist() == [0, 2, 1]
+    assert slate_of([], 3, coverage=[(10.0, of_kind(0, 0, 0, 1, -1, 2))]).items.tolist() == [0, 3, 5]
+    assert packed([], 6, 3, mmr=(0.0, vectors), coverage=[(0.0, of_kind(0, 0, 0, 1, 1, 2))]) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limits": np.zeros((1, 3), np.int64)},
+        {"codes": np.zeros((1, 5), np.int64)},
+        {"codes": np.zeros((2, 6), np.int64)},
+        {"weights": np.zeros(2)},
+        {"weights": np.array([-1.0])},
+        {"weights": np.array([math.nan])},
+        {"weights": np.ones(1)},
+        {"weights": np.zeros(2), "covers": np.zeros((1, 5), np.int64)},
+    ],
+    ids=str,
+)
+def test_constraints_that_do_not_fit_are_named(wrong: dict[str, Any]) -> None:
+    within = packed([Constraint("cap", "most", whole(0, 6), whole(1, 2))], 6, 2)
+    assert within is not None
+    for version in (draw, reference):
+        version(np.zeros((6, 8), np.float32), 2, np.zeros(2), DrawSettings(), within=within)
+        with pytest.raises(ValueError, match=r"of|must"):
+            version(np.zeros((6, 8), np.float32), 2, np.zeros(2), DrawSettings(), within=replace(within, **wrong))

@@ -1,0 +1,36 @@
+"""What acts on a draw, by source: joined, and made into the arguments of the draw."""
+
+import numpy as np
+
+from policies.reranking.acting import NOTHING_ACTS, Acting, spread
+from policies.reranking.within import Constraint
+
+
+def test_sources_are_joined_and_the_left_one_yields_last() -> None:
+    n, k = 4, 3
+    cap, seen = (Constraint(name, "mask", np.zeros(n, np.int64), np.zeros(k, np.int64)) for name in ("cap", "seen"))
+    rules = Acting({"rank": np.array([1.0, 0, 0, 0])}, {"filter": np.array([True, True, True, False])}, (cap,))
+    mask = np.ones((k, n), bool)
+    mask[1, 0] = False
+    fairness = Acting({"exposure": np.array([0.5, 0, 0, 2.0])}, {"prefix": mask}, (seen,), skipped={"x": "away"})
+    both = rules + fairness
+    assert [one.name for one in both.constraints] == ["cap", "seen"]
+    ready = both.ready(n, k)
+    assert ready.boosts is not None
+    assert ready.boosts.tolist() == [1.5, 0.0, 0.0, 2.0]
+    assert ready.masks is not None
+    assert ready.masks.tolist() == [[True] * 3 + [False], [False, True, True, False], [True] * 3 + [False]]
+    assert ready.within is not None
+    assert ready.within.codes.shape == (2, n)
+    assert both.skipped == {"x": "away"}
+
+
+def test_nothing_acts() -> None:
+    assert NOTHING_ACTS.ready(4, 3).arguments == {"boosts": None, "masks": None, "within": None}
+    assert (NOTHING_ACTS + NOTHING_ACTS) == NOTHING_ACTS
+
+
+def test_the_unit_of_boosts_is_the_spread_of_mean_scores() -> None:
+    scores = np.array([[0.0, 2.0], [4.0, 6.0], [8.0, 10.0], [2.0, 4.0]], np.float32)  # means 1 5 9 3
+    assert spread(scores) == 9.0 - 3.0
+    assert spread(scores[:1]) == spread(np.zeros((5, 3), np.float32)) == 0.0
