@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.slate_fast import compiled
+from policies.compiling import compiled
 from policies.types import I64
 from streaming.plain.scan import FORM, ID, ID_END, OTHER, U8
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.slate_fast import compiled
+from policies.compiling import compiled
 from policies.types import F32, F64, I64
 from streaming.plain.hashes import BLOCK, U64, item_hash, same
 from streaming.plain.scan import (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.slate_fast import compiled
+from policies.compiling import compiled
 
 LEAST, MOST = -40, 40  # powers of ten in the table; numbers beyond them are left to the general reader
 EXACT = 22  # the largest power of ten that is a double

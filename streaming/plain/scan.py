@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.slate_fast import compiled
+from policies.compiling import compiled
 from policies.types import F64, I64
 from streaming.plain.numbers import LEAST, MOST, nearest
 
