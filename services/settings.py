@@ -8,6 +8,7 @@ An adapter is picked by a URL; left out, everything lives under the data directo
     experiences  the same; empty: settled examples are not written
 
     log.sqlite dead.sqlite state.sqlite claims.sqlite   spool/ bundles/ shards/<partition>.sqlite metrics/
+    training/ (what was settled for trainers, in what order they had it, and their checkpoint)
     server.key salt.*
 
 `state` on Redis holds claims, counters, profiles and pointers, all of which can be rebuilt. The record of surfaces, items
@@ -180,6 +181,13 @@ class Settings:
 
     def settling_path(self, partition: int) -> Path:
         return self.data / "settling" / f"{partition}.sqlite"
+
+    @property
+    def training_path(self) -> Path:
+        return self.data / "training" / "order.sqlite"
+
+    def training_settled_path(self, partition: int) -> Path:
+        return self.data / "training" / f"{partition}.sqlite"
 
 
 def address(text: str, at: str) -> tuple[str, int]:

@@ -64,6 +64,19 @@ METRICS = {
     "store_away": Metric("gauge", ("store",), "1: the store does not answer, what was last known of it is served"),
     "log_write_errors_total": Metric("counter", (), "Failed writes to the spool or the log"),
     "log_retention_headroom_ratio": Metric("gauge", ("partition",), "Retention left before unread records are lost"),
+    "train_steps_total": Metric("counter", ("surface", "policy"), "Calls of a trainer"),
+    "train_transitions_total": Metric("counter", ("surface", "policy"), "Transitions a trainer was given"),
+    "train_rows_per_second": Metric("gauge", (), "Settled decisions trained from, in the last busy turn"),
+    "train_skipped_total": Metric("counter", ("surface", "policy"), "Updates whose loss was not finite"),
+    "train_metric_value": Metric(
+        "gauge", ("surface", "policy", "name"), "Losses and the like, as the trainer says them"
+    ),
+    "train_lag_rows": Metric("gauge", ("partition",), "Settled decisions not yet trained from"),
+    "train_stopped": Metric("gauge", ("surface", "policy"), "1: a trainer has failed, its last bundle serves"),
+    "train_failed": Metric("gauge", (), "1: nothing is trained any more until the learning service starts again"),
+    "sequence_outcomes_total": Metric(
+        "counter", ("surface", "outcome"), "How sequences ended, and what is no transition"
+    ),
     "settle_lag_seconds": Metric("gauge", ("partition",), "Age of the oldest record not yet settled"),
     "settle_stopped": Metric("gauge", ("partition",), "1: settling stopped at a record it cannot go past"),
     "experience_files_total": Metric("counter", (), "Parquet files of settled decisions written"),

@@ -128,6 +128,13 @@ def open_settlements(settings: Settings, partition: int) -> Settlements:
     return SqliteCheckpoints(path)
 
 
+def open_training(settings: Settings) -> tuple[Settlements, list[Settlements]]:
+    """Order and checkpoint of the trainers, and of each partition the outbox they are fed from."""
+    settings.training_path.parent.mkdir(parents=True, exist_ok=True)
+    paths = [settings.training_settled_path(partition) for partition in range(open_log(settings).partitions)]
+    return SqliteCheckpoints(settings.training_path), [SqliteCheckpoints(path) for path in paths]
+
+
 def open_experiences(settings: Settings) -> Bundles:
     """Where files of settled decisions go. Raises Rejected for a URL that this installation cannot open."""
     if not settings.experiences:

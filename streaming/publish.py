@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from policies import bundle as bundling
-from policies.algorithm import Addend
+from policies.algorithm import Addend, Published
 from policies.errors import Corrupt, Rejected, Unavailable
 from policies.types import Arrays
 from streaming.configuration import CompiledPolicy, Configs
@@ -75,6 +75,7 @@ class Publisher:
         number: int | None = None,
         fresh: Sequence[float] = (),
         older: Sequence[Addend] = (),
+        ready: Published | None = None,
     ) -> Outcome:
         """A bundle of what the partitions have committed.
 
@@ -83,6 +84,7 @@ class Publisher:
         number           of the publish, which seeds the pool; None: one more than the last
         fresh            acceptance times of feedback that this bundle is the first to contain
         older            what the policy learned under other keys, see `older_sums`
+        ready            of a trainer's policy: made by whoever owns the trainer, in place of `sums`
         """
         pointer, last = pointer_name(policy), self.last(policy)
         if last is not None:
@@ -92,7 +94,10 @@ class Publisher:
         if number is None:
             number = last.number + 1 if last else 0
         try:
-            made = self._make(policy, merged(policy, sums, older, now), trained_through, now, number, fresh)
+            published = ready or policy.algorithm.publish(
+                policy.config, policy.problem, merged(policy, sums, older, now), now, number
+            )
+            made = self._make(policy, published, trained_through, now, number, fresh)
         except Corrupt as error:
             return Outcome("refused", pointer, detail=str(error))
         list(self._writers.map(self._bundles.put, *zip(*bundling.files(made).items(), strict=True)))
@@ -103,7 +108,7 @@ class Publisher:
     def _make(
         self,
         policy: CompiledPolicy,
-        sums: Arrays,
+        published: Published,
         trained_through: Mapping[int, int],
         now: float,
         number: int,
@@ -111,7 +116,6 @@ class Publisher:
     ) -> bundling.Bundle:
         algorithm, config_hash = policy.algorithm, self._config(policy)
         tenant, surface = policy.key.split("/")[:2]
-        published = algorithm.publish(policy.config, policy.problem, sums, now, number)
         made = bundling.build(
             algorithm,
             policy.config,

@@ -218,6 +218,16 @@ class Training:
                 needed[piece.partition] = min(needed[piece.partition], piece.number)
         return needed
 
+    def trim(self, firsts: Mapping[int, int]) -> None:
+        """Forget entries of the order whose rows, all below these, are gone: nobody can apply them again."""
+        before = self._store.numbers()[0]
+        for entry in self._entries(before):
+            rows_are_gone = all(piece.number + piece.count <= firsts[piece.partition] for piece in entry.pieces)
+            if before >= self._checkpointed or not rows_are_gone:
+                break
+            before += 1
+        self._store.trim(before)
+
     # -- the order ---------------------------------------------------------------------------------------------------
 
     def _entries(self, number: int) -> Iterable[Entry]:

@@ -17,10 +17,12 @@ from contextlib import suppress
 
 from policies.errors import Rejected, Unavailable
 from services.epochs import stay, take_epoch
+from services.learning.beside import Beside
 from services.learning.inline import InlineShards
 from services.learning.shards import Engine, open_shards
 from services.learning.standby import stand_by
 from services.learning.switching import Switching
+from services.learning.training import Course, Taught
 from services.lifetime import stopping
 from services.outcomes import Outcomes
 from services.releases import holds
@@ -30,7 +32,7 @@ from services.telemetry import Telemetry, share
 from services.wiring import open_derived, open_log, open_state, open_uploads
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
-from streaming.publish import Learned, Publisher, by_lineage, lineage, older_sums, pointer_name
+from streaming.publish import Learned, Outcome, Publisher, by_lineage, lineage, older_sums, pointer_name
 from streaming.shard import Statistics, StepReport
 
 log = logging.getLogger("slatewise.learning")
@@ -52,6 +54,8 @@ class Learning:
         self._least_seconds = least_seconds
         self._changed: set[str] = set()  # lineages of learner keys: an older version's sums count too
         self._fresh: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._taught: dict[str, Taught] = {}  # learner key → what its trainer handed out last
+        self._handed: set[str] = set()  # of these, what no bundle holds yet
         self._held: frozenset[str] = frozenset()
         self._refused: set[tuple[str, str]] = (
             set()
@@ -62,8 +66,9 @@ class Learning:
         """Read what changed in the record: configuration, and which policies are held at a bundle."""
         self._configs.follow(self._state)
         before, self._held = self._held, frozenset(holds(self._state))
-        freed = [policy for policy in self._policies() if pointer_name(policy) in before - self._held]
-        self._changed.update(lineage(policy.key) for policy in freed)
+        freed = before - self._held
+        self._changed.update(lineage(policy.key) for policy in self._policies() if pointer_name(policy) in freed)
+        self._handed.update(p.key for p in self._trained() if pointer_name(p) in freed and p.key in self._taught)
         self._next_follow = time.monotonic() + FOLLOW_SECONDS
 
     def begin(self, statistics: Sequence[Statistics]) -> None:
@@ -84,6 +89,20 @@ class Learning:
         if self._changed and now >= self._next_publish:
             self._publish_changed(engine)
         return sum(report.records for report in reports)
+
+    def taught(self, handed: Sequence[Taught]) -> None:
+        """Publish what trainers have handed out, and what had to wait for the configuration it is for."""
+        self._taught |= {one.key: one for one in handed}
+        self._handed.update(one.key for one in handed)
+        for policy in self._trained() if self._handed else ():
+            one = self._taught.get(policy.key)
+            compiled = self._configs.current(policy.key.split("/")[1])
+            if policy.key not in self._handed or one is None or compiled is None or one.config != compiled.hash:
+                continue
+            self._handed.discard(policy.key)
+            if pointer_name(policy) not in self._held:
+                outcome = self._publisher.publish(policy, (), one.through, time.time(), ready=one.published)
+                self._told(policy, outcome)
 
     def finish(self, engine: Engine) -> None:
         """Read the log to its end, as far as `FINISH_SECONDS` go, and publish what was learned since the last publish."""
@@ -142,13 +161,18 @@ class Learning:
         sums = learned.get(lineage(policy.key), {}).get(policy.key, [])
         older = older_sums(self._configs, policy, learned)
         outcome = self._publisher.publish(policy, sums, through, time.time(), fresh=fresh, older=older)
+        self._told(policy, outcome)
+        if outcome.result == "behind":
+            self._changed.add(lineage(policy.key))
+        elif outcome.result == "refused":
+            self._refused.add((pointer, policy.key))
+
+    def _told(self, policy: CompiledPolicy, outcome: Outcome) -> None:
+        surface = policy.key.split("/")[1]
         self._telemetry.add("publish_total", surface, policy.name, outcome.result)
         if outcome.result != "published":
-            log.warning("publish", extra={"policy": pointer, "result": outcome.result, "detail": outcome.detail})
-            if outcome.result == "behind":
-                self._changed.add(lineage(policy.key))
-            else:
-                self._refused.add((pointer, policy.key))
+            extra = {"policy": outcome.pointer, "result": outcome.result, "detail": outcome.detail}
+            log.warning("publish", extra=extra)
 
     def _wanting(self) -> list[CompiledPolicy]:
         return [
@@ -160,8 +184,22 @@ class Learning:
         ]
 
     def _policies(self) -> list[CompiledPolicy]:
-        """Every policy that scoring may draw from: those written down, and the fallback."""
-        return [policy for compiled in _current(self._configs) for policy in published_policies(compiled)]
+        """Every policy that scoring may draw from and no trainer makes: those written down, and the fallback."""
+        return [
+            policy
+            for compiled in _current(self._configs)
+            for policy in published_policies(compiled)
+            if policy.algorithm.trainer is None
+        ]
+
+    def _trained(self) -> list[CompiledPolicy]:
+        """Every policy that a trainer makes."""
+        return [
+            policy
+            for compiled in _current(self._configs)
+            for policy in compiled.policies.values()
+            if policy.algorithm.trainer is not None
+        ]
 
 
 def published_policies(compiled: Compiled) -> list[CompiledPolicy]:
@@ -215,12 +253,15 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
         return RayShards(settings, partitions, lambda: next(owners))
 
     engine = Switching(near, None if settings.ray == "inline" else far, insist=settings.ray != "auto")
+    training = Beside(lambda: Course(settings, open_state(settings), next(owners)))
     retaining.start()
+    training.start()
     try:
         learning.begin(engine.statistics())
         next_look = 0.0
         while not stop.is_set():
             _turn(learning, engine, stop)
+            learning.taught(training.report(telemetry))
             if time.monotonic() >= next_look:
                 stay(state, epoch)
                 retaining.report(telemetry)
@@ -231,6 +272,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
         learning.finish(engine)
     finally:
         retaining.stop()
+        training.stop()
         engine.close()
 
 

@@ -1,0 +1,193 @@
+"""Trainers beside the shards: settled decisions in, what bundles are made of out.
+
+    log ─► a settler a partition ─► outboxes ─► trainers in the recorded order ─► Published ─► the learning service's publisher
+
+A `Course` is all of it for one epoch, stepped by whoever owns it: a thread of the learning service, or a Ray actor. It opens
+nothing before a surface has a policy with a trainer. The settlers are its own: no folder of Parquet files is needed, and
+the settling process may or may not run beside.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from policies.algorithm import Published
+from policies.errors import Corrupt, Unavailable
+from services.settings import Settings
+from services.wiring import open_log, open_training
+from streaming.configuration import Configs
+from streaming.experiences import Experiences
+from streaming.ports import State
+from streaming.settle import Settler, SettleReport
+from streaming.trainer import Training, TrainReport
+
+log = logging.getLogger("slatewise.training")
+FOLLOW_SECONDS = 0.25
+SLICE_SECONDS = 0.5  # of entries in one turn, before settlers and whoever waits for a bundle have theirs
+CHECKPOINT_SECONDS = 10.0  # after a death as much is trained again at most, besides what took longer to write
+CHECKPOINT_SHARE = 10  # a checkpoint that took t is followed by 10 t without one
+PUBLISH_SHARE = 4
+TRIM_SECONDS, TRIM_ROWS = 60.0, 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What a trained policy's next bundle is made of. `config` is the surface version it is for."""
+
+    key: str
+    config: str
+    published: Published
+    through: dict[int, int]
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a turn did. `stopped`: partition → why its settler goes no further."""
+
+    trained: list[TrainReport] = field(default_factory=list)
+    settled: list[SettleReport] = field(default_factory=list)
+    taught: list[Taught] = field(default_factory=list)
+    lag_rows: dict[int, int] = field(default_factory=dict)
+    stopped: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    again: int = 0  # entries applied again after a start
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.trained) or any(one.lag_records or sum(one.settled.values()) for one in self.settled)
+
+
+class Course:
+    """Settlers and trainers of one epoch. Raises Unavailable (again later), Corrupt and Rejected('fenced')."""
+
+    def __init__(
+        self, settings: Settings, state: State, owner: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings, self._state, self._owner, self._clock = settings, state, owner, clock
+        self._configs = Configs()
+        self._training: Training | None = None
+        self._settlers: list[Settler] = []
+        self._outboxes: list[Experiences] = []
+        self._frontiers: dict[int, float] = {}
+        self._told: dict[
+            str, tuple[str, int]
+        ] = {}  # learner key → (configuration, entries) of what was handed out last
+        self._stopped: dict[int, str] = {}
+        self._next_follow = self._next_checkpoint = self._next_publish = self._next_trim = 0.0
+
+    def turn(self, now: float) -> Turn:
+        """Settle, train for a while, hand out what changed. `now` is wall time: idle partitions settle by it."""
+        started = self._clock()
+        if started >= self._next_follow:
+            self._configs.follow(self._state)
+            self._next_follow = started + FOLLOW_SECONDS
+        turn = Turn()
+        if not self._wanted():
+            return turn
+        training = self._training or self._begin()
+        turn.again = training.recover()
+        for settler in self._settlers:
+            self._settle(settler, turn, now)
+        until = self._clock() + SLICE_SECONDS
+        while (report := training.step(self._frontiers)) is not None:
+            turn.trained.append(report)
+            if self._clock() >= until:
+                break
+        turn.lag_rows, turn.stopped = training.lag_rows(), dict(self._stopped)
+        turn.seconds = self._clock() - started
+        self._hand_out(training, turn, now)
+        self._keep(training)
+        if self._clock() >= self._next_trim:
+            self._next_trim = self._clock() + TRIM_SECONDS
+            self._trim(training, now - self._settings.retention_seconds)
+        return turn
+
+    def close(self) -> None:
+        """Make durable what was trained."""
+        if self._training is not None:
+            self._training.checkpoint()
+
+    def _wanted(self) -> bool:
+        found = (self._configs.current(name) for name in self._configs.surfaces())
+        return any(policy.algorithm.trainer for one in found if one for policy in one.policies.values())
+
+    def _begin(self) -> Training:
+        events = open_log(self._settings)
+        order, settled = open_training(self._settings)
+        self._settlers = [
+            Settler(partition, events, outbox, self._configs, epoch=self._owner, refresh=self._follow)
+            for partition, outbox in enumerate(settled)
+        ]
+        self._outboxes = [Experiences(partition, outbox, events) for partition, outbox in enumerate(settled)]
+        made = self._training = Training(
+            order,
+            self._outboxes,
+            self._configs,
+            epoch=self._owner,
+            identity=events.identity,
+            refresh=self._follow,
+        )
+        self._trimmed = settled
+        return made
+
+    def _follow(self) -> bool:
+        return self._configs.follow(self._state)
+
+    def _settle(self, settler: Settler, turn: Turn, now: float) -> None:
+        partition = settler.partition
+        if partition in self._stopped:
+            return
+        try:
+            report = settler.step(now)
+        except Unavailable as error:  # the others go on; what it had not committed is read again
+            log.warning("away", extra={"partition": partition, "error": str(error)})
+            return
+        except Corrupt as error:
+            log.error("partition stopped", extra={"partition": partition, "error": str(error)})
+            self._stopped[partition] = str(error)
+            return
+        self._frontiers[partition] = report.frontier
+        turn.settled.append(report)
+
+    def _hand_out(self, training: Training, turn: Turn, now: float) -> None:
+        started = self._clock()
+        if started < self._next_publish:
+            return
+        for key in training.keys():
+            policy = training.policy(key)
+            compiled = self._configs.current(key.split("/")[1])
+            if compiled is None or self._told.get(key) == (compiled.hash, training.entry):
+                continue
+            made = policy.algorithm.publish(policy.config, policy.problem, training.arrays(key), now, training.entry)
+            copied = {name: np.array(array) for name, array in made.arrays.items()}  # training goes on meanwhile
+            ready = Published(copied, made.slot_weight, made.diagnostics)
+            turn.taught.append(Taught(key, compiled.hash, ready, training.through))
+            self._told[key] = compiled.hash, training.entry
+        took = self._clock() - started
+        self._next_publish = started + max(self._settings.publish_ms / 1000, PUBLISH_SHARE * took)
+
+    def _keep(self, training: Training) -> None:
+        started = self._clock()
+        if started >= self._next_checkpoint:
+            training.checkpoint()
+            took = self._clock() - started
+            self._next_checkpoint = started + max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * took)
+
+    def _trim(self, training: Training, before: float) -> None:
+        """Rows that no checkpoint needs, and older than the log's retention: their records are gone by then."""
+        needed = training.needed()
+        for outbox, settled in zip(self._outboxes, self._trimmed, strict=True):
+            while True:
+                first, _ = outbox.numbers()
+                rows = outbox.rows(first, TRIM_ROWS)
+                keep = next((number for number, row in rows if row.due >= before), first + len(rows))
+                keep = min(keep, needed[outbox.partition])
+                if keep <= first:
+                    break
+                settled.trim(keep)
+                if keep < first + TRIM_ROWS:
+                    break
+        training.trim({outbox.partition: outbox.numbers()[0] for outbox in self._outboxes})
