@@ -104,6 +104,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
 
     session_timeout  a unit's sequence of decisions ends when the log's time has passed this long without another one
     history          most of a unit's last interactions that policies read; 0: none
+    history_kinds    kinds of feedback that are interactions; none named: all
     """
 
     surface: str
@@ -112,6 +113,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     correctable: str | float = "24h"
     session_timeout: str | float = "30m"
     history: int = 50
+    history_kinds: list[str] = []
     silence: Literal["eager", "wait"] = "eager"
     credit: Literal["equal", "clicked"] = "equal"
     features: FeatureSpec = FeatureSpec()

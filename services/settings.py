@@ -28,7 +28,7 @@ from policies.errors import Rejected
 
 PREFIX = "SLATEWISE_"
 ACKNOWLEDGE = ("spool", "log")
-SWITCH = ("off", "on")
+DERIVE = ("auto", "off", "on")
 NUMBERS = ("partitions", "workers", "spool_bytes", "publish_ms", "retention_seconds")
 LOGS = ("sqlite", "kafka", "kafka+confluent")
 STATES = ("sqlite", "redis", "rediss", "redis+sentinel", "redis+cluster")
@@ -44,7 +44,8 @@ class Settings:
     config              folder of surface documents, applied when its content changes; None: what the state record holds
     log, state, bundles, experiences   adapter URLs; empty: under `data`
     kafka_password, redis_password   of the users in `log` and `state`, so that no URL has to hold them
-    derive              on: shards derive counters and profiles and keep them in `state`; off: nobody reads them
+    derive              on: shards derive counters and profiles and keep them in `state`; off: nobody reads them; auto: on where
+                        a policy reads what units did before
     retention_seconds   how long the log keeps records: at least the longest `correctable`, and what checkpoints need
     partitions          partitions of a log that is created here; an existing log keeps its own number
     ray                 auto (local when Ray is installed, else inline) | inline | local | ray://host:port
@@ -65,7 +66,7 @@ class Settings:
     experiences: str = ""
     kafka_password: str = described(default="", repr=False)
     redis_password: str = described(default="", repr=False)
-    derive: str = "off"
+    derive: str = "auto"
     retention_seconds: int = 7 * 86_400
     partitions: int = 4
     ray: str = "auto"
@@ -104,8 +105,8 @@ class Settings:
                 raise Rejected(f"Expected at least 1, got {getattr(self, name)}", at=PREFIX + name.upper())
         if self.ack not in ACKNOWLEDGE:
             raise Rejected(f"Expected one of {', '.join(ACKNOWLEDGE)}, got {self.ack!r}", at=PREFIX + "ACK")
-        if self.derive not in SWITCH:
-            raise Rejected(f"Expected one of {', '.join(SWITCH)}, got {self.derive!r}", at=PREFIX + "DERIVE")
+        if self.derive not in DERIVE:
+            raise Rejected(f"Expected one of {', '.join(DERIVE)}, got {self.derive!r}", at=PREFIX + "DERIVE")
         if self.ray not in ("auto", "inline", "local") and not self.ray.startswith("ray://"):
             raise Rejected(f"Expected auto, inline, local or ray://host:port, got {self.ray!r}", at=PREFIX + "RAY")
         for name, schemes in (("log", LOGS), ("state", STATES)):

@@ -42,6 +42,9 @@ METRICS = {
     "decide_unchecked_total": Metric(
         "counter", ("surface",), "Decisions answered without their claim: a retry may differ"
     ),
+    "history_reads_total": Metric(
+        "counter", ("outcome",), "Histories asked for by decisions: read, cached, or away and empty"
+    ),
     "feedback_events_total": Metric("counter", ("surface", "kind", "outcome"), "Feedback received over HTTP"),
     "join_outcomes_total": Metric("counter", ("surface", "outcome"), "What became of records read by the joiner"),
     "join_lag_seconds": Metric("gauge", ("partition",), "Age of the oldest record not yet joined"),

@@ -4,6 +4,7 @@ What a process does not use it does not import: a client library costs a start t
 """
 
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,14 +81,17 @@ def open_derived(settings: Settings, partitions: int) -> tuple[Counters, Profile
     return counters, SqliteProfiles(settings.data / "profiles.sqlite", partitions)
 
 
-def open_feed(settings: Settings, partitions: int, partition: int, owner: int) -> "Feed | None":
-    """How a shard tells what it derives; None while nobody wants it."""
-    if settings.derive == "off":
+def open_feed(
+    settings: Settings, partitions: int, partition: int, owner: int, history: Callable[[], int]
+) -> "Feed | None":
+    """How a shard tells what it derives; None while nobody wants it. `history`: interactions kept of a unit."""
+    if settings.derive != "on":  # `auto` is decided by the learning service, which knows the surfaces
         return None
+    from streaming.derived import Derived
     from streaming.feed import Feed
 
     counters, profiles = open_derived(settings, partitions)
-    return Feed(partition, owner, counters, profiles, time.monotonic)
+    return Feed(partition, owner, counters, profiles, time.monotonic, Derived(history=history))
 
 
 def open_bundles(settings: Settings) -> Bundles:

@@ -35,6 +35,11 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
         yield Fault(("slots",), f"{surface.slots} slots", f"an integer from 1 to {MAX_SLOTS}")
     if not 0 <= surface.history <= MAX_HISTORY:
         yield Fault(("history",), f"{surface.history} interactions", f"an integer from 0 to {MAX_HISTORY}")
+    kinds = sorted(surface.feedback_kinds - {"shown"})
+    for i, kind in enumerate(surface.history_kinds):
+        if kind not in kinds:
+            hint, expected = unknown(kind, kinds)
+            yield Fault(("history_kinds", i), f"no feedback kind {kind!r}{hint}", expected)
     yield from _durations(surface)
     yield from _features(surface)
     for name, objective in surface.objectives.items():

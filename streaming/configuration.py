@@ -61,6 +61,20 @@ class Compiled:
     rewards: RewardRule
     policies: dict[str, CompiledPolicy]
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether any policy reads what the unit did before: shards then keep profiles, and decisions log them."""
+        return self.surface.history > 0 and any(reads_history(policy.algorithm) for policy in self.policies.values())
+
+    @property
+    def trains(self) -> bool:
+        """Whether any policy has a trainer: decisions then log the candidates they were drawn from."""
+        return any(policy.algorithm.trainer is not None for policy in self.policies.values())
+
+
+def reads_history(algorithm: Algorithm) -> bool:
+    return not {"history", "history_rows"}.isdisjoint(algorithm.inputs)
+
 
 def _configs(surface: Surface) -> dict[str, Config]:
     """Options of every policy, the reserved ones included: those explore no more than the surface's cap."""
@@ -126,7 +140,6 @@ def _weights(surface: Surface, policy: PolicySpec) -> dict[str, float]:
 def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encoder) -> str:
     """Hash of what shapes the sums. Two versions that share it share what was learned."""
     half_life = getattr(config, "half_life", None)
-    reads_history = not {"history", "history_rows"}.isdisjoint(made.inputs)
     return content_hash(
         {
             "algorithm": made.name,
@@ -136,9 +149,8 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
             "credit": surface.credit,
             "horizon": surface.horizon_seconds,
             "half_life": None if half_life is None else seconds(half_life),
-            **(
-                {"history": surface.history} if reads_history else {}
-            ),  # left out: keys from before it stay what they were
+            # left out where nobody reads it: keys from before it stay what they were
+            **({"history": surface.history} if reads_history(made) else {}),
         }
     )
 

@@ -16,7 +16,7 @@ a while they begin again at 0. Profiles can be read again from the joins that ar
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -35,6 +35,7 @@ from streaming.ledger import Ledger
 PREFIX = "derived/"  # of the keys in a commit's statistics; no learner key begins so
 HEAD, COUNTERS, PROFILES = PREFIX + "head", PREFIX + "counters/", PREFIX + "profiles/"
 EXPOSURES = "exposures"
+HISTORY = 20  # interactions kept of a unit where no surface reads more
 
 
 class Interaction(NamedTuple):
@@ -66,12 +67,14 @@ def read_profile(profile: bytes) -> list[Interaction]:
 class Derived:
     """One partition's counters and profiles, in memory; a pure function of the joins it is shown, and their order.
 
-    history   interactions kept of a unit, some 60 bytes each
+    history   interactions kept of a unit, some 60 bytes each; asked each time where surfaces may change it
     units     units kept of the partition;   names   counters kept of it
     """
 
-    def __init__(self, *, history: int = 20, units: int = 20_000, names: int = 200_000) -> None:
-        self._history = history
+    def __init__(
+        self, *, history: int | Callable[[], int] = HISTORY, units: int = 20_000, names: int = 200_000
+    ) -> None:
+        self._history = history if callable(history) else lambda: history
         self.counters: Ledger[float] = Ledger(COUNTERS, float, limit=names, piece=256)
         self.profiles: Ledger[bytes] = Ledger(PROFILES, bytes, limit=units, piece=16)
         self._groups: dict[str, list[tuple[str, int]]] = {}  # encoder schema → (name, item column)
@@ -179,7 +182,7 @@ class Derived:
             if said is not None and said.kind != SHOWN and len(said.positions) == 1:
                 kept.append((said.at, drawn.slate[said.positions[0]], said.kind, said.value, decision))
         if kept:
-            profile = _encode(sorted(kept)[-self._history :] if len(kept) > 1 else kept)
+            profile = _encode(sorted(kept)[-self._history() :] if len(kept) > 1 else kept)
             if profile != before:
                 self.profiles.put(drawn.unit, profile)
         else:

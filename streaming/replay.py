@@ -41,12 +41,18 @@ def recompute(decision: Decision, bundle: Bundle | None) -> Slate:
 
 
 def _scores(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
-    inputs: dict[str, Any] = {"context": floats(decision.context), "items": items}
+    inputs: dict[str, Any] = {
+        "context": floats(decision.context),
+        "items": items,
+        "history": floats(decision.history or b"").reshape(len(decision.history_items), items.shape[1]),
+    }
     if bundle is None:
         return algorithm(decision.policy).reference(None, None, {}, inputs)  # type: ignore[arg-type]  # they read only n
     wanted = bundle.manifest.inputs
     if "item_rows" in wanted:
         inputs["item_rows"] = item_rows(bundle.arrays, item_hashes(decision.candidates))
+    if "history_rows" in wanted:
+        inputs["history_rows"] = item_rows(bundle.arrays, item_hashes(decision.history_items))
     if "weights" in wanted:
         weights = decision.weights or bundle.manifest.weights
         inputs["weights"] = np.array([weights[name] for name in bundle.manifest.weights], np.float32)

@@ -187,5 +187,6 @@ def canonical(surface: Surface) -> Surface:
         features=features,
         objectives=dict(sorted(surface.objectives.items())),
         kinds=sorted(set(surface.kinds)),
+        history_kinds=sorted(set(surface.history_kinds)),
         policies=policies,
     )

@@ -142,15 +142,13 @@ class Training:
         """partition → offset of the log up to which everything that settled was learned."""
         return {partition: offset for partition, (_, offset) in sorted(self._cursors.items())}
 
-    def keys(self) -> list[str]:
-        """Learner keys of all policies that are trained now."""
-        return list(self._taught)
+    @property
+    def policies(self) -> dict[str, CompiledPolicy]:
+        """Learner key → policy, of all that are trained now."""
+        return {key: taught.policy for key, taught in self._taught.items()}
 
     def arrays(self, key: str) -> Arrays:
         return self._taught[key].trainer.arrays()
-
-    def policy(self, key: str) -> CompiledPolicy:
-        return self._taught[key].policy
 
     def lag_rows(self) -> dict[int, int]:
         """partition → settled rows not yet applied."""

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from policies.errors import Rejected, Unavailable
 from services.epochs import stay, take_epoch
@@ -233,7 +234,7 @@ def run(settings: Settings) -> None:
 
 
 def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, stop: threading.Event) -> None:
-    """Learn for one epoch. Raises Rejected('fenced') when it is over."""
+    """Learn for one epoch, or until shards have to derive what they did not. Raises Rejected('fenced') when it is over."""
     configs, owners = Configs(), itertools.count(epoch)
     retaining = Retaining(settings, state, configs, epoch)
     publisher = Publisher(retaining.bundles, configs, epoch)
@@ -241,7 +242,8 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
     learning.follow()
     learning.begin([])
     partitions = open_log(settings).partitions
-    derives = settings.derive != "off"
+    derives = settings.derive == "on" or (settings.derive == "auto" and derived_is_read(configs))
+    wanted, settings = settings.derive, replace(settings, derive="on" if derives else "off")
     outcomes = Outcomes(open_derived(settings, partitions)[0], configs, telemetry) if derives else None
 
     def near() -> Engine:
@@ -259,7 +261,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
     try:
         learning.begin(engine.statistics())
         next_look = 0.0
-        while not stop.is_set():
+        while not stop.is_set() and not (wanted == "auto" and not derives and derived_is_read(configs)):
             _turn(learning, engine, stop)
             learning.taught(training.report(telemetry))
             if time.monotonic() >= next_look:
@@ -274,6 +276,11 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
         retaining.stop()
         training.stop()
         engine.close()
+
+
+def derived_is_read(configs: Configs) -> bool:
+    """Whether a policy that can be drawn from reads what shards derive. Deriving begins with the next reign."""
+    return any(compiled.reads_history for compiled in _current(configs))
 
 
 def _turn(learning: Learning, engine: Engine, stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ from policies.errors import Corrupt, Unavailable
 from services.settings import Settings
 from services.wiring import open_checkpoints, open_dead_letters, open_feed, open_log, open_uploads
 from streaming.configuration import Configs
+from streaming.derived import HISTORY
 from streaming.ports import Checkpoints, State
 from streaming.shard import Shard, Statistics, StepReport
 from streaming.uploads import Uploads
@@ -57,10 +58,16 @@ def open_shards(
             epoch=owner,
             refresh=refresh,
             uploads=Uploads(store, partition, owner),
-            feed=open_feed(settings, events.partitions, partition, owner),
+            feed=open_feed(settings, events.partitions, partition, owner, lambda: kept_interactions(configs)),
         )
         for partition in partitions
     ]
+
+
+def kept_interactions(configs: Configs) -> int:
+    """Of a unit: twice what the surfaces read, for several things done to one item are one to them."""
+    found = (configs.current(name) for name in configs.surfaces())
+    return max([HISTORY, *(2 * one.surface.history for one in found if one and one.reads_history)])
 
 
 def _checkpoints(settings: Settings, partition: int) -> Checkpoints:

@@ -156,8 +156,7 @@ class Course:
         started = self._clock()
         if started < self._next_publish:
             return
-        for key in training.keys():
-            policy = training.policy(key)
+        for key, policy in training.policies.items():
             compiled = self._configs.current(key.split("/")[1])
             if compiled is None or self._told.get(key) == (compiled.hash, training.entry):
                 continue

@@ -5,6 +5,7 @@ Everything that acts on the distribution acts in `policies.slate.draw`; nothing 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +22,8 @@ from streaming.events import MAX_RECORD_BYTES, Decision, Sample, encode
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
+MATRIX_BYTES = 32_768  # of candidates that every decision of a trained surface logs: 100 of 80 features
+SUPPORT_ROWS = 64  # … and so many of them where that is more
 
 
 class Scores(Protocol):
@@ -80,6 +83,11 @@ def inputs_of(served: Served, query: Query) -> Arrays:
     if served.known_items is not None:
         hashes = np.fromiter(map(_item_hashes.__getitem__, query.ids), np.uint64, len(query.ids))
         inputs["item_rows"] = item_rows(served.known_items, hashes)
+    if query.past is not None:
+        inputs["history"] = query.past
+        if served.known_items is not None:
+            hashes = np.fromiter(map(_item_hashes.__getitem__, query.history), np.uint64, len(query.history))
+            inputs["history_rows"] = item_rows(served.known_items, hashes)
     if served.weights is not None:
         named = weights_of(served, query)
         inputs["weights"] = served.weights if named is None else np.array(list(named.values()), np.float32)
@@ -151,10 +159,16 @@ def record_of(
     defer: bool,
     own_id: bool,
     tenant: str,
+    trains: bool = False,
 ) -> Decision:
-    """The log's record of an answer: every input of the draw, and what learning and evaluation need."""
+    """The log's record of an answer: every input of the draw, and what learning and evaluation need.
+
+    trains  whether a trainer wants the candidates: all of them where that is little, else a sample with the slate in it
+    """
     slate, settings = drawn.slate, drawn.served.settings
     rows = slate.items
+    whole = query.inline or drawn.sampled or (trains and query.items.nbytes <= MATRIX_BYTES)
+    support = supported(answer.decision_id, len(query.ids), rows) if trains and not whole else None
     alphas = slate.alphas.tolist()
     return Decision(
         decision_id=answer.decision_id,
@@ -183,7 +197,11 @@ def record_of(
         candidates=list(query.ids),
         asked=query.slots,
         catalogue=catalogue,
-        matrix=query.items.tobytes() if query.inline or drawn.sampled else None,
+        matrix=query.items.tobytes() if whole else None,
+        history=query.past.tobytes() if query.past is not None and query.history else None,
+        history_items=list(query.history),
+        support=None if support is None else query.items[support].tobytes(),
+        support_rows=[] if support is None else support.tolist(),
         weights=weights_of(drawn.served, query),
         weight=drawn.served.slot_weight,
         defer=defer,
@@ -194,13 +212,26 @@ def record_of(
     )
 
 
+def supported(decision_id: str, candidates: int, slate: I64) -> I64:
+    """Rows (r,) of a sample of the candidates, ascending: the slate's, and others evenly by the hash of the decision's id."""
+    seed = int.from_bytes(blake2b(decision_id.encode(), digest_size=8, person=b"support").digest(), "little")
+    others = np.random.default_rng(seed).permutation(candidates)[:SUPPORT_ROWS]
+    return np.union1d(others, slate)
+
+
 def encoded_record(record: Decision, candidates: int) -> bytes:
     """A record's bytes within the log's limit: what nobody saw is left out first, and counted."""
     encoded = encode(record)
     if len(encoded) <= MAX_RECORD_BYTES:
         return encoded
     unseen = candidates - len(record.slate)
-    return encode(msgspec.structs.replace(record, candidates=[], matrix=None, sample=None, dropped=unseen))
+    less = msgspec.structs.replace(
+        record, candidates=[], matrix=None, support=None, support_rows=[], sample=None, dropped=unseen
+    )
+    encoded = encode(less)
+    if len(encoded) <= MAX_RECORD_BYTES:
+        return encoded
+    return encode(msgspec.structs.replace(less, history=None, history_items=[]))
 
 
 def _pinned_slots(slate: Slate) -> list[int]:

@@ -122,7 +122,9 @@ class Follower:
 
     def _reader(self, compiled: Compiled) -> Reader:
         if compiled.hash not in self._readers:
-            self._readers[compiled.hash] = Reader(compiled.surface, compiled.encoder)
+            self._readers[compiled.hash] = Reader(
+                compiled.surface, compiled.encoder, reads_history=compiled.reads_history, trains=compiled.trains
+            )
         return self._readers[compiled.hash]
 
     def _fallback(self, compiled: Compiled, pointers: Mapping[str, str]) -> Served:
@@ -148,7 +150,8 @@ class Follower:
         name, key = pointers.get(pointer), (pointer, compiled.hash)
         before = self._served.get(key)
         if name is None:
-            return None if policy.algorithm.learner else self._without_bundle(compiled, policy)
+            learns = policy.algorithm.learner or policy.algorithm.trainer
+            return None if learns else self._without_bundle(compiled, policy)
         if self._tried.get(pointer) == (name, compiled.hash):
             if pointer not in self._away:
                 return before

@@ -13,8 +13,10 @@ from policies.errors import Rejected
 from policies.features import Encoder
 from policies.surface import FeatureSpec, Surface
 from policies.types import F32, I64, Features, Mask
+from services.scoring import histories
 from services.scoring.catalogue import Catalogue
 from services.scoring.wire import MAX_CANDIDATES, Candidate, Columns, DecisionRequest
+from streaming.derived import Interaction as Act
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Query:
     inline        whether any features came with the request, so that the log must carry them
     pins          slot → row, None without any
     weights       objective → weight of the request, None when it names none
+    history       items of the unit's last interactions, oldest first; `past` (h, d) encoded. None of a surface that reads none
     """
 
     ids: Sequence[str]
@@ -35,19 +38,28 @@ class Query:
     inline: bool
     pins: dict[int, int] | None
     weights: dict[str, float] | None
+    history: Sequence[str] = ()
+    past: F32 | None = None
 
 
 class Reader:
-    """Makes queries for one surface version. Built once for each; `read` is the hot path."""
+    """Makes queries for one surface version. Built once for each; `read` is the hot path.
 
-    def __init__(self, surface: Surface, encoder: Encoder) -> None:
+    reads_history  some policy of the version reads what the unit did before
+    trains         some policy of it has a trainer, which wants the candidates in the log
+    """
+
+    def __init__(
+        self, surface: Surface, encoder: Encoder, *, reads_history: bool = False, trains: bool = False
+    ) -> None:
         self._surface, self.encoder = surface, encoder
+        self.reads_history, self.trains = reads_history, trains
         self._columns = {
             name: _columns_of(encoder, name) for name in encoder.spec.items
         }  # where each feature stands in an encoded item
 
-    def read(self, request: DecisionRequest, catalogue: Catalogue) -> Query:
-        """Raises Rejected with the path of what is wrong."""
+    def read(self, request: DecisionRequest, catalogue: Catalogue, acts: Sequence[Act] = ()) -> Query:
+        """`acts`: the unit's interactions, where the request brings none. Raises Rejected with the path of what is wrong."""
         context = self.encoder.context(request.context)
         weights = self._weights(request.objectives) if request.objectives else None
         candidates = request.candidates
@@ -96,15 +108,32 @@ class Reader:
                 code="no_candidates",
             )
         slots = request.slots or self._surface.slots
+        items = catalogue.matrix(self.encoder.schema).take(rows, axis=0) if inline is None else inline
+        history, past = self._past(request, catalogue, acts, ids, items)
         return Query(
             ids,
-            catalogue.matrix(self.encoder.schema).take(rows, axis=0) if inline is None else inline,
+            items,
             context,
             slots,
             inline is not None,
             _pins(request.pins, ids, slots) if request.pins else None,
             weights,
+            history,
+            past,
         )
+
+    def _past(
+        self, request: DecisionRequest, catalogue: Catalogue, acts: Sequence[Act], ids: Sequence[str], items: F32
+    ) -> tuple[Sequence[str], F32 | None]:
+        """(items, (h, d) encoded) of what the unit did before."""
+        if request.history is not None:
+            history = histories.given(request.history, self._surface)
+            histories.check_known(request.history, catalogue, ids)
+        elif self.reads_history:
+            history = histories.items_of(acts, self._surface)
+        else:
+            return (), None
+        return history, histories.encoded(history, catalogue, self.encoder.schema, ids, items)
 
     def _weights(self, wanted: Mapping[str, float]) -> dict[str, float]:
         known = self._surface.objectives

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
 from services.scoring.app import create_app
+from services.scoring.histories import Histories
 from services.scoring.listening import GRACE_SECONDS, Server, configured
 from services.scoring.service import Scoring
 from services.settings import Settings
 from services.telemetry import configure_logs, forget_process, share
-from services.wiring import open_claims, open_copies, open_log, open_spool
+from services.wiring import open_claims, open_copies, open_derived, open_log, open_spool
 from streaming.kept import PAUSE_SECONDS, Reaching
 
 log = logging.getLogger("slatewise.scoring")
@@ -69,6 +70,7 @@ def open_scoring(settings: Settings) -> Scoring:
         keys=Keys.load(settings.keys_path),
         acknowledge=Acknowledging(settings) if settings.ack == "log" else None,
         copies=copies,
+        histories=Histories(lambda: open_derived(settings, open_log(settings).partitions)[1]),
     )
 
 

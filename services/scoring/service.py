@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from time import perf_counter
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from services.scoring.decide import (
     inputs_of,
     record_of,
 )
+from services.scoring.histories import Histories
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
 from services.scoring.tallies import Tallies
@@ -40,6 +42,7 @@ from services.scoring.wire import DecisionAnswer, DecisionRequest, Item, encode,
 from services.telemetry import Telemetry
 from streaming.configuration import Configs
 from streaming.copies import Copies
+from streaming.derived import Interaction
 from streaming.events import Feedback, unit_hash
 from streaming.events import encode as encode_event
 from streaming.ports import Bundles, Claims, State
@@ -60,6 +63,7 @@ class Scoring:
     """Wired from ports. `clock` gives epoch seconds and only places events; ages are measured by `perf_counter`.
 
     acknowledge  a log that feedback goes straight to, when a 202 has to mean that the log has it; else the spool's disk
+    histories    what units did before; None: nobody knows
     copies       what this replica starts from while the stores are away; None where they lie on the same disk
     """
 
@@ -76,6 +80,7 @@ class Scoring:
         patience: Patience | None = None,
         acknowledge: Appends | None = None,
         copies: Copies | None = None,
+        histories: Histories | None = None,
         tenant: str = "default",
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -87,6 +92,7 @@ class Scoring:
         self.catalogue = Catalogue()
         self.live = Live()
         self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
+        self.histories = histories
         self._follower = Follower(bundles, self.configs, self.telemetry)
         self._salt = keys.salt(tenant)
         self._worker, self._count = secrets.token_hex(2), count(secrets.randbits(24))
@@ -116,8 +122,9 @@ class Scoring:
         surface = self.live.surfaces.get(request.surface)
         if surface is None:
             raise Rejected("No such surface", at="$.surface", code="unknown_surface", status=404)
-        query = surface.reader.read(request, self.catalogue)
         unit = unit_hash(request.unit, self._salt)
+        acts = self._acts(unit) if surface.reader.reads_history and request.history is None else ()
+        query = surface.reader.read(request, self.catalogue, acts)
         decision_id = self._identity(request, unit)
         reason = because or self._reason(surface, started - first_byte, request.deadline_ms)
         read = perf_counter()
@@ -144,6 +151,7 @@ class Scoring:
             defer=request.defer,
             own_id=request.decision_id is not None,
             tenant=self.tenant,
+            trains=surface.reader.trains,
         )
         if request.explain and started - first_byte < self.patience.explain:
             answer.explain = explanation_of(drawn, query)
@@ -218,6 +226,12 @@ class Scoring:
                 code="wrong_unit",
             )
         return own
+
+    def _acts(self, unit: str) -> Sequence[Interaction]:
+        """What the unit did before; nothing while nobody can be asked."""
+        acts, outcome = self.histories.of(unit) if self.histories is not None else ([], "away")
+        self.telemetry.add("history_reads_total", outcome)
+        return acts
 
     def _reason(self, surface: LiveSurface, waited: float, deadline_ms: float | None) -> str | None:
         """Why the fallback answers, or None."""
@@ -320,6 +334,9 @@ class Scoring:
     def poll(self) -> Live:
         """What to serve from now on; reads and checks bundles, encodes items anew. May run in a thread, one at a time."""
         live = self._follower.poll(self.live)
+        if self.histories is not None and any(surface.reader.reads_history for surface in live.surfaces.values()):
+            with suppress(Unavailable):  # empty until it is there, and `history_reads_total` says so
+                self.histories.open()
         if live is not self.live:
             for surface in live.surfaces.values():
                 self._encoded.setdefault(surface.schema, self.catalogue.encode_for(surface.reader.encoder))

@@ -16,6 +16,7 @@ from policies.types import Value
 
 MAX_CANDIDATES = 5_000  # above it a slate takes more than 20 ms; larger catalogues need a shortlist
 MAX_SLOTS = 100
+MAX_HISTORY = 2_000
 MAX_BATCH = 256
 MAX_FEEDBACK = 1_000
 MAX_ITEMS = 10_000  # of one PUT
@@ -57,14 +58,22 @@ class Columns(_Strict):
     features: dict[str, list[Value]] = {}
 
 
+class Interaction(_Strict):
+    """One thing the unit did before, as the caller knows it."""
+
+    item: Id
+    kind: Name
+
+
 class DecisionRequest(_Strict):
-    """Ask for a slate."""
+    """Ask for a slate. `history`, oldest first, stands for what the service knows of the unit; none: that is read."""
 
     surface: Id
     unit: Id
     session: Id | None = None
     decision_id: OwnId | None = None
     context: FeatureMap = {}
+    history: Annotated[list[Interaction], Meta(max_length=MAX_HISTORY)] | None = None
     candidates: Annotated[list[Id | Candidate], Meta(min_length=1, max_length=MAX_CANDIDATES)] | Columns | None = None
     where: dict[str, Scalar | list[Scalar]] = {}
     slots: Annotated[int, Meta(ge=1, le=MAX_SLOTS)] | None = None

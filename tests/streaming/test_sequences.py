@@ -287,7 +287,7 @@ def frontiers(sources: Sequence[Settled]) -> dict[int, float]:
 
 
 def flat(training: Training) -> dict[str, bytes]:
-    [key] = training.keys()
+    [key] = training.policies
     return {name: array.tobytes() for name, array in training.arrays(key).items()}
 
 
@@ -351,7 +351,7 @@ def test_what_was_trained_follows_from_the_recorded_order(
     if not found:
         return
     assert flat(one) == replayed(store, sources)
-    [key] = one.keys()
+    [key] = one.policies
     assert one.arrays(key)["seen"][0] == 2 * len(found)  # two slots of every decision, once
     epoch += 1
     again = training(store, sources, epoch)
@@ -385,7 +385,7 @@ def test_a_trainer_that_raises_stops_and_the_others_go_on() -> None:
             reports.append(one.step(frontiers(sources)))
             one.checkpoint()
         assert reports[-1] is not None
-        agent, frail = sorted(one.keys())
+        agent, frail = sorted(one.policies)
         assert list(reports[-1].stopped) == [frail]
         assert "singular" in reports[-1].stopped[frail]
         assert one.arrays(agent)["steps"][0] > 2

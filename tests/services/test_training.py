@@ -1,0 +1,176 @@
+"""A policy with a trainer, end to end in one process: decided over the service, clicked, settled, trained, published, swapped."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from policies import bundle as bundling
+from policies.surface import Bool, FeatureSpec, Logging, Number, Objective, PolicySpec, Surface
+from services.learning.app import Learning, derived_is_read
+from services.learning.inline import InlineShards
+from services.learning.shards import open_shards
+from services.learning.training import Course, Turn
+from services.scoring import feedback as feedbacks
+from services.scoring.serve import open_scoring
+from services.scoring.service import Scoring
+from services.settings import Settings
+from services.telemetry import Telemetry
+from services.wiring import open_bundles, open_forwarder, open_state
+from streaming.configuration import Configs, publish_surface
+from streaming.events import Decision
+from streaming.publish import Publisher
+from streaming.replay import recompute
+from tests.scoring_setup import decisions
+from tests.training_setup import registered
+
+HORIZON = 0.2  # seconds of real time that a settled decision waits for
+SURFACE = Surface(
+    "home",
+    slots=2,
+    horizon=HORIZON,
+    session_timeout=30.0,
+    history=3,
+    features=FeatureSpec(context={"hour": Number(0, 23)}, items={"price": Number(0, 8), "new": Bool()}),
+    objectives={"click": Objective("click", range=(0, 1))},
+    policies={"agent": PolicySpec("gradients", objective="click", options={"floor": 0.1})},
+    live="agent",
+    fallback="uniform",
+    logging=Logging(1.0),
+)
+ITEMS = [{"id": f"item-{i}", "features": {"price": i % 4 * 2, "new": i % 2 == 0}} for i in range(6)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    with registered():
+        yield
+
+
+class House:
+    """Everything of one machine, in this process and without threads; a restart is another `Course`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings.load({}, data=folder, derive="on", partitions=2)
+        state = open_state(self.settings)
+        publish_surface(state, SURFACE)
+        self.configs, self.telemetry, self.owner = Configs(), Telemetry(), 0
+        publisher = Publisher(open_bundles(self.settings), self.configs, 1)
+        self.learning = Learning(state, self.configs, publisher, self.telemetry, 0.0)
+        self.learning.follow()
+        self.learning.begin([])
+        self.shards = InlineShards(open_shards(self.settings, state, self.configs, 1, range(2)))
+        self.course = self.start()
+        self.turn(time.time())  # what the policy is before it has learned
+        self.scoring: Scoring = open_scoring(self.settings)
+        self.scoring.start()
+        self.forwarder = open_forwarder(self.settings)
+
+    def start(self) -> Course:
+        """As a new process does, with nothing but what is durable."""
+        self.owner += 1
+        self.course = Course(self.settings, open_state(self.settings), self.owner)
+        return self.course
+
+    def turn(self, now: float) -> list[Turn]:
+        turns = [self.course.turn(now)]
+        while turns[-1].busy:
+            turns.append(self.course.turn(now))
+        for turn in turns:
+            self.learning.taught(turn.taught)
+        return turns
+
+    def visit(self, unit: str) -> str:
+        """A decision, and a click on every new item that it shows; the decision's id."""
+        body = {"surface": "home", "unit": unit, "candidates": ITEMS, "context": {"hour": 3}}
+        answer = msgspec.json.decode(self.scoring.decide(msgspec.json.encode(body)))
+        new = {item["id"]: item["features"]["new"] for item in ITEMS}  # type: ignore[index]
+        clicks = [
+            {"decision_id": answer["decision_id"], "kind": "click", "slot": slot["slot"]}
+            for slot in answer["slate"]
+            if new[slot["id"]]
+        ]
+        terms = self.scoring.terms()
+        self.scoring.keep([feedbacks.read(msgspec.json.encode(one), time.time(), terms) for one in clicks])
+        return str(answer["decision_id"])
+
+    def record(self, decision_id: str) -> Decision:
+        [found] = [one for one in decisions(self.settings.data) if one.decision_id == decision_id]
+        return found
+
+    def forward(self) -> None:
+        """The log has all of the spool, and the profiles all of the log."""
+        while self.forwarder.step():
+            pass
+        while self.learning.turn(self.shards):
+            pass
+        time.sleep(0.15)  # the feed tells at most every 0.1 s
+        self.learning.turn(self.shards)
+
+    def pointed(self) -> str:
+        return open_bundles(self.settings).pointers()["home/agent"]
+
+
+def test_people_act_the_agent_learns_and_serves_and_a_restart_changes_nothing(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    first = house.pointed()
+    assert house.scoring.live.surfaces["home"].policy is not None
+    one = house.record(house.visit("u-0"))
+    assert one.mode == "live"
+    assert one.history_items == []
+    for _ in range(4):
+        for unit in range(6):
+            house.visit(f"u-{unit}")
+        house.forward()
+    again = house.record(house.visit("u-1"))
+    assert 0 < len(again.history_items) <= 3  # what was clicked, out of the profile
+    assert np.frombuffer(again.history, "<f4").size == 2 * len(again.history_items)  # type: ignore[arg-type]
+    house.forward()
+    time.sleep(HORIZON)
+    turns = house.turn(time.time() + 1e4)  # nothing more comes: what waits settles, and sessions end
+    key = next(iter(turns[-1].taught)).key if turns[-1].taught else next(t.taught[0].key for t in turns if t.taught)
+    given = sum(report.transitions.get(key, 0) for turn in turns for report in turn.trained)
+    assert given == 26  # every decision, once
+    later = time.time() + 2e4
+    house.course._next_publish = 0.0  # not in a while
+    house.turn(later)
+    assert house.pointed() != first
+    manifest = bundling.read_manifest(house.pointed(), open_bundles(house.settings).get)
+    assert manifest.diagnostics["seen"] == 52
+    assert manifest.trained_through == {str(p): house.course._training.through[p] for p in range(2)}  # type: ignore[union-attr]
+
+    # swapped in, and better at what was clicked
+    house.scoring.swap(house.scoring.poll())
+    served = house.scoring.live.surfaces["home"].policy
+    assert served is not None
+    assert served.bundle == house.pointed()
+    after = house.record(house.visit("u-2"))
+    assert after.bundle == house.pointed()
+    distribution = np.frombuffer(after.sample.distributions).reshape(-1, len(ITEMS))[0]  # type: ignore[union-attr]
+    assert distribution[::2].sum() > 0.6  # new items, half of all
+
+    # the record says what was drawn from: bit for bit
+    bundle = bundling.read(house.pointed(), open_bundles(house.settings).get)
+    slate = recompute(after, bundle)
+    assert slate.propensities.tolist() == after.propensities
+    assert slate.distributions is not None
+    assert slate.distributions.tobytes() == after.sample.distributions  # type: ignore[union-attr]
+
+    # killed without a word, it is what it was: weights, momentum, replay
+    held = {name: np.array(array) for name, array in house.course._training.arrays(key).items()}  # type: ignore[union-attr]
+    house.start()
+    [turn] = house.turn(later)
+    assert turn.again > 0
+    found = house.course._training.arrays(key)  # type: ignore[union-attr]
+    assert {name: array.tobytes() for name, array in held.items()} == {n: a.tobytes() for n, a in found.items()}
+    house.course.close()
+    house.start()
+    [turn] = house.turn(later)
+    assert turn.again == 0
+    found = house.course._training.arrays(key)  # type: ignore[union-attr]
+    assert {name: array.tobytes() for name, array in held.items()} == {n: a.tobytes() for n, a in found.items()}
+    house.scoring.close()
+    assert derived_is_read(house.configs)
