@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policies.errors import Rejected
 from policies.evaluation.estimate import Weighting
 from policies.evaluation.logged import Logged
 from policies.evaluation.truth import propensity_z
@@ -59,6 +60,10 @@ def weights_of(logged: Logged, weighting: Weighting) -> F64:
         return np.repeat(logged.weights[:, None], logged.rewards.shape[1], axis=1)
     if weighting == "none":
         return np.ones(logged.rewards.shape)
+    if weighting == "marginal":
+        if logged.marginals is None:
+            raise Rejected("Marginal weights need replayed slates", at="$.marginals", code="no_marginals")
+        return logged.marginals.slot
     return logged.ratios
 
 
@@ -69,15 +74,18 @@ def design_ess(logged: Logged, weighting: Weighting = "slot") -> float:
     """
     if weighting == "none":
         return float(len(logged))
-    if logged.design is None:
+    known = logged.design
+    if weighting == "marginal":
+        known = None if logged.marginals is None else logged.marginals.design
+    if known is None:
         return float("nan")
-    second = logged.design if weighting == "slot" else np.cumprod(logged.design, axis=1)
+    second = np.cumprod(known, axis=1) if weighting in ("prefix", "slate") else known
     if weighting == "slate":
         second = second[:, -1:]
     found = []
     for column in second.T:
-        known = column[~np.isnan(column)]
-        found.append(len(logged) / known.mean() if len(known) else np.nan)
+        column = column[~np.isnan(column)]
+        found.append(len(logged) / column.mean() if len(column) else np.nan)
     return float(min(found)) if not np.isnan(found).any() else float("nan")
 
 

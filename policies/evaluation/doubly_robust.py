@@ -36,7 +36,7 @@ def model(logged: Logged) -> tuple[F64, F64, dict[str, float]]:
 
 
 def dm(logged: Logged) -> Estimate:
-    """Raises Rejected when no decision has a model."""
+    """Contributions take the model as known: intervals say nothing of its error. Raises Rejected when no decision has one."""
     _, e, details = model(logged)
     assert logged.expected is not None
     known = np.asarray(np.isfinite(logged.expected).all(axis=1), np.float64)
@@ -85,7 +85,7 @@ DOUBLY_ROBUST = (
     Estimator(
         "dm",
         dm,
-        "the reward model is right",
+        "the reward model is right; intervals leave out its error",
         "mean Σ_t e_t",
         "Beygelzimer & Langford, KDD 2009",
         weighting="none",
@@ -120,7 +120,7 @@ DOUBLY_ROBUST = (
     Estimator(
         "dros",
         dros,
-        f"{ASSUMES}; bias where weights are shrunk and the model is wrong",
+        f"{ASSUMES}; the model is right where weights are shrunk",
         "mean Σ_t e_t + λ w_t / (w_t² + λ) (r_t − q_t)",
         "Su, Dimakopoulou, Krishnamurthy & Dudík, ICML 2020",
         needs=("model",),

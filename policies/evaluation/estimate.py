@@ -85,20 +85,26 @@ class Estimator:
 
     def __call__(self, logged: Logged, **options: float) -> Estimate:
         """Raises Rejected for bad input, for a missing one, and for an option it has not or that is not above 0."""
-        for name, value in options.items():
-            if name not in self.options:
-                raise Rejected(f"{self.name} has no option {name!r}", at=f"$.{name}", code="unknown_option")
-            if not 0 < value < np.inf:
-                raise Rejected("Must be above 0 and finite", at=f"$.{name}", code="bad_option")
+        given = chosen(self.name, self.options, options)
         for name in self.needs:
             at = "predicted" if name == "model" else name
             if getattr(logged, at) is None:
                 raise Rejected(f"{self.name} needs {name}", at=f"$.{at}", code=f"no_{name}")
-        found = self.function(checked(logged), **{**self.options, **options})
+        found = self.function(checked(logged), **given)
         if logged.design is None:
             return found
         unsupported = float(np.isinf(logged.design).any(axis=1).sum())
         return replace(found, details={**found.details, "unsupported": unsupported}) if unsupported else found
+
+
+def chosen(name: str, defaults: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
+    """Options as given, else the defaults. Raises Rejected for one that is not there, and one not above 0 and finite."""
+    for option, value in given.items():
+        if option not in defaults:
+            raise Rejected(f"{name} has no option {option!r}", at=f"$.{option}", code="unknown_option")
+        if not 0 < value < np.inf:
+            raise Rejected("Must be above 0 and finite", at=f"$.{option}", code="bad_option")
+    return {**defaults, **given}
 
 
 def supported(denominator: F64) -> F64:

@@ -4,8 +4,10 @@ from policies.errors import Rejected
 from policies.evaluation.doubly_robust import DOUBLY_ROBUST
 from policies.evaluation.estimate import Estimator
 from policies.evaluation.importance import IMPORTANCE
+from policies.evaluation.slates import SLATES
+from policies.evaluation.tails import TAILS
 
-ESTIMATORS: dict[str, Estimator] = {each.name: each for each in (*IMPORTANCE, *DOUBLY_ROBUST)}
+ESTIMATORS: dict[str, Estimator] = {each.name: each for each in (*IMPORTANCE, *DOUBLY_ROBUST, *SLATES, *TAILS)}
 
 
 def estimator(name: str, at: str = "$.estimator") -> Estimator:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from policies.errors import Rejected
+from policies.evaluation.marginals import Marginals
 from policies.types import F64, I64, Mask
 
 
@@ -26,6 +27,7 @@ class Logged:
     expected (N, K)   the same model's mean reward over the target's distribution given the logged prefix; as `predicted`
     features (N, K, d)           what a linear reward model reads of context, item and slot; None where no model is wanted
     expected_features (N, K, d)  their mean over the target's distribution given the logged prefix: all that `expected` needs
+    marginals         weights from replayed slates; None where candidates were not all logged
     """
 
     rewards: F64
@@ -39,6 +41,7 @@ class Logged:
     expected: F64 | None = None
     features: F64 | None = None
     expected_features: F64 | None = None
+    marginals: Marginals | None = None
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -131,6 +134,11 @@ def checked(logged: Logged) -> Logged:
                 raise Rejected(f"Expected {(n, k)} and a width, got {found.shape}", at=f"$.{name}", code="bad_shape")
             if not np.isfinite(found[logged.present]).all():
                 raise Rejected("A feature is not finite", at=f"$.{name}", code="bad_feature")
+    if logged.marginals is not None:
+        for name, shape in (("slot", (n, k)), ("slate", (n,))):
+            weights = getattr(logged.marginals, name)
+            if weights.shape != shape or not np.isfinite(weights).all():
+                raise Rejected(f"Expected {shape} finite weights", at=f"$.marginals.{name}", code="bad_weight")
     if not np.isfinite(logged.rewards).all():
         raise Rejected("A reward is not finite", at="$.rewards", code="bad_reward")
     if not (np.isfinite(logged.behaviour) & (logged.behaviour > 0) & (logged.behaviour <= 1)).all():

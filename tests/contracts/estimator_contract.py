@@ -15,6 +15,7 @@ import numpy as np
 
 from policies.evaluation.estimate import Estimator
 from policies.evaluation.logged import Logged, design
+from policies.evaluation.marginals import Marginals, pairs, slate_weight, slot_weights
 from policies.evaluation.models import BLOCKS
 from policies.types import F64
 
@@ -74,8 +75,7 @@ class World:
         """The population log, once a time block: whole populations before every block."""
         found = list(self.outcomes())
         unit = np.lcm.reduce([chance.denominator for *_, chance in found])
-        times = [int(chance * unit) for *_, chance in found]
-        return self.log([one for one, repeats in zip(found, times, strict=True) for _ in range(repeats)] * blocks)
+        return self.log([each for each in found for _ in range(int(each[3] * unit))] * blocks)
 
     def log(self, outcomes: list[tuple[int, tuple[int, ...], tuple[int, ...], Fraction]]) -> Logged:
         """Features are one-hot of (context, slot, item); the model is wrong on purpose: it knows no context."""
@@ -122,8 +122,65 @@ def own(context: int, slate: tuple[int, ...], slot: int) -> Fraction:
     return [Q, 2 * Q, 3 * Q][(slate[slot] + context + slot) % 3]
 
 
+def without_repeats(context: int, before: tuple[int, ...]) -> list[Fraction]:
+    """The second slot depends on the first: its item again is rare, as a floor would have it."""
+    if not before:
+        return [2 * Q, Q, Q] if context else [Q, Q, 2 * Q]
+    chances = [Fraction(3, 8)] * ITEMS
+    chances[before[0]] = Q
+    return chances
+
+
+def without_repeats_too(context: int, before: tuple[int, ...]) -> list[Fraction]:
+    if not before:
+        return [Q, Q, 2 * Q]
+    chances = [0 * Q, Q, 3 * Q]
+    return chances[::-1] if before[0] == 2 or context else chances
+
+
+def cascade(context: int, slate: tuple[int, ...], slot: int) -> Fraction:
+    """A slot pays by its item and the one before it."""
+    return Fraction(1, 2) * own(context, slate, slot) if slate[:slot] == (slate[slot],) else own(context, slate, slot)
+
+
+def whole(context: int, slate: tuple[int, ...], slot: int) -> Fraction:
+    """A slot pays by all items of the slate, also those after it."""
+    return own(context, slate, slot) * (Fraction(1, 2) if slate[0] == slate[1] else 1)
+
+
 APART = World(apart, apart_too, own)
-WORLDS = {"slot": APART, "none": APART}  # by weighting: where an estimator of that kind is right
+WORLDS = {  # by weighting: where an estimator of that kind is right
+    "slot": APART,
+    "none": APART,
+    "prefix": World(without_repeats, without_repeats_too, cascade),
+    "slate": World(without_repeats, without_repeats_too, whole),
+    "marginal": World(without_repeats, without_repeats_too, own),
+}
+EXACT = {"cap": 1e9, "tail": 1.0}  # options at which an estimator does what it would do without
+
+
+def exact(estimator: Estimator) -> dict[str, float]:
+    return {name: value for name, value in EXACT.items() if name in estimator.options}
+
+
+@cache
+def weights(world: World, context: int, slate: tuple[int, ...]) -> tuple[F64, float]:
+    """Slot and slate weights from exact marginals: every slate replayed as often as it is probable."""
+    slates = np.array(list(itertools.product(range(ITEMS), repeat=SLOTS)))
+    gammas = []
+    for policy in (world.behaviour, world.target):
+        chances = [float(world.chance(policy, context, tuple(each))) for each in slates.tolist()]
+        gammas.append(pairs(slates, ITEMS, np.array(chances)))
+    behaviour, target = (gamma.diagonal().reshape(SLOTS, ITEMS) for gamma in gammas)
+    shown = np.array(slate)
+    return slot_weights(shown, behaviour, target), slate_weight(shown, gammas[0], target)
+
+
+def with_marginals(world: World, log: Logged) -> Logged:
+    slot, slate, zero = np.ones(log.rewards.shape), np.ones(len(log)), np.zeros(len(log))
+    for i, at in enumerate(log.features.argmax(axis=2)):  # type: ignore[union-attr]  # every population log has them
+        slot[i], slate[i] = weights(world, int(at[0]) // (SLOTS * ITEMS), tuple((at % ITEMS).tolist()))
+    return replace(log, marginals=Marginals(slot, slate, np.zeros(slot.shape), zero, np.ones(slot.shape), zero))
 
 
 def right_model(world: World, log: Logged) -> Logged:
@@ -137,31 +194,34 @@ def right_model(world: World, log: Logged) -> Logged:
     return replace(log, predicted=truth[at], expected=log.expected_features @ truth)
 
 
-def known(estimator: Estimator) -> tuple[World, Logged]:
-    """The world an estimator is right in, and its log: with the right model where the assumption asks for one."""
-    world = WORLDS[estimator.weighting]
+def log_of(estimator: Estimator, world: World) -> Logged:
+    """The population log of a world with what an estimator needs: the right model where its assumption asks for one."""
     log = world.population(blocks=BLOCKS if "features" in estimator.needs else 1)
-    asks = "model is right" in estimator.assumption or "model is wrong" in estimator.assumption
-    return world, right_model(world, log) if asks else log
+    if "marginals" in estimator.needs:
+        log = with_marginals(world, log)
+    asks = "model is right" in estimator.assumption
+    return right_model(world, log) if asks else log
+
+
+def known(estimator: Estimator) -> tuple[World, Logged]:
+    """The world an estimator is right in, and its log."""
+    world = WORLDS[estimator.weighting]
+    return world, log_of(estimator, world)
 
 
 @check
 def gives_the_known_answer(estimator: Estimator) -> None:
     """In the population log of a world that meets its assumption, the target's value to rounding."""
     world, log = known(estimator)
-    options = {"cap": 1e9} if "cap" in estimator.options else {}
-    assert abs(estimator(log, **options).value - world.value) < 1e-9
+    assert abs(estimator(log, **exact(estimator)).value - world.value) < 1e-9
 
 
 @check
 def agrees_with_the_log_where_nothing_changes(estimator: Estimator) -> None:
     """The target is the behaviour: the mean reward of the log itself, whatever the model (dm: with the right one)."""
-    world, log = known(estimator)
-    same = replace(log, target=log.behaviour, design=np.ones(log.rewards.shape))
-    if estimator.needs:  # the model's mean over the behaviour
-        same = World(world.behaviour, world.behaviour, world.reward).population(BLOCKS)
-        same = right_model(world, same)
-    assert abs(estimator(same).value - log.totals.mean()) < 1e-9
+    world, _ = known(estimator)
+    same = log_of(estimator, replace(world, target=world.behaviour))
+    assert abs(estimator(same, **exact(estimator)).value - same.totals.mean()) < 1e-9
 
 
 @check

@@ -37,7 +37,11 @@ def test_bad_input_is_named(each: Estimator) -> None:
 def test_what_it_needs_is_named(each: Estimator) -> None:
     _, log = known(each)
     for need in each.needs:
-        gone = {"model": ("predicted", "expected"), "features": ("features", "expected_features")}[need]
+        gone = {
+            "model": ("predicted", "expected"),
+            "features": ("features", "expected_features"),
+            "marginals": ("marginals",),
+        }[need]
         with pytest.raises(Rejected, match=f"needs {need}"):
             each(replace(log, **dict.fromkeys(gone)))
 
