@@ -95,6 +95,7 @@ class Algorithm:
                `policies.carrying`; None: a version whose sums have another shape starts with nothing learned
     publish    (config, problem, merged arrays, now seconds, seed) → Published; pure
     reference  (config, problem, published arrays, inputs) → scores (n, m) in plain numpy: what the graph must equal
+    shaping    options besides `half_life` that shape the sums: with another value, what was learned is an addend
     trainer    (config, problem) → Trainer, for algorithms that do not merge; None for all others
     manager    (config, problem) → ONNX model of a second graph in the same bundle, over the same arrays: any of context, history,
                history_rows and weights → `goal_logits` f32[g]. The goal drawn of them is the input `goal` of `graph`: f32[g], 1 at
@@ -116,4 +117,5 @@ class Algorithm:
     carry: Callable[[Any, Problem, Arrays, Sequence[Addend], float], Arrays] | None = None
     trainer: Callable[[Any, Problem], Trainer] | None = None
     manager: Callable[[Any, Problem], "ModelProto"] | None = None
-    traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws
+    shaping: tuple[str, ...] = ()
+    traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws, epochs

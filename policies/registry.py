@@ -2,10 +2,12 @@
 
 from policies.algorithm import Algorithm
 from policies.algorithms import (
+    bootstrap,
     epsilon_greedy,
     given_order,
     linear_thompson,
     linucb,
+    logistic_thompson,
     popular,
     softmax,
     squarecb,
@@ -22,6 +24,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "softmax": softmax.ALGORITHM,
     "linucb": linucb.ALGORITHM,
     "squarecb": squarecb.ALGORITHM,
+    "bootstrap": bootstrap.ALGORITHM,
+    "logistic_thompson": logistic_thompson.ALGORITHM,
 }
 
 

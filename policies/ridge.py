@@ -12,7 +12,7 @@ The context's own columns change no ranking. They take up what a context does to
 generous contexts would otherwise be credited with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -71,10 +71,8 @@ class RidgeLearner:
         )  # for φ and √w φ: memory asked for anew costs more than the sums
 
     def learn(self, changes: Changes) -> None:
-        rows = len(changes)
-        places = np.searchsorted(changes.slates, changes.slates[np.arange(ROWS, rows, ROWS)])  # a slate stays whole
-        for start, end in pairwise([0, *np.unique(places[places > 0]).tolist(), rows]):
-            self._learn(changes if end - start == rows else changes.part(start, end))
+        for block in blocks(changes):
+            self._learn(block)
 
     def _learn(self, changes: Changes) -> None:
         if not len(changes):
@@ -89,7 +87,7 @@ class RidgeLearner:
         phi(self.problem, changes.context, changes.items, changes.slots, x)
         first, last = changes.rewards_before, changes.rewards_after
         entered = w * (changes.present_after - changes.present_before)
-        sums["S"] += _gram(x, entered, room)
+        sums["S"] += gram(x, entered, room)
         sums["B"] += x.T @ (w[:, None] * (last - first))
         sums["Y"] += last.T @ (w[:, None] * last) - first.T @ (w[:, None] * first)
         sums["n"] += entered.sum()
@@ -134,7 +132,15 @@ class RidgeLearner:
         self.sums = {name: value.copy() for name, value in sums_of(arrays).items()}
 
 
-def _gram(x: F64, w: F64, room: F64) -> F64:
+def blocks(changes: Changes) -> Iterator[Changes]:
+    """Changes in parts that fit the processor's cache; a slate stays whole."""
+    rows = len(changes)
+    places = np.searchsorted(changes.slates, changes.slates[np.arange(ROWS, rows, ROWS)])
+    for start, end in pairwise([0, *np.unique(places[places > 0]).tolist(), rows]):
+        yield changes if end - start == rows else changes.part(start, end)
+
+
+def gram(x: F64, w: F64, room: F64) -> F64:
     """Σ w φφᵀ. Rows of weight zero (rewards that changed) cost little; when no weight is negative, half the work."""
     moved = np.flatnonzero(w)
     if len(moved) < len(x):
@@ -145,9 +151,9 @@ def _gram(x: F64, w: F64, room: F64) -> F64:
     return x.T @ (x * w[:, None])
 
 
-def sums_of(arrays: Mapping[str, NDArray[np.generic]]) -> Sums:
+def sums_of(arrays: Mapping[str, NDArray[np.generic]], names: tuple[str, ...] = ADDED) -> Sums:
     """The numbers among named arrays, as float64."""
-    return {name: np.asarray(arrays[name], np.float64) for name in (*ADDED, "index", "half_life")}
+    return {name: np.asarray(arrays[name], np.float64) for name in (*names, "index", "half_life")}
 
 
 def empty(d: int, o: int, half_life: float) -> Sums:
@@ -168,13 +174,18 @@ def empty(d: int, o: int, half_life: float) -> Sums:
 
 def merge(parts: Sequence[Arrays]) -> Arrays:
     """One set of sums of several shards'. Raises ValueError when they are of different columns or half-lives."""
+    return merged(parts, ADDED)
+
+
+def merged(parts: Sequence[Arrays], names: tuple[str, ...]) -> Arrays:
+    """As `merge`, of sums by these names."""
     if not parts:
         return {}
     first = parts[0]
     if any(p["half_life"] != first["half_life"] or list(p["columns"]) != list(first["columns"]) for p in parts):
         raise ValueError("sums of different columns or half-lives do not add, see policies.ridge_carrying")
-    every = [sums_of(part) for part in parts]
+    every = [sums_of(part, names) for part in parts]
     index = max(float(sums["index"][0]) for sums in every)
-    level = [forgetting.move(sums, ADDED, index) for sums in every]
-    added: Arrays = {name: np.sum([sums[name] for sums in level], axis=0) for name in ADDED}
+    level = [forgetting.move(sums, names, index) for sums in every]
+    added: Arrays = {name: np.sum([sums[name] for sums in level], axis=0) for name in names}
     return added | {name: first[name].copy() for name in ("half_life", "columns")} | {"index": np.array([index])}

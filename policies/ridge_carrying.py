@@ -31,6 +31,17 @@ from policies.types import F64, I64, Arrays
 
 def carry(problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) -> Arrays:
     """Own sums plus what the addends say about this problem, at the half-life of the own ones."""
+    return total(problem, carried(problem, own, addends, now))
+
+
+def total(problem: Problem, parts: Sequence[Sums]) -> Arrays:
+    """One set of sums of parts at the same index."""
+    added: Arrays = {name: reduce(np.add, [sums[name] for sums in parts]) for name in ADDED}
+    return added | {name: parts[0][name] for name in ("index", "half_life")} | {"columns": np.array(columns(problem))}
+
+
+def carried(problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) -> list[Sums]:
+    """What `carry` adds up: the own sums, and those of every addend that is `relevant`, in this problem's terms."""
     held = sums_of(own)
     half_life = float(held["half_life"][0])
     index = index_at(half_life, float(held["index"][0]), now)
@@ -46,10 +57,7 @@ def carry(problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) 
                 2.0,
             )  # as `linear_thompson` has it: a span of 1 either way where none is set
             _fill(o, objective.default, (high - low) ** 2 / 4, g, parts)
-    added: Arrays = {name: reduce(np.add, [sums[name] for sums, _ in parts]) for name in ADDED}
-    return (
-        added | {name: parts[0][0][name] for name in ("index", "half_life")} | {"columns": np.array(columns(problem))}
-    )
+    return [sums for sums, _ in parts]
 
 
 def _turned(addend: Addend, problem: Problem, kept: Sequence[int | None]) -> Sums:

@@ -149,6 +149,7 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
             "credit": surface.credit,
             "horizon": surface.horizon_seconds,
             "half_life": None if half_life is None else seconds(half_life),
+            **{name: getattr(config, name) for name in made.shaping},
             # left out where nobody reads it: keys from before it stay what they were
             **({"history": surface.history} if reads_history(made) else {}),
         }

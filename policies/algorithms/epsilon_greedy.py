@@ -26,6 +26,7 @@ class EpsilonGreedy(RidgeOptions, frozen=True):
 
     floor: Annotated[float, Meta(ge=0, le=1)] = 0.05
     head: Literal["draws"] = "draws"
+    draws: Literal[1] = 1
 
 
 ALGORITHM = Algorithm(

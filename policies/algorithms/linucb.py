@@ -37,6 +37,7 @@ class LinUCB(RidgeOptions, frozen=True):
     """
 
     head: Literal["draws"] = "draws"
+    draws: Literal[1] = 1
     alpha: Annotated[float, Meta(ge=0)] = 1.0
 
 

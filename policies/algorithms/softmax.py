@@ -29,6 +29,7 @@ class Softmax(RidgeOptions, frozen=True):
     """
 
     head: Literal["softmax"] = "softmax"
+    draws: Literal[1] = 1
     temperature: Annotated[float, Meta(gt=0)] = 0.05
 
 

@@ -35,6 +35,7 @@ class SquareCB(RidgeOptions, frozen=True):
     """
 
     head: Literal["inverse_gap"] = "inverse_gap"
+    draws: Literal[1] = 1
     temperature: Literal[1] = 1
     gamma_scale: Annotated[float, Meta(gt=0, le=1e9)] = 10.0  # more is greedy in every float the draw knows
     gamma_exponent: Annotated[float, Meta(ge=0, le=1)] = 0.5

@@ -62,7 +62,7 @@ class Catalogue:
     encoded: F32
 
     @classmethod
-    def of(cls, seed: int) -> "Catalogue":
+    def of(cls, seed: int, encoder: Encoder = ENCODER) -> "Catalogue":
         rng = np.random.default_rng(seed)
         raw: list[dict[str, Any]] = [
             {
@@ -73,7 +73,8 @@ class Catalogue:
             }
             for i in range(ITEMS)
         ]
-        return cls([f"item-{i}" for i in range(ITEMS)], ENCODER.rows(raw, "$.items"))
+        known = [{name: value for name, value in row.items() if name in encoder.spec.items} for row in raw]
+        return cls([f"item-{i}" for i in range(ITEMS)], encoder.rows(known, "$.items"))
 
     @property
     def hashes(self) -> Any:
@@ -167,9 +168,14 @@ def same(one: Arrays, two: Arrays, tolerance: float = 1e-9) -> None:
 
 def configs(algorithm: Algorithm) -> Iterator[Config]:
     """The default configuration and, where there is forgetting, one that moves its reference time within the evidence."""
-    yield algorithm.config()
+    yield within_an_epoch(algorithm)
     if "half_life" in algorithm.config.__struct_fields__:
-        yield algorithm.config(half_life="20m")  # type: ignore[call-arg] - its own option; 72 of them in a day
+        yield within_an_epoch(algorithm, half_life="20m")  # 72 of them in a day
+
+
+def within_an_epoch(algorithm: Algorithm, **options: Any) -> Config:
+    """A configuration under which sums of the evidence are exact, for algorithms that are so only within an epoch."""
+    return algorithm.config(**({"first_epoch": 10_000} if "epochs" in algorithm.traits else {}), **options)
 
 
 # the draw on its scores
@@ -468,6 +474,80 @@ def a_new_half_life_keeps_what_was_learned(algorithm: Algorithm) -> None:
         wanted = algorithm.publish(old, PROBLEM, sums, now + later, 1).diagnostics["examples"]
         np.testing.assert_allclose(found, wanted, rtol=1e-9)
         assert wanted > 0.1
+
+
+@check("merges", "contextual")
+def features_come_and_go_on_a_live_surface(algorithm: Algorithm) -> None:
+    """One feature of the items removed, one added, a category's value added: published as if learned under the new version."""
+    items = {name: feature for name, feature in SPEC.items.items() if name != "taste"}
+    items |= {"genre": Category(values=["polka", *GENRES]), "brand": Category(values=["a", "b"])}
+    encoder = Encoder(msgspec.structs.replace(SPEC, items=items))
+    config, now, batch = within_an_epoch(algorithm, half_life="6h"), START + DAY, evidence(3)
+    new, at = replace(PROBLEM, encoder=encoder), np.argsort(CATALOGUE.hashes)
+    rows = at[np.searchsorted(CATALOGUE.hashes[at], batch.item_hashes)]
+    afresh = trained(algorithm, config, new, replace(batch, items=Catalogue.of(5, encoder).encoded[rows]))
+    old = Addend(PROBLEM, trained(algorithm, config, PROBLEM, batch).arrays())
+    assert algorithm.carry is not None
+    carried = algorithm.carry(config, new, trained(algorithm, config, new).arrays(), [old], now)
+    same(*(algorithm.publish(config, new, sums, now, 7).arrays for sums in (afresh.arrays(), carried)), 1e-5)
+
+
+@check("epochs")
+def what_is_taken_back_after_an_epoch_takes_what_it_brought(algorithm: Algorithm) -> None:
+    """Decisions come, are rewarded, an epoch ends, and they are taken back: every sum loses what it had gained by them."""
+    learner = trained(algorithm, algorithm.config(), PROBLEM, evidence(3, slates=300))
+    late = later(evidence(8, slates=10))
+    silent = replace(late, rewards_after=np.zeros_like(late.rewards_after))
+    heard = replace(late, present_before=late.present_after, rewards_before=silent.rewards_after)
+    back = replace(
+        heard,
+        rewards_before=late.rewards_after,
+        present_after=late.present_before,
+        rewards_after=silent.rewards_after,
+    )
+
+    def moved(*batches: Changes) -> Arrays:
+        """What the sums gain by batches."""
+        before = {name: value.copy() for name, value in learner.arrays().items() if value.ndim > 1}
+        for batch in batches:
+            learner.learn(batch)
+        now = learner.arrays()
+        return {name: np.asarray(now[name] - value) for name, value in before.items() if now[name].shape == value.shape}
+
+    epoch = float(learner.arrays()["epoch"][0])
+    gained = moved(silent, heard)
+    learner.learn(later(later(evidence(4, slates=300))))
+    assert float(learner.arrays()["epoch"][0]) > epoch > 0
+    lost = moved(back)
+    added = {
+        name for name in gained.keys() & lost.keys() if gained[name].shape == lost[name].shape
+    }  # points do not add
+    assert {"A", "b", "S"} <= added
+    for name in added:
+        np.testing.assert_allclose(lost[name], -gained[name], atol=1e-9 * np.abs(gained[name]).max(), err_msg=name)
+
+
+@check("epochs")
+def parts_of_different_epochs_still_add(algorithm: Algorithm) -> None:
+    """A shard that has ended epochs and one that has not: together they know as much as both, and nobody's epoch ends the other's."""
+    config = algorithm.config(first_epoch=200)  # type: ignore[call-arg] - an option of what has epochs
+    far, near = evidence(3, slates=400), later(evidence(4, slates=60))
+    parts = [trained(algorithm, config, PROBLEM, batch).arrays() for batch in (far, near)]
+    assert parts[0]["epoch"][0] > parts[1]["epoch"][0] == 0
+    assert algorithm.merge is not None
+    arrays = [
+        algorithm.publish(config, PROBLEM, sums, START, 7)
+        for sums in (algorithm.merge(parts), trained(algorithm, config, PROBLEM, far, near).arrays(), parts[0])
+    ]
+    assert arrays[0].diagnostics["examples"] == sum(float(part["n"][0]) for part in parts)
+    merged, once, alone = (
+        graph_scores(algorithm, PROBLEM, made.arrays, query(PROBLEM, made.arrays)).mean(axis=1) for made in arrays
+    )
+    assert np.abs(merged - once).max() < 0.3 * np.abs(alone - once).max()
+
+
+def later(changes: Changes) -> Changes:
+    return replace(changes, times=changes.times + DAY)
 
 
 @check("learns")

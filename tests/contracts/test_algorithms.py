@@ -10,6 +10,7 @@ import pytest
 from policies import ridge_fitting
 from policies.algorithm import Algorithm, Problem, Published
 from policies.algorithms import linear_thompson, popular
+from policies.algorithms.logistic_thompson.learner import LogisticLearner
 from policies.registry import ALGORITHMS
 from policies.ridge import RidgeLearner
 from policies.types import F32, Arrays, Changes
@@ -73,6 +74,25 @@ def forgets_the_table(config: Any, problem: Problem, sums: Arrays, now: float, s
     return replace(made, arrays={**made.arrays, "table": made.arrays["table"] * np.nan})
 
 
+def epochs(*, forget_when: bool = False, drop_the_young: bool = False) -> Algorithm:
+    """logistic_thompson that expands everything at its newest point, or that adds only those that have expansions."""
+    sound = ALGORITHMS["logistic_thompson"]
+
+    class Forgetful(LogisticLearner):
+        def _expansion(self, x: Any, at: Any, o: int) -> Any:
+            return super()._expansion(x, np.full_like(at, len(self.since) - 1), o)
+
+    def learner(config: Any, problem: Problem) -> LogisticLearner:
+        return Forgetful(problem, np.inf, config.grid, config.first_epoch)
+
+    def merge(parts: Any) -> Arrays:
+        return sound.merge([dict(part, epoch=np.ones(1)) for part in parts])  # type: ignore[misc] - it has one
+
+    if forget_when:
+        return replace(sound, learner=learner)
+    return replace(sound, merge=merge) if drop_the_young else sound
+
+
 FAULTS = {
     "correction_equals_the_final_reward": learning(
         lambda c: replace(c, rewards_before=np.zeros_like(c.rewards_before))
@@ -80,6 +100,9 @@ FAULTS = {
     "pieces_in_any_order_learn_the_same": forgets_on_arrival(),
     "forgetting_is_by_event_time": forgets_on_arrival(),
     "a_new_half_life_keeps_what_was_learned": replace(linear_thompson.ALGORITHM, carry=starts_again),
+    "features_come_and_go_on_a_live_surface": replace(linear_thompson.ALGORITHM, carry=starts_again),
+    "what_is_taken_back_after_an_epoch_takes_what_it_brought": epochs(forget_when=True),
+    "parts_of_different_epochs_still_add": epochs(drop_the_young=True),
     "old_snapshots_stay_still": replace(linear_thompson.ALGORITHM, publish=publishes_its_own_sums),
     "onnx_equals_reference": replace(linear_thompson.ALGORITHM, reference=off_by_the_slot),
     "beats_uniform": learning(learns_backwards),

@@ -200,7 +200,7 @@ MISTAKES = [
         "head: dice",
         22,
         "policies.home-ts.head",
-        "expected one of draws, one_draw, softmax, inverse_gap, got 'dice'",
+        "expected one of draws, inverse_gap, one_draw, softmax, got 'dice'",
     ),
     ("floor: 0.02", "floor: 1.5", 23, "policies.home-ts.floor", "expected a number from 0 to 1, got 1.5"),
     ("floor: 0.02", "floor: 0.51", 23, "policies.home-ts.floor", "explores more than exploration.max_share 0.5 allows"),
