@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -106,6 +106,7 @@ def test_models_see_earlier_blocks_only() -> None:
     assert np.isnan(with_model(replace(log, times=np.zeros(n))).predicted).all()
 
 
+@settings(deadline=None)  # other tests share the cores
 @given(arrays(np.float64, st.integers(1, 60), elements=st.integers(0, 9).map(float)))
 def test_equal_times_share_a_block(times: np.ndarray) -> None:
     block = time_blocks(np.sort(times))
