@@ -49,6 +49,10 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
     if surface.live is not None and surface.live not in surface.policies and surface.live not in RESERVED:
         hint, expected = unknown(surface.live, [*surface.policies, *RESERVED])
         yield Fault(("live",), f"no policy {surface.live!r}{hint}", expected)
+    for i, name in enumerate(surface.untaught):
+        if name not in surface.policies and name not in RESERVED:
+            hint, expected = unknown(name, [*surface.policies, *RESERVED])
+            yield Fault(("untaught", i), f"no policy {name!r}{hint}", expected)
     share = surface.exploration.max_share
     if not 0 < share <= 1:
         yield Fault(("exploration", "max_share"), f"max_share is {share:g}", "a number above 0 and at most 1")

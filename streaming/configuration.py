@@ -5,18 +5,19 @@ are stored before they are used and none is ever forgotten by a running process.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from policies.algorithm import Algorithm, Config, Problem
 from policies.errors import Rejected
+from policies.experiments.document import Trial
 from policies.features import Encoder
 from policies.registry import ALGORITHMS, algorithm
 from policies.rewards import RewardRule
 from policies.surface import PolicySpec, Surface, content_hash, seconds
-from streaming import checks
+from streaming import checks, experiments
 from streaming.checks import RESERVED
 from streaming.documents import ConfigInvalid, Document, Mistake
 from streaming.ports import State
@@ -169,7 +170,9 @@ class Configs:
         self._learned: dict[str, CompiledPolicy] = {}
         self._current: dict[str, str] = {}
         self._newest: dict[str, str] = {}
+        self._trials: dict[str, Trial] = {}
         self._seen = 0
+        self.changes = 0  # of versions, of which is current, of experiments: a follower that saw as many has seen all
         self.refused: dict[str, str] = {}
 
     def add(self, surface: Surface) -> Compiled:
@@ -195,6 +198,15 @@ class Configs:
         """Names of the surfaces that answer now, sorted."""
         return sorted(self._current)
 
+    def trials(self, surface: str | None = None) -> list[Trial]:
+        """Experiments by name, of one surface or of all."""
+        found = sorted(self._trials.items())
+        return [trial for _, trial in found if surface in (None, trial.document.surface)]
+
+    def untaught(self, compiled: Compiled, names: frozenset[str]) -> Compiled | None:
+        """The version that differs by the policies its decisions do not teach; None while it is not known here."""
+        return self._versions.get(content_hash(_untaught(compiled.surface, names))) if names else compiled
+
     def follow(self, state: State) -> bool:
         """Take in what is newer in the state record; whether any surface's current version changed. Raises Unavailable."""
         changed = False
@@ -204,6 +216,11 @@ class Configs:
                     self._store(entry.key, entry.value)
                 elif entry.kind == POINTER:
                     changed |= self._point(entry.key, entry.value)
+                elif entry.kind == experiments.KIND:
+                    self._try(entry.key, entry.value)
+                else:
+                    continue
+                self.changes += 1
             self._seen = entries[-1].version
         return changed
 
@@ -213,9 +230,18 @@ class Configs:
             self._learned.setdefault(policy.key, policy)
         return kept
 
+    def _try(self, name: str, stored: bytes | None) -> None:
+        if stored is None:
+            self._trials.pop(name, None)
+            return
+        try:
+            self._trials[name] = experiments.decode(stored)
+        except msgspec.MsgspecError as error:  # of a newer build: what this one knows of it goes on
+            self.refused[f"experiment {name}"] = str(error)
+
     def _store(self, digest: str, stored: bytes) -> None:
         if digest in self._versions:
-            self._newest[self._versions[digest].surface.surface] = digest
+            self._newer(self._versions[digest].surface, digest)
             return
         if hashlib.blake2b(stored, digest_size=8).hexdigest() != digest:
             self.refused[digest] = "its content has another hash"
@@ -223,9 +249,13 @@ class Configs:
         try:
             surface = msgspec.json.decode(stored, type=Surface)
             self._keep(_compiled(surface, digest, self._tenant))
-            self._newest[surface.surface] = digest
+            self._newer(surface, digest)
         except (msgspec.MsgspecError, Rejected) as error:
             self.refused[digest] = str(error)
+
+    def _newer(self, surface: Surface, digest: str) -> None:
+        if not surface.untaught:  # an experiment's arm answers for its own decisions only
+            self._newest[surface.surface] = digest
 
     def _point(self, surface: str, digest: bytes | None) -> bool:
         before = self._current.get(surface)
@@ -239,12 +269,32 @@ class Configs:
 
 
 def publish_surface(state: State, surface: Surface) -> str:
-    """Store a surface's version, then make it current; its hash. Harmless when repeated. Raises ConfigInvalid, Unavailable."""
+    """Store a surface's version, and those of its experiments' arms, then make it current; its hash. Harmless when
+    repeated. Raises ConfigInvalid, Unavailable."""
     compiled = compile_surface(surface)
     digest = compiled.hash
-    if state.get(VERSION, digest) is None:
-        state.put([(VERSION, digest, msgspec.json.encode(compiled.surface, order="sorted"))])
+    store_version(state, compiled.surface)
+    store_arms(state, compiled.surface, experiments.trials_on(state, surface.surface))
     pointer = state.get(POINTER, surface.surface)
     if pointer is None or pointer.value != digest.encode():
         state.put([(POINTER, surface.surface, digest.encode())])
     return digest
+
+
+def store_version(state: State, surface: Surface) -> None:
+    """A canonical surface under its hash, unless it is there."""
+    digest = content_hash(surface)
+    if state.get(VERSION, digest) is None:
+        state.put([(VERSION, digest, msgspec.json.encode(surface, order="sorted"))])
+
+
+def store_arms(state: State, surface: Surface, trials: Sequence[Trial]) -> None:
+    """The versions that arms of experiments on a canonical surface need, before anyone decides by them."""
+    for names in experiments.arms_untaught(trials, surface.live or surface.fallback):
+        store_version(state, _untaught(surface, names))
+
+
+def _untaught(surface: Surface, names: frozenset[str]) -> Surface:
+    """From the surface as it is read back, where a number written as 1 is 1.0: one hash, whoever asks for it."""
+    surface = msgspec.json.decode(msgspec.json.encode(surface), type=Surface)
+    return msgspec.structs.replace(surface, untaught=sorted({*surface.untaught, *names}))

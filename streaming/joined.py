@@ -171,7 +171,7 @@ class Terms:
     objectives: int
     wait: bool
     learn_pins: bool
-    learners: tuple[CompiledPolicy, ...]  # every learning policy of the version learns from every decision of it
+    learners: tuple[CompiledPolicy, ...]  # every learning policy of the version, but for `Surface.untaught`
     single: dict[tuple[int, int, str, float], tuple[bytes, int]] = field(default_factory=dict)  # see `_rewards`
 
     @classmethod
@@ -190,7 +190,11 @@ class Terms:
             objectives=len(surface.objectives),
             wait=surface.silence == "wait",
             learn_pins=surface.learn_pins,
-            learners=tuple(p for p in compiled.policies.values() if p.algorithm.learner is not None),
+            learners=tuple(
+                p
+                for p in compiled.policies.values()
+                if p.algorithm.learner is not None and p.name not in surface.untaught
+            ),
         )
 
 

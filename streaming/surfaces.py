@@ -32,13 +32,10 @@ def load_folder(folder: FilePath) -> list[Surface]:
     """Every surface of one file, or of a folder's visible *.yaml and *.yml files. Raises ConfigInvalid with all mistakes."""
     if not folder.exists():
         raise ConfigInvalid([Mistake(str(folder), 1, "document", "no such folder", "a folder of *.yaml files")])
-    files = [folder] if folder.is_file() else sorted(folder.iterdir())
     surfaces: list[Surface] = []
     places: dict[str, str] = {}
     mistakes: list[Mistake] = []
-    for file in files:
-        if file != folder and (file.suffix not in (".yaml", ".yml") or file.name[0] == "."):
-            continue
+    for file in files_of(folder):
         try:
             found = _read(file.read_text(encoding="utf-8"), str(file))
         except UnicodeDecodeError as error:
@@ -54,6 +51,13 @@ def load_folder(folder: FilePath) -> list[Surface]:
     if mistakes:
         raise ConfigInvalid(mistakes)
     return surfaces
+
+
+def files_of(folder: FilePath) -> list[FilePath]:
+    """The documents of a folder: visible *.yaml and *.yml; or the one file it is."""
+    if folder.is_file():
+        return [folder]
+    return [file for file in sorted(folder.iterdir()) if file.suffix in (".yaml", ".yml") and file.name[0] != "."]
 
 
 def from_json(data: bytes) -> Surface:
@@ -74,6 +78,8 @@ def _read(text: str, file: str) -> list[tuple[Surface, int]]:
     places: dict[str, int] = {}
     mistakes: list[Mistake] = []
     for document in documents.from_yaml(text, file):
+        if isinstance(document.value, dict) and "experiment" in document.value:
+            continue  # of another kind, see `streaming.experiments`
         surface = _surface(document)
         if surface is not None and not document.mistakes:
             line = document.line(("surface",))
@@ -188,5 +194,6 @@ def canonical(surface: Surface) -> Surface:
         objectives=dict(sorted(surface.objectives.items())),
         kinds=sorted(set(surface.kinds)),
         history_kinds=sorted(set(surface.history_kinds)),
+        untaught=sorted(set(surface.untaught)),
         policies=policies,
     )

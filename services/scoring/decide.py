@@ -13,6 +13,7 @@ import numpy as np
 
 from policies.bundle import item_rows
 from policies.errors import Rejected
+from policies.experiments.assignment import Choice
 from policies.slate import draw, uniforms
 from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
 from services.scoring.admission import Recent
@@ -160,6 +161,7 @@ def record_of(
     own_id: bool,
     tenant: str,
     trains: bool = False,
+    experiment: dict[str, str] | None = None,
 ) -> Decision:
     """The log's record of an answer: every input of the draw, and what learning and evaluation need.
 
@@ -208,6 +210,7 @@ def record_of(
         own_id=own_id,
         tenant=tenant,
         session=session,
+        experiment=experiment,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
     )
 
@@ -217,6 +220,12 @@ def supported(decision_id: str, candidates: int, slate: I64) -> I64:
     seed = int.from_bytes(blake2b(decision_id.encode(), digest_size=8, person=b"support").digest(), "little")
     others = np.random.default_rng(seed).permutation(candidates)[:SUPPORT_ROWS]
     return np.union1d(others, slate)
+
+
+def experiment_of(choice: Choice) -> dict[str, str]:
+    """What the record says of an experiment; `allocation` counts in `Trial.allocations`."""
+    said = {"name": choice.experiment, "arm": choice.arm, "allocation": str(choice.allocation)}
+    return {**said, "override": "yes"} if choice.override else said
 
 
 def encoded_record(record: Decision, candidates: int) -> bytes:

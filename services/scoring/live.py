@@ -8,7 +8,7 @@ it has passed, so a change of configuration costs no answer either.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ from msgspec import UNSET
 from policies import bundle as bundling
 from policies.algorithm import draw_settings
 from policies.errors import Corrupt, Unavailable
+from policies.experiments.assignment import Split, in_order, split_of
+from policies.experiments.document import Arm, Trial
 from policies.surface import Surface
 from policies.types import F32, Arrays
 from services.scoring.decide import Scores, Served
 from services.scoring.query import Reader
 from services.telemetry import Telemetry
 from streaming.configuration import Compiled, CompiledPolicy, Configs
+from streaming.experiments import untaught
 from streaming.ports import Bundles
 from streaming.scorer import Scorer
 
@@ -31,8 +34,20 @@ RETRY_POLLS = 50  # a bundle whose files could not be read is tried again after 
 
 
 @dataclass(frozen=True, slots=True)
+class Armed:
+    """What an arm draws from, and the version its decisions are made under. `policy` None: it has no bundle yet."""
+
+    policy: Served | None
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
 class LiveSurface:
-    """A surface version with the policies it is served by; `policy` None while no bundle has passed the gate."""
+    """A surface version with the policies it is served by; `policy` None while no bundle has passed the gate.
+
+    policies  by name: all that may be drawn from, be it live, by an experiment's arm or beside it
+    splits    experiments that run, in the order they are asked (`assignment.choose`);   arms: by (experiment, arm)
+    """
 
     surface: Surface
     config: str
@@ -40,6 +55,9 @@ class LiveSurface:
     reader: Reader
     policy: Served | None
     fallback: Served
+    policies: Mapping[str, Served] = field(default_factory=dict)
+    splits: tuple[Split, ...] = ()
+    arms: Mapping[tuple[str, str], Armed] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -59,7 +77,11 @@ class Live:
     @property
     def bundles(self) -> dict[str, str]:
         """surface/policy → bundle, of all that is drawn from."""
-        drawn = ((name, served) for name, found in self.surfaces.items() for served in (found.policy, found.fallback))
+        drawn = (
+            (name, served)
+            for name, found in self.surfaces.items()
+            for served in (found.policy, found.fallback, *found.policies.values())
+        )
         return {f"{name}/{served.policy}": served.bundle for name, served in drawn if served and served.bundle}
 
     @property
@@ -78,7 +100,9 @@ class Follower:
         self._away: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
         self._made = Live()  # what the last poll answered
-        self._seen: tuple[dict[str, str], list[tuple[str, str]]] = ({}, [])
+        self._seen: tuple[dict[str, str], int] = ({}, -1)
+        self._splits: dict[str, tuple[Trial, Split]] = {}
+        self._armed: dict[tuple[str, str], tuple[Served | None, Armed]] = {}
         self.manifests: dict[str, bundling.Manifest] = {}
 
     def poll(self, live: Live, pointers: Mapping[str, str] | None = None) -> Live:
@@ -97,8 +121,7 @@ class Follower:
 
     def _changed(self, pointers: Mapping[str, str]) -> bool:
         """Whether there is anything to look at: pointers, configuration, or a bundle whose files could not be read."""
-        configured = [(name, self._configs.current(name)) for name in self._configs.surfaces()]
-        seen = (dict(pointers), [(name, found.hash if found else "") for name, found in configured])
+        seen = (dict(pointers), self._configs.changes)
         if seen == self._seen and not self._away:
             return False
         self._seen = seen
@@ -111,14 +134,63 @@ class Follower:
         wanted = compiled.surface.live
         policy = self._policy(compiled, compiled.policies[wanted], pointers) if wanted else None
         fallback = self._fallback(compiled, pointers)
-        if before is not None and before.config == compiled.hash:
-            if before.policy is policy and before.fallback is fallback:
-                return before
-        elif before is not None and policy is None and before.policy is not None and wanted is not None:
+        waits = policy is None and wanted is not None
+        if before is not None and before.policy is not None and before.config != compiled.hash and waits:
             return before  # the new version has no bundle yet: the old one goes on, whole
-        return LiveSurface(
-            compiled.surface, compiled.hash, compiled.encoder.schema, self._reader(compiled), policy, fallback
+        policies = {policy.policy: policy} if policy is not None else {}
+        splits, arms = self._arms(compiled, policy, pointers, policies)
+        made = LiveSurface(
+            compiled.surface,
+            compiled.hash,
+            compiled.encoder.schema,
+            self._reader(compiled),
+            policy,
+            fallback,
+            policies,
+            splits,
+            arms,
         )
+        return before if before is not None and _same(before, made) else made
+
+    def _arms(
+        self, compiled: Compiled, live: Served | None, pointers: Mapping[str, str], policies: dict[str, Served]
+    ) -> tuple[tuple[Split, ...], dict[tuple[str, str], Armed]]:
+        """(experiments that run, what their arms draw from); the latter are added to `policies`."""
+        splits: list[Split] = []
+        arms: dict[tuple[str, str], Armed] = {}
+        for trial in self._configs.trials(compiled.surface.surface):
+            if trial.status != "running":
+                continue
+            document, made = trial.document, {}
+            for name, arm in document.arms.items():
+                version = self._configs.untaught(compiled, untaught(document, name, _live_name(compiled)))
+                if version is None:
+                    break  # not stored yet: nobody is in this experiment until all its arms can be
+                drawn = live if arm.policy is None else self._policy(compiled, compiled.policies[arm.policy], pointers)
+                if drawn is not None:
+                    policies[drawn.policy] = drawn
+                made[document.experiment, name] = self._arm(drawn, arm, version.hash, (document.experiment, name))
+            else:
+                arms |= made
+                splits.append(self._split(trial))
+        return in_order(splits), arms
+
+    def _arm(self, drawn: Served | None, arm: Arm, config: str, key: tuple[str, str]) -> Armed:
+        """The same value for as long as nothing changed. A draw of its own leaves the bundle as it is."""
+        before = self._armed.get(key)
+        if before is not None and before[0] is drawn and before[1].config == config:
+            return before[1]
+        changed = {name: value for name in ("floor", "temperature") if (value := getattr(arm.draw, name)) is not None}
+        policy = replace(drawn, settings=replace(drawn.settings, **changed)) if drawn and changed else drawn
+        made = Armed(policy, config)
+        self._armed[key] = drawn, made
+        return made
+
+    def _split(self, trial: Trial) -> Split:
+        name = trial.document.experiment
+        if name not in self._splits or self._splits[name][0] is not trial:
+            self._splits[name] = trial, split_of(trial)
+        return self._splits[name][1]
 
     def _reader(self, compiled: Compiled) -> Reader:
         if compiled.hash not in self._readers:
@@ -229,6 +301,23 @@ def served(
         known_items=arrays if "item_rows" in policy.algorithm.inputs else None,
         slot_weight=manifest.slot_weight if manifest else 1.0,
         created_at=manifest.created_at if manifest else 0.0,
+    )
+
+
+def _live_name(compiled: Compiled) -> str:
+    return compiled.surface.live or compiled.surface.fallback
+
+
+def _same(before: LiveSurface, made: LiveSurface) -> bool:
+    """Whether nothing changed: values are made once and kept, so identity tells, and no array is compared."""
+    return (
+        before.config == made.config
+        and before.policy is made.policy
+        and before.fallback is made.fallback
+        and len(before.splits) == len(made.splits)
+        and all(a is b for a, b in zip(before.splits, made.splits, strict=True))
+        and before.arms.keys() == made.arms.keys()
+        and all(before.arms[key] is arm for key, arm in made.arms.items())
     )
 
 

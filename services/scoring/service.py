@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from policies.errors import Rejected, Unavailable
+from policies.experiments.assignment import choose
 from policies.slate import warm
 from services.keys import Keys
 from services.scoring import feedback as feedbacks
@@ -29,6 +30,7 @@ from services.scoring.decide import (
     answer_of,
     drawn_from,
     encoded_record,
+    experiment_of,
     explanation_of,
     inputs_of,
     record_of,
@@ -38,7 +40,7 @@ from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
 from services.scoring.tallies import Tallies
 from services.scoring.warming import rehearse
-from services.scoring.wire import DecisionAnswer, DecisionRequest, Item, encode, read_decision
+from services.scoring.wire import DecisionAnswer, DecisionRequest, ExperimentArm, Item, encode, read_decision
 from services.telemetry import Telemetry
 from streaming.configuration import Configs
 from streaming.copies import Copies
@@ -126,9 +128,16 @@ class Scoring:
         acts = self._acts(unit) if surface.reader.reads_history and request.history is None else ()
         query = surface.reader.read(request, self.catalogue, acts)
         decision_id = self._identity(request, unit)
-        reason = because or self._reason(surface, started - first_byte, request.deadline_ms)
+        now = self.clock()
+        policy, config, choice = surface.policy, surface.config, None
+        if surface.splits:
+            choice = choose(surface.splits, unit, request.session, request.context, now)
+            if choice is not None:
+                arm = surface.arms[choice.experiment, choice.arm]
+                policy, config = arm.policy, arm.config
+        reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
         read = perf_counter()
-        drawn, reason, scored = self._draw(surface, query, decision_id, reason)
+        drawn, reason, scored = self._draw(surface, policy, query, decision_id, reason)
         done = perf_counter()
         answer = answer_of(
             drawn,
@@ -136,15 +145,17 @@ class Scoring:
             decision_id=decision_id,
             unit=unit,
             surface=request.surface,
-            mode="live" if reason is None else "fallback",
+            mode="fallback" if reason is not None else "live" if choice is None else choice.mode,
             reason=reason,
         )
+        if choice is not None:
+            answer.experiment = ExperimentArm(choice.experiment, choice.arm)
         record = record_of(
             drawn,
             query,
             answer,
-            now=self.clock(),
-            config=surface.config,
+            now=now,
+            config=config,
             catalogue=self.catalogue.version,
             rate=surface.rate,
             session=request.session,
@@ -152,6 +163,7 @@ class Scoring:
             own_id=request.decision_id is not None,
             tenant=self.tenant,
             trains=surface.reader.trains,
+            experiment=None if choice is None else experiment_of(choice),
         )
         if request.explain and started - first_byte < self.patience.explain:
             answer.explain = explanation_of(drawn, query)
@@ -233,30 +245,30 @@ class Scoring:
         self.telemetry.add("history_reads_total", outcome)
         return acts
 
-    def _reason(self, surface: LiveSurface, waited: float, deadline_ms: float | None) -> str | None:
-        """Why the fallback answers, or None."""
-        if surface.policy is None:
+    def _reason(self, policy: Served | None, waited: float, deadline_ms: float | None) -> str | None:
+        """Why the fallback answers in place of a policy, or None."""
+        if policy is None:
             return "no_bundle"
         if self.spool.level == "full":
             return "spool_full"
         if waited > self.patience.live:
             return "overload"
-        if deadline_ms is not None and deadline_ms / 1000 - waited < surface.policy.recent.p99:
+        if deadline_ms is not None and deadline_ms / 1000 - waited < policy.recent.p99:
             return "deadline"
         return None
 
     def _draw(
-        self, surface: LiveSurface, query: Query, decision_id: str, reason: str | None
+        self, surface: LiveSurface, policy: Served | None, query: Query, decision_id: str, reason: str | None
     ) -> tuple[Drawn, str | None, float]:
         """(drawn, why from the fallback, when scoring ended)."""
-        if reason is None and surface.policy is not None:
+        if reason is None and policy is not None:
             try:
-                drawn, scored = self._drawn(surface.policy, surface, query, decision_id)
+                drawn, scored = self._drawn(policy, surface, query, decision_id)
                 return drawn, None, scored
             except Rejected:
                 raise
             except Exception:  # whatever a policy's graph can raise: there is always an answer
-                log.exception("policy_failed", extra={"decision_id": decision_id, "policy": surface.policy.policy})
+                log.exception("policy_failed", extra={"decision_id": decision_id, "policy": policy.policy})
                 reason = "error"
         drawn, scored = self._drawn(surface.fallback, surface, query, decision_id)
         return drawn, reason, scored
@@ -268,7 +280,7 @@ class Scoring:
 
     def _unlogged(self, made: Made, error: Unavailable) -> Made:
         self._spool_failed(error)
-        if made.answer.mode == "live":
+        if made.answer.mode != "fallback":
             made = self.make(made.request, made.first_byte, "spool_full")
         made.answer.logged = False
         return made
@@ -386,9 +398,9 @@ class Scoring:
             for store, standing in self.copies.standing.items():
                 self.telemetry.set("store_away", store, value=float(standing != "reached"))
         for name, surface in self.live.surfaces.items():
-            if surface.policy is not None and surface.policy.created_at:
-                age = now - surface.policy.created_at
-                self.telemetry.set("bundle_age_seconds", name, surface.policy.policy, value=age)
+            for policy, served in surface.policies.items():
+                if served.created_at:
+                    self.telemetry.set("bundle_age_seconds", name, policy, value=now - served.created_at)
 
     def close(self) -> None:
         self.spool.close()
