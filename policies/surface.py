@@ -105,6 +105,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     session_timeout  a unit's sequence of decisions ends when the log's time has passed this long without another one
     history          most of a unit's last interactions that policies read; 0: none
     history_kinds    kinds of feedback that are interactions; none named: all
+    untaught         policies that do not learn from decisions of this version: those of an experiment's other arms
     """
 
     surface: str
@@ -125,9 +126,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     exploration: Exploration = Exploration()
     logging: Logging = Logging()
     learn_pins: bool = False
-    untaught: list[
-        str
-    ] = []  # policies that do not learn from decisions of this version: those of an experiment's other arms
+    untaught: list[str] = []
 
     @property
     def horizon_seconds(self) -> float:

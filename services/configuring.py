@@ -1,20 +1,27 @@
-"""Applies a folder of surface documents to the state record, once for each content (`semantics.md` 19).
+"""Applies a folder of surface and experiment documents to the state record, once for each content (`semantics.md` 19).
 
-Surfaces that a folder brought are managed by it: the control API refuses to edit them. Without a folder, a service that
-has never been configured gets the quickstart surface, which nobody manages.
+What a folder brought is managed by it: the control API refuses to edit it, but for the course of experiments (shares, start,
+stop), which is state and survives. Without a folder, a service that has never been configured gets the quickstart surface,
+which nobody manages.
 """
 
+import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from policies.experiments.document import Experiment
 from policies.surface import Surface, content_hash
-from streaming.configuration import load_folder, publish_surface
+from services.audit import Change, entry
+from services.trials import Trials
+from streaming.configuration import POINTER, Configs, load_folder, publish_surface
+from streaming.experiments import load_experiments
 from streaming.ports import State
 
 KIND, KEY = "config-folder", "default"
+FILE = "config folder"  # who it was, in the audit
 
 
 class Applied(Struct, frozen=True):
@@ -23,18 +30,30 @@ class Applied(Struct, frozen=True):
     hash: str
     surfaces: list[str]
     managed: bool = True
+    experiments: list[str] = []
 
 
 def apply_folder(state: State, folder: Path) -> bool:
-    """Publish every surface of a folder when it differs from the last one applied. Raises ConfigInvalid."""
-    return _apply(state, load_folder(folder), managed=True)
+    """Publish every surface and experiment of a folder when it differs from the last one applied. Raises ConfigInvalid, and
+    Rejected for what a running experiment must keep; then nothing is applied."""
+    surfaces = load_folder(folder)
+    known = {one.surface: one for one in [*current_surfaces(state), *surfaces]}
+    return _apply(state, surfaces, load_experiments(folder, known), managed=True)
+
+
+def current_surfaces(state: State) -> list[Surface]:
+    """Those that answer now."""
+    configs = Configs()
+    configs.follow(state)
+    found = (configs.current(name) for name in configs.surfaces())
+    return [compiled.surface for compiled in found if compiled is not None]
 
 
 def apply_quickstart(state: State) -> bool:
     """Publish the quickstart surface unless the state record already holds a configuration."""
     if applied(state) is not None or any(entry.kind == "surface" for entry in state.read()):
         return False
-    return _apply(state, quickstart(), managed=False)
+    return _apply(state, quickstart(), [], managed=False)
 
 
 def quickstart() -> list[Surface]:
@@ -48,13 +67,27 @@ def applied(state: State) -> Applied | None:
     return msgspec.json.decode(entry.value, type=Applied) if entry and entry.value else None
 
 
-def _apply(state: State, surfaces: list[Surface], *, managed: bool) -> bool:
-    digest = content_hash([msgspec.to_builtins(surface) for surface in surfaces])
+def _apply(state: State, surfaces: list[Surface], experiments: list[Experiment], *, managed: bool) -> bool:
+    digest = content_hash([msgspec.to_builtins(one) for one in [*surfaces, *experiments]])
     last = applied(state)
     if last is not None and last.hash == digest and last.managed == managed:
         return False
+    trials, now = Trials(state, Configs()), time.time()
+    for experiment in experiments:
+        trials.check(experiment)
     for surface in surfaces:
-        publish_surface(state, surface)
-    names = [surface.surface for surface in surfaces]
-    state.put([(KIND, KEY, msgspec.json.encode(Applied(digest, names, managed)))])
+        pointer = state.get(POINTER, surface.surface)
+        before = pointer.value.decode() if pointer and pointer.value else None
+        after = publish_surface(state, surface)
+        if before != after:
+            change = Change(now, FILE, "edit" if before else "create", f"surface/{surface.surface}", before, after)
+            state.put([entry(change)])
+    for experiment in experiments:
+        trials.apply(experiment, FILE)
+    names = [experiment.experiment for experiment in experiments]
+    for name in last.experiments if last is not None else []:
+        if name not in names:
+            trials.release(name, FILE)
+    done = Applied(digest, [surface.surface for surface in surfaces], managed, names)
+    state.put([(KIND, KEY, msgspec.json.encode(done))])
     return True

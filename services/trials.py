@@ -85,6 +85,30 @@ class Trials:
 
         return self._step(name, step, who, "edit", expect)
 
+    def check(self, document: Experiment) -> None:
+        """Raises Rejected for a document that `apply` would refuse."""
+        held = self.state.get(KIND, document.experiment)
+        if held is not None and held.value is not None:
+            course.edited(decode(held.value), document, self._others(document), self.clock())
+        else:
+            self._others(document)
+
+    def apply(self, document: Experiment, who: str) -> Trial:
+        """A document of the config folder: a new experiment, or other words about one that keeps its course."""
+        held = self.state.get(KIND, document.experiment)
+        if held is None or held.value is None:
+            return self.add(document, who, managed=True)
+        return self.edit(document.experiment, document, who, None, managed=True)
+
+    def release(self, name: str, who: str) -> None:
+        """An experiment that the config folder no longer has: it goes on, and may be edited by API."""
+
+        def step(trial: Trial, others: Sequence[Trial], now: float) -> Trial:
+            return msgspec.structs.replace(trial, managed=False)
+
+        if self.state.get(KIND, name) is not None:
+            self._step(name, step, who, "release", None)
+
     def start(self, name: str, who: str, expect: int | None = None) -> Trial:
         return self._step(name, course.started, who, "start", expect)
 

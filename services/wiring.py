@@ -22,6 +22,7 @@ from streaming.retention import TrimmedLetters, TrimmedLog
 from streaming.settle import Settlements
 from streaming.snapshot import Snapshot
 from streaming.spool import Spool
+from streaming.totals import Totals
 
 if TYPE_CHECKING:
     from streaming.adapters.kafka import KafkaAddress
@@ -137,6 +138,15 @@ def open_training(settings: Settings) -> tuple[Settlements, list[Settlements]]:
     settings.training_path.parent.mkdir(parents=True, exist_ok=True)
     paths = [settings.training_settled_path(partition) for partition in range(open_log(settings).partitions)]
     return SqliteCheckpoints(settings.training_path), [SqliteCheckpoints(path) for path in paths]
+
+
+def open_totals(settings: Settings) -> tuple[Totals, Callable[[int], Settlements]]:
+    """What experiments know of their units, and a partition's settled decisions that this is folded from."""
+    from streaming.adapters.sqlite_totals import SqliteTotals
+
+    folder = settings.data / "experiments"
+    folder.mkdir(parents=True, exist_ok=True)
+    return SqliteTotals(folder / "units.sqlite"), lambda partition: SqliteCheckpoints(folder / f"{partition}.sqlite")
 
 
 def open_experiences(settings: Settings) -> Bundles:

@@ -1,4 +1,4 @@
-"""The control service: surfaces, policies, bundles, releases, dead letters, and the page `/ops`.
+"""The control service: surfaces, policies, bundles, releases, experiments, audit, dead letters, and the page `/ops`.
 
 One process writes the record; every write compares the version it read (`If-Match`). Surfaces that a config folder
 brought are edited there, not here (409).
@@ -6,6 +6,7 @@ brought are edited there, not here (409).
 
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,16 +24,19 @@ from starlette.exceptions import HTTPException
 
 from policies.errors import Corrupt, Rejected, Unavailable
 from policies.surface import Surface
+from services.audit import Audit, Change, entry
 from services.configuring import applied, apply_folder
+from services.control import experiments
 from services.control.overview import Overview
+from services.control.readouts import Readouts
 from services.releases import Releases, holds
 from services.settings import Settings
-from services.wiring import open_dead_letters
+from services.trials import Trials
+from services.wiring import open_dead_letters, open_totals
 from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
 from streaming.ports import DeadLetters
 
 log = logging.getLogger("slatewise.control")
-LARGEST_BODY = 1 << 20
 MOST_LETTERS = 1_000
 FOLDER_SECONDS = 2.0
 
@@ -54,13 +58,28 @@ class Control:
     configs: Configs
     dead: DeadLetters
     overview: Overview
+    trials: Trials
+    readouts: Readouts
+    audit: Audit
     config_folder: Path | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> "Control":
         releases, dead, configs = Releases.of(settings), open_dead_letters(settings), Configs()
         configs.follow(releases.state)
-        return cls(releases, configs, dead, Overview(releases, configs, dead, settings.http), settings.config)
+        trials = Trials(releases.state, Configs())
+        kept = settings.retention_seconds
+        readouts = Readouts(trials, releases.events, lambda: open_totals(settings), retention_seconds=kept)
+        return cls(
+            releases,
+            configs,
+            dead,
+            Overview(releases, configs, dead, settings.http),
+            trials,
+            readouts,
+            Audit(releases.state),
+            settings.config,
+        )
 
 
 def create_app(control: Control) -> FastAPI:
@@ -71,13 +90,16 @@ def create_app(control: Control) -> FastAPI:
         stop = threading.Event()
         watch = threading.Thread(target=_watch, args=(control, stop), name="config-folder", daemon=True)
         control.overview.start()
+        control.readouts.start()
         watch.start()
         yield
         stop.set()
+        await run_in_threadpool(control.readouts.stop)
         await run_in_threadpool(watch.join)
         await run_in_threadpool(control.overview.stop)
 
     app = FastAPI(title="Slatewise control", version="1", lifespan=lifespan)
+    app.include_router(experiments.router(control.trials, control.readouts, control.audit))
     page = (files("services") / "control" / "ops.html").read_bytes()
 
     @app.get("/healthz")
@@ -109,7 +131,8 @@ def create_app(control: Control) -> FastAPI:
     async def put_surface(name: str, request: Request) -> Response:
         body = await _body(request)
         match = request.headers.get("if-match", "").strip('" ')
-        digest, created = await run_in_threadpool(_put_surface, control, name, body, match)
+        who = experiments.who_of(request)
+        digest, created = await run_in_threadpool(_put_surface, control, name, body, match, who)
         return _json({"surface": name, "hash": digest}, etag=digest, status=201 if created else 200)
 
     @app.get("/v1/policies")
@@ -136,7 +159,7 @@ def create_app(control: Control) -> FastAPI:
     @app.post("/v1/releases", openapi_extra=_BODY)
     async def release(request: Request) -> Response:
         asked = _decoded(await _body(request))
-        bundle = await run_in_threadpool(_release, control, asked)
+        bundle = await run_in_threadpool(_release, control, asked, experiments.who_of(request))
         return _json({"policy": asked.policy, "action": asked.action, "bundle": bundle})
 
     @app.get("/v1/dead-letters")
@@ -201,7 +224,7 @@ def _managed(control: Control) -> list[str]:
     return last.surfaces if last is not None and last.managed else []
 
 
-def _put_surface(control: Control, name: str, body: bytes, match: str) -> tuple[str, bool]:
+def _put_surface(control: Control, name: str, body: bytes, match: str, who: str) -> tuple[str, bool]:
     if name in _managed(control):
         raise Rejected(f"Surface {name!r} is managed: file; edit the config folder", code="managed", status=409)
     documents = parse(body.decode(errors="replace"), "body")  # JSON is YAML: one reader names every mistake
@@ -218,14 +241,25 @@ def _put_surface(control: Control, name: str, body: bytes, match: str) -> tuple[
         )
     digest = publish_surface(control.releases.state, documents[0])
     control.configs.follow(control.releases.state)
+    before = document(current.surface) if current is not None else None
+    after = control.configs.get(digest)
+    _audit(control, who, "edit" if current else "create", f"surface/{name}", before, after and document(after.surface))
     return digest, current is None
 
 
-def _release(control: Control, asked: Release) -> str | None:
+def _release(control: Control, asked: Release, who: str) -> str | None:
+    before = control.releases.bundles.pointers().get(asked.policy)
     if asked.action == "rollback":
-        return control.releases.rollback(asked.policy, to=asked.to, before=asked.before)
-    control.releases.resume(asked.policy)
-    return control.releases.bundles.pointers().get(asked.policy)
+        after: str | None = control.releases.rollback(asked.policy, to=asked.to, before=asked.before)
+    else:
+        control.releases.resume(asked.policy)
+        after = control.releases.bundles.pointers().get(asked.policy)
+    _audit(control, who, asked.action, f"release/{asked.policy}", before, after)
+    return after
+
+
+def _audit(control: Control, who: str, action: str, subject: str, before: Any, after: Any) -> None:
+    control.releases.state.put([entry(Change(time.time(), who, action, subject, before, after))])
 
 
 def _decoded(body: bytes) -> Release:
@@ -241,13 +275,7 @@ def _decoded(body: bytes) -> Release:
 
 
 async def _body(request: Request) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > LARGEST_BODY:
-            raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    return await experiments.body_of(request)
 
 
 def _watch(control: Control, stop: threading.Event) -> None:
@@ -258,7 +286,7 @@ def _watch(control: Control, stop: threading.Event) -> None:
             if apply_folder(control.releases.state, control.config_folder):
                 log.info("configuration applied", extra={"folder": str(control.config_folder)})
             said = ""
-        except (ConfigInvalid, Unavailable, OSError) as error:
+        except (Rejected, Unavailable, OSError) as error:  # ConfigInvalid, or what a running experiment must keep
             if str(error) != said:
                 log.error("configuration not applied", extra={"error": str(error)})
             said = str(error)

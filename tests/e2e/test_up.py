@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from e2e.running import Up, up, wait_for
 
@@ -120,3 +121,95 @@ def test_it_ends_in_order_and_goes_on_where_it_was(tmp_path: Path) -> None:
         time.sleep(0.5)
         assert manifest(second).diagnostics["examples"] >= learned.diagnostics["examples"]
         assert second.stop() == []
+
+
+TRIAL_SURFACE = {
+    "surface": "trial",
+    "slots": 1,
+    "horizon": "4s",
+    "correctable": "1m",
+    "objectives": {"click": {"kind": "click", "range": [0, 1]}, "play": {"kind": "play", "range": [0, 1]}},
+    "live": "given_order",
+}
+TRIAL = {
+    "experiment": "shuffled",
+    "surface": "trial",
+    "arms": {"control": {"policy": "given_order", "share": 0.5}, "treatment": {"policy": "uniform", "share": 0.5}},
+    "metrics": {"primary": "click", "guardrails": {"play": {"min_effect": -0.2}}},
+    "analysis": {"window": "1s", "alpha": 0.01, "planned": 400},
+}
+CLICKS = {"a": 0.2, "b": 0.5, "c": 0.5}  # so a visit earns .2 in order, .4 shuffled
+VISITS, VISITORS = 2, 400
+
+
+@pytest.mark.slow
+def test_an_experiment_ends_by_its_guardrail_and_says_what_is_true(running: Up) -> None:
+    """Created by API, visited, read: the interval covers the difference that the visitors were given, and a guardrail (only
+    the first item is ever played) stops it without anybody's hand. All times are the events', not this machine's."""
+    rng = np.random.default_rng(11)
+
+    def visit(scoring: httpx.Client, units: list[str]) -> None:
+        at = time.time()
+        requests = [
+            {"surface": "trial", "unit": unit, "candidates": CANDIDATES} for unit in units for _ in range(VISITS)
+        ]
+        answers = scoring.post("/v1/decisions:batch", json={"requests": requests}).json()["responses"]
+        heard = []
+        for answer in answers:
+            shown = {"decision_id": answer["decision_id"], "slot": 0, "at": at}
+            item = answer["slate"][0]["id"]
+            if rng.random() < CLICKS[item]:
+                heard.append({**shown, "kind": "click"})
+            if item == "a":
+                heard.append({**shown, "kind": "play"})
+        if heard:
+            assert scoring.post("/v1/feedback", json=heard).json()["accepted"] == len(heard)
+
+    with (
+        httpx.Client(base_url=running.url, timeout=60.0) as scoring,
+        httpx.Client(base_url=running.control_url, timeout=60.0, headers={"x-slatewise-who": "ann"}) as control,
+    ):
+        assert control.put("/v1/surfaces/trial", json=TRIAL_SURFACE).status_code == 201
+        created = control.post("/v1/experiments", json=TRIAL)
+        assert created.status_code == 201, created.text
+        step = {"action": "start"}
+        started = control.post(
+            "/v1/experiments/shuffled/course", json=step, headers={"if-match": created.headers["etag"]}
+        )
+        assert started.json()["status"] == "running"
+        stale = control.post(
+            "/v1/experiments/shuffled/course", json=step, headers={"if-match": created.headers["etag"]}
+        )
+        assert stale.status_code == 412
+
+        def assigned() -> bool:
+            probe = {"surface": "trial", "unit": "probe", "candidates": CANDIDATES}
+            return "experiment" in scoring.post("/v1/decisions", json=probe).json()
+
+        wait_for(assigned, "scoring knows the experiment")
+        for start in range(0, VISITORS, 100):
+            visit(scoring, [f"visitor-{i}" for i in range(start, start + 100)])
+
+        def stopped() -> bool:
+            for i in range(8):  # the log's clock moves with its records
+                body = {"surface": "trial", "unit": f"clock-{i}", "candidates": CANDIDATES}
+                scoring.post("/v1/decisions", json=body)
+            return bool(control.get("/v1/experiments/shuffled").json()["status"] == "stopped")
+
+        wait_for(stopped, "the guardrail stops it")
+        report = control.get("/v1/experiments/shuffled/report").json()
+        changes = control.get("/v1/audit", params={"subject": "experiment/shuffled"}).json()["changes"]
+    assert [(change["who"], change["action"]) for change in changes] == [
+        ("guardrail", "stop"),
+        ("ann", "start"),
+        ("ann", "create"),
+    ]
+    assert "guardrail play" in report["reason"]
+    assert [one["verdict"] for one in report["guardrails"]] == ["breached"]
+    assert min(report["complete"].values()) >= 50
+    assert not report["sample_ratio"]["mismatch"]
+    [click] = report["comparisons"]
+    true = VISITS * (sum(CLICKS.values()) / 3 - CLICKS["a"])
+    assert click["low"] < true < click["high"]
+    assert click["high"] - click["low"] < 1.0  # an interval of everything would cover too
+    assert any("average over the run" in note for note in report["notes"])

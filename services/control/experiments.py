@@ -1,0 +1,182 @@
+"""`/v1/experiments` and `/v1/audit`: experiments created, read, given other shares, started, stopped, reported.
+
+Every change names the version it was made of by `If-Match` (the ETag of a read); start, stop and shares may go without, for
+a hand in a hurry. `X-Slatewise-Who` says who it was, for the audit.
+"""
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from msgspec import Struct
+from starlette.concurrency import run_in_threadpool
+
+from policies.errors import Rejected
+from policies.experiments.document import Trial
+from policies.experiments.power import detectable, units_needed
+from services.audit import NOBODY, Audit
+from services.control.readouts import Readouts
+from services.trials import Trials, told
+
+WHO = "x-slatewise-who"
+LARGEST_BODY = 1 << 20
+MOST_CHANGES = 1_000
+_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+
+
+class Course(Struct, frozen=True, forbid_unknown_fields=True):
+    """A step of an experiment's course: other shares of some arms, or start, or stop."""
+
+    shares: dict[str, float] | None = None
+    action: str | None = None  # start | stop
+    reason: str = ""
+
+
+def router(trials: Trials, readouts: Readouts, audit: Audit) -> APIRouter:
+    """The routes, over what they work on."""
+    routes = APIRouter()
+
+    @routes.get("/v1/experiments")
+    def experiments() -> Response:
+        return _json({"experiments": [_line(trial) for trial in trials.all()]})
+
+    @routes.post("/v1/experiments", openapi_extra=_BODY)
+    async def create(request: Request) -> Response:
+        body, who = await body_of(request), who_of(request)
+        trial = await run_in_threadpool(trials.create, body, who)
+        return await run_in_threadpool(_read, trial.document.experiment, 201)
+
+    @routes.get("/v1/experiments/{name}")
+    def experiment(name: str) -> Response:
+        return _read(name)
+
+    @routes.put("/v1/experiments/{name}", openapi_extra=_BODY)
+    async def edit(name: str, request: Request) -> Response:
+        body, who, seen = await body_of(request), who_of(request), seen_of(request)
+
+        def work() -> Response:
+            trial, version = trials.get(name)
+            if seen is None:
+                raise Rejected(
+                    f'Expected If-Match: "{version}", the version you edit',
+                    at="$.headers.if-match",
+                    code="match_required",
+                    status=428,
+                )
+            trials.edit(name, trials.read(body), who, seen)
+            return _read(trial.document.experiment)
+
+        return await run_in_threadpool(work)
+
+    @routes.post("/v1/experiments/{name}/course", openapi_extra=_BODY)
+    async def change(name: str, request: Request) -> Response:
+        step, who, seen = _course(await body_of(request)), who_of(request), seen_of(request)
+
+        def work() -> Response:
+            if step.shares is not None:
+                trials.allocate(name, step.shares, who, seen)
+            elif step.action == "start":
+                trials.start(name, who, seen)
+            else:
+                trials.stop(name, who, step.reason, seen)
+            return _read(name)
+
+        return await run_in_threadpool(work)
+
+    @routes.get("/v1/experiments/{name}/report")
+    def report(name: str) -> Response:
+        return _json(readouts.report(name))
+
+    @routes.get("/v1/power")
+    def power(
+        sd: float,
+        effect: float | None = None,
+        units: float | None = None,
+        alpha: float = 0.05,
+        power: float = 0.8,
+        split: float = 0.5,
+        correlation: float = 0.0,
+    ) -> Response:
+        if (effect is None) == (units is None):
+            raise Rejected("Expected either an effect or a number of units", at="$.effect")
+        answer: dict[str, float] = {}
+        for method in ("sequential", "fixed"):
+            if effect is not None:
+                answer[method] = units_needed(
+                    effect, sd, alpha=alpha, power=power, method=method, split=split, correlation=correlation
+                )
+            elif units is not None and units > 0:
+                answer[method] = detectable(
+                    units, sd, alpha=alpha, power=power, method=method, split=split, correlation=correlation
+                )
+            else:
+                raise Rejected(f"Expected a number of units above 0, got {units}", at="$.units")
+        return _json({"units" if effect is not None else "effect": answer})
+
+    @routes.get("/v1/audit")
+    def changes(subject: str | None = None, limit: int = 100) -> Response:
+        if not 1 <= limit <= MOST_CHANGES:
+            raise Rejected(f"Expected 1 ≤ limit ≤ {MOST_CHANGES}", at="$.limit")
+        return _json({"changes": [msgspec.to_builtins(one) for one in audit.changes(subject, limit)]})
+
+    def _read(name: str, status: int = 200) -> Response:
+        trial, version = trials.get(name)
+        return _json(told(trial), etag=str(version), status=status)
+
+    return routes
+
+
+def who_of(request: Request) -> str:
+    """Who asks, as far as they say."""
+    return request.headers.get(WHO, "").strip()[:128] or NOBODY
+
+
+def seen_of(request: Request) -> int | None:
+    """The version a change was made of. Raises Rejected."""
+    match = request.headers.get("if-match", "").strip('" ')
+    if not match:
+        return None
+    if not match.isdigit():
+        raise Rejected(
+            f"Expected the ETag of a read, got {match[:40]!r}", at="$.headers.if-match", status=412, code="stale"
+        )
+    return int(match)
+
+
+async def body_of(request: Request) -> bytes:
+    """Raises Rejected(413)."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _course(body: bytes) -> Course:
+    try:
+        step = msgspec.json.decode(body, type=Course)
+    except msgspec.ValidationError as error:
+        raise Rejected(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise Rejected(str(error), code="undecodable", status=400) from None
+    if (step.shares is None) == (step.action is None):
+        raise Rejected("Expected either shares or an action")
+    if step.action not in (None, "start", "stop"):
+        raise Rejected(f"Expected start or stop, got {step.action!r}", at="$.action")
+    return step
+
+
+def _line(trial: Trial) -> dict[str, Any]:
+    plain = told(trial)
+    document = trial.document
+    kept = {name: plain[name] for name in ("status", "shares", "start", "stop", "reason", "managed")}
+    return {"experiment": document.experiment, "surface": document.surface, "layer": document.layer, **kept}
+
+
+def _json(content: Any, *, etag: str = "", status: int = 200) -> Response:
+    headers = {"etag": f'"{etag}"'} if etag else {}
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
