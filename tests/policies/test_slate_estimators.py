@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from policies.evaluation.anytime import martingale
 
 from policies.errors import Rejected
+from policies.evaluation.anytime import martingale
 from policies.evaluation.diagnostics import diagnose, weights_of
 from policies.evaluation.estimators import ESTIMATORS
 from policies.evaluation.intervals import delta
