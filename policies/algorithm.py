@@ -100,7 +100,9 @@ class Algorithm:
     manager    (config, problem) → ONNX model of a second graph in the same bundle, over the same arrays: any of context, history,
                history_rows and weights → `goal_logits` f32[g]. The goal drawn of them is the input `goal` of `graph`: f32[g], 1 at
                the goal, all 0 the neutral one. None: no goals
-    inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …). `history` f32[h, d],
+    inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …). `group_rows` i64[n]:
+               the row of each item's group, −1 = none known; `item_keys` i64[n]: the item's hash, so that draws of items nobody
+               has seen differ. `history` f32[h, d],
                `history_rows` i64[h]: the unit's last interactions, oldest first, h from 0 to `Problem.history`
     """
 

@@ -17,10 +17,10 @@ import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 from numpy.typing import NDArray
 
-from policies import graphs
+from policies import graphs, item_draws
 from policies.algorithm import Algorithm, Problem, Published
 from policies.errors import Corrupt
-from policies.types import F32, I64, Arrays
+from policies.types import F32, I64, Arrays, item_hashes
 
 FORMAT = 1
 FRESH = 32  # accepted times a manifest carries at most: freshness is a sample, not a ledger
@@ -38,7 +38,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bundle           hash of the rest of the manifest: its name
     key              learner key `tenant/surface/policy/signature`
     config, schema   surface version's hash and the encoder's
-    graph, arrays    hashes by name; arrays the graph does not read (`item_hashes`) travel with it
+    graph, arrays    hashes by name; arrays the graph does not read (`item_hashes`, `group_columns`) travel with it
     inputs           what a request must bring, by name
     draws            columns of the scores
     number, seed     the publish's count, and what its pool was drawn from
@@ -169,6 +169,8 @@ def probe(problem: Problem, inputs: Mapping[str, graphs.Shape], arrays: Arrays) 
         "context": rng.uniform(-1, 1, encoder.context_size).astype(np.float32),
         "items": items,
         "item_rows": np.where(rows < len(arrays.get("item_hashes", ())), rows, -1),
+        "group_rows": np.where(rows < len(arrays.get("group_columns", ())), rows, -1),
+        "item_keys": item_draws.keys_of(item_hashes([f"probe-{row}" for row in rows.tolist()])),
         "weights": np.array(list(problem.weights.values()), np.float32),
     }
     past = min(PAST, problem.history)  # drawn after all the others, whose numbers stay what they were
@@ -187,6 +189,19 @@ def item_rows(arrays: Mapping[str, NDArray[np.generic]], hashes: NDArray[np.uint
     rows = np.searchsorted(known, hashes)
     rows[rows == len(known)] = 0
     return np.where(known[rows] == hashes, rows, -1)
+
+
+def item_inputs(arrays: Mapping[str, NDArray[np.generic]], items: F32, hashes: NDArray[np.uint64]) -> Arrays:
+    """What graphs read of candidates by their ids, from encoded items (n, d) and hashes (n,) of their ids: `item_rows`, `item_keys`
+    and, where the bundle's `group_columns` (G,) say which columns of an item are its group's, `group_rows`: −1 = none of them.
+    """
+    made: Arrays = {"item_rows": item_rows(arrays, hashes), "item_keys": item_draws.keys_of(hashes)}
+    if "group_columns" in arrays:
+        columns = arrays["group_columns"].astype(np.int64)
+        shown = items[:, columns]
+        none = np.full(len(items), -1)
+        made["group_rows"] = np.where(shown.any(axis=1), shown.argmax(axis=1), -1) if len(columns) else none
+    return made
 
 
 def files(bundle: Bundle) -> dict[str, bytes]:

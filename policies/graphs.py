@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 IR_VERSION = 9  # what opset 18 came with; readers of older onnxruntime accept it
-TYPES = {"item_rows": TensorProto.INT64, "group_rows": TensorProto.INT64, "history_rows": TensorProto.INT64}
+TYPES = dict.fromkeys(("item_rows", "group_rows", "item_keys", "history_rows"), TensorProto.INT64)
 
 Shape = Sequence[int | str]
 

@@ -3,8 +3,10 @@
 from policies.algorithm import Algorithm
 from policies.algorithms import (
     bootstrap,
+    constrained_actor_critic,
     epsilon_greedy,
     given_order,
+    hierarchical_thompson,
     linear_thompson,
     linucb,
     logistic_thompson,
@@ -20,12 +22,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     "given_order": given_order.ALGORITHM,
     "popular": popular.ALGORITHM,
     "linear_thompson": linear_thompson.ALGORITHM,
+    "hierarchical_thompson": hierarchical_thompson.ALGORITHM,
     "epsilon_greedy": epsilon_greedy.ALGORITHM,
     "softmax": softmax.ALGORITHM,
     "linucb": linucb.ALGORITHM,
     "squarecb": squarecb.ALGORITHM,
     "bootstrap": bootstrap.ALGORITHM,
     "logistic_thompson": logistic_thompson.ALGORITHM,
+    "constrained_actor_critic": constrained_actor_critic.ALGORITHM,
 }
 
 

@@ -126,7 +126,9 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     exploration: Exploration = Exploration()
     logging: Logging = Logging()
     learn_pins: bool = False
-    untaught: list[str] = []
+    untaught: list[
+        str
+    ] = []  # policies that do not learn from decisions of this version: those of an experiment's other arms
 
     @property
     def horizon_seconds(self) -> float:

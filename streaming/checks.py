@@ -61,6 +61,7 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
     for name, config in configs.items():
         if name in surface.policies:
             yield from _config(("policies", name), config, share)
+            yield from _group(("policies", name), getattr(config, "group", None), surface)
 
 
 def _names(surface: Surface) -> Iterator[Fault]:
@@ -205,6 +206,14 @@ def _config(path: Path, config: Config, share: float) -> Iterator[Fault]:
     if config.floor > share > 0:
         message = f"floor {config.floor:g} explores more than exploration.max_share {share:g} allows"
         yield Fault((*path, "floor"), message, f"at most {share:g}")
+
+
+def _group(path: Path, group: str | None, surface: Surface) -> Iterator[Fault]:
+    """Items are put in groups by a feature of theirs."""
+    if group is not None and not isinstance(surface.features.items.get(group), Category):
+        categories = [name for name, feature in surface.features.items.items() if isinstance(feature, Category)]
+        hint, expected = unknown(group, categories)
+        yield Fault((*path, "group"), f"no category {group!r} among the item features{hint}", expected)
 
 
 def advice(surface: Surface, configs: Mapping[str, Config]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.bundle import Bundle, item_rows
+from policies.bundle import Bundle, item_inputs, item_rows
 from policies.errors import Corrupt
 from policies.registry import algorithm
 from policies.slate import draw
@@ -50,7 +50,7 @@ def _scores(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
         return algorithm(decision.policy).reference(None, None, {}, inputs)  # type: ignore[arg-type]  # they read only n
     wanted = bundle.manifest.inputs
     if "item_rows" in wanted:
-        inputs["item_rows"] = item_rows(bundle.arrays, item_hashes(decision.candidates))
+        inputs |= item_inputs(bundle.arrays, items, item_hashes(decision.candidates))
     if "history_rows" in wanted:
         inputs["history_rows"] = item_rows(bundle.arrays, item_hashes(decision.history_items))
     if "weights" in wanted:

@@ -29,6 +29,7 @@ from streaming.recovery import Held, beginning, better_upload, encode_held, read
 from streaming.rows import Rows
 from streaming.uploads import Checkpoint, Uploads
 
+MOST_RECORDS = 32_000  # of a batch, some 100 MB
 FRESH_EACH = 32  # acceptance times reported for a policy and step: enough for a percentile
 
 
@@ -74,6 +75,8 @@ class Statistics:
 class Shard:
     """Owner of one partition for one epoch. A repeated `step()` is harmless; nothing is passed in but time.
 
+    read_limit  records of a batch for each learner that the last one changed: a learner's update and its part of the commit
+               cost the same for few records as for many, so the cost of an event would grow with the number of surfaces
     refresh    follows the configuration record; called when a decision names a version not seen yet
     hot_limit  joins kept in memory between steps, some 3 kB each; for feedback on others the row and the log are read
     uploads    where checkpoints of this partition are when the local one is not; None: nowhere
@@ -105,6 +108,7 @@ class Shard:
         self._versions: dict[str, int] = {}  # learner key → how often its sums have changed
         self._offset = self._learned_to = 0
         self._ghosts = b""
+        self._moved = 0  # learners that the last batch changed
 
     @property
     def partition(self) -> int:
@@ -136,7 +140,7 @@ class Shard:
 
     def _batch(self, joiner: Joiner, now: float | None) -> tuple[Applied, int, dict[str, int]]:
         """(what it came to, records, learned rows) of reading, joining, learning and committing once."""
-        limit = self._read_limit
+        limit = max(self._read_limit, min(self._moved * self._read_limit, MOST_RECORDS))
         if joiner.rebuilding:
             limit = min(limit, self._learned_to - self._offset)
         records = self._log.read(self._partition, self._offset, limit)
@@ -158,6 +162,7 @@ class Shard:
         if applied.letters:
             self._dead_letters.put(applied.letters)
         self._commit(joiner, until, learned)
+        self._moved = len(learned)
         applied.changes, applied.touched = [], []  # arrays of the batch go before garbage is looked for
         return applied, len(records), learned
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from policies.bundle import item_rows
+from policies.bundle import item_inputs, item_rows
 from policies.errors import Rejected
 from policies.experiments.assignment import Choice
 from policies.slate import draw, uniforms
@@ -40,7 +40,7 @@ class Served:
     weights      default objective weights (o,) with scale and sign, None when the scorer reads none
     signs        objective → scale with its sign, in the order of `weights`: for weights that come with a request
     slot_weight  logged with every decision: what a slot's example counts
-    known_items  arrays with the sorted `item_hashes` that the scorer's `item_rows` count in, None when it reads none
+    known_items  arrays that say what the scorer knows of items by id, see `policies.bundle.item_inputs`; None when it reads none
     recent       how long this policy took lately
     """
 
@@ -83,7 +83,7 @@ def inputs_of(served: Served, query: Query) -> Arrays:
     inputs: Arrays = {"context": query.context, "items": query.items}
     if served.known_items is not None:
         hashes = np.fromiter(map(_item_hashes.__getitem__, query.ids), np.uint64, len(query.ids))
-        inputs["item_rows"] = item_rows(served.known_items, hashes)
+        inputs |= item_inputs(served.known_items, query.items, hashes)
     if query.past is not None:
         inputs["history"] = query.past
         if served.known_items is not None:

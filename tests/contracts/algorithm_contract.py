@@ -125,9 +125,10 @@ def query(problem: Problem, arrays: Arrays, *, items: F32 | None = None, seed: i
         "context": context(np.random.default_rng(seed)),
         "items": CATALOGUE.encoded if items is None else items,
         "weights": np.array(list(problem.weights.values()), np.float32),
+        "history": CATALOGUE.encoded[[3, 1, 4]],
     }
     if "item_hashes" in arrays:
-        made["item_rows"] = bundle.item_rows(arrays, hashes)
+        made |= bundle.item_inputs(arrays, made["items"], hashes)
     return made
 
 
@@ -209,7 +210,10 @@ def order_of_candidates_irrelevant(algorithm: Algorithm) -> None:
     """Shuffled candidates have the same scores (float32 rounding) and so the same probabilities (one draw of 256 may tip)."""
     arrays, turned = published(algorithm), np.random.default_rng(2).permutation(ITEMS)
     asked = query(PROBLEM, arrays)
-    shuffled = {name: value[turned] if name in ("items", "item_rows") else value for name, value in asked.items()}
+    shuffled = {
+        name: value[turned] if name in ("items", "item_rows", "group_rows", "item_keys") else value
+        for name, value in asked.items()
+    }
     straight = graph_scores(algorithm, PROBLEM, arrays, asked)
     other = graph_scores(algorithm, PROBLEM, arrays, shuffled)
     np.testing.assert_allclose(other, straight[turned], atol=1e-5 * np.abs(straight).max())

@@ -9,7 +9,7 @@ import pytest
 
 from policies import ridge_fitting
 from policies.algorithm import Algorithm, Problem, Published
-from policies.algorithms import linear_thompson, popular
+from policies.algorithms import hierarchical_thompson, linear_thompson, popular
 from policies.algorithms.logistic_thompson.learner import LogisticLearner
 from policies.registry import ALGORITHMS
 from policies.ridge import RidgeLearner
@@ -17,8 +17,15 @@ from policies.types import F32, Arrays, Changes
 from tests.contracts.algorithm_contract import CHECKS
 
 
+class ByGenre(hierarchical_thompson.HierarchicalThompson, frozen=True):
+    """Items in groups, which no surface has by default."""
+
+    group: str | None = "genre"
+
+
 def promises() -> Iterator[Any]:
-    for algorithm in ALGORITHMS.values():
+    by_genre = replace(hierarchical_thompson.ALGORITHM, name="hierarchical_thompson_by_genre", config=ByGenre)
+    for algorithm in (*ALGORITHMS.values(), by_genre):
         for name, (function, needs, without) in CHECKS.items():
             if needs <= algorithm.traits and not without & algorithm.traits:
                 yield pytest.param(function, algorithm, id=f"{algorithm.name}-{name}")

@@ -101,6 +101,22 @@ def test_statistics_are_those_of_a_prefix_of_the_log() -> None:
         assert alone.statistics().examples == statistics.examples
 
 
+def test_a_batch_is_longer_where_it_changes_more_learners() -> None:
+    """What a learner costs a batch is paid seldom, however many surfaces share a partition."""
+    ports = Ports(CONFIGS)
+    for i in range(60):
+        ports.append(decision(WAIT if i % 2 else PLAIN, f"{UNIT}-{i}", EPOCH0), at=EPOCH0)
+        ports.append(decision(CONFIGS.add(surface(surface=f"shop-{i % 3}")), f"{UNIT}-shop-{i}", EPOCH0), at=EPOCH0)
+    shard = ports.shard(read_limit=10)
+    sizes, learned = [], []
+    while (report := shard.step()).records:
+        sizes.append(report.records)
+        learned.append(len(report.learned))
+    assert sizes[0] == 10
+    assert sizes[1] == 10 * learned[0] > 10
+    assert sum(sizes) == 120
+
+
 def test_what_statistics_gave_stays_as_it_was() -> None:
     ports = Ports(CONFIGS)
     ports.append(decision(PLAIN, f"{UNIT}-1", EPOCH0))

@@ -1,0 +1,230 @@
+"""`constrained_actor_critic`: torch, numpy and the draw agree; losses are their formulas; μ moves when it should only.
+
+What every algorithm that trains promises is in `tests/contracts`.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from policies import slate
+from policies.algorithm import Problem
+from policies.algorithms import constrained_actor_critic
+from policies.algorithms.constrained_actor_critic import ConstrainedActorCritic, network
+from policies.algorithms.constrained_actor_critic.config import roles
+from policies.errors import Rejected
+from policies.sequences import Transitions
+from policies.types import F32, F64, DrawSettings
+from policies.worlds.session_world import OBJECTIVES, SessionWorld
+
+WORLD = SessionWorld(3)
+PROBLEM = Problem(WORLD.encoder, dict(OBJECTIVES), {"watch": 0.05, "like": 0.0, "hate": 0.0}, WORLD.slots, history=20)
+CONFIG = ConstrainedActorCritic(attention=2, minibatch=32, replay=256)
+PARTS = roles(CONFIG, PROBLEM)
+
+
+def some_weights(config: ConstrainedActorCritic = CONFIG, seed: int = 0) -> dict[str, F32]:
+    rng = np.random.default_rng(seed)
+    made = network.initial(config, PROBLEM, len(PARTS))
+    return {name: (value + 0.3 * rng.normal(size=value.shape)).astype(np.float32) for name, value in made.items()}
+
+
+def lived(people: int = 20, steps: int = 5, seed: int = 1) -> Transitions:
+    return WORLD.simulate(WORLD.uniform, people, steps, seed)[1]
+
+
+def test_who_plays_which_part() -> None:
+    """The objective of largest weight is raised, all others kept; lower is better turns the sign."""
+    assert PARTS.names == ("watch", "like", "hate")
+    assert PARTS.signs.tolist() == [1, 1, -1]
+    chosen = roles(ConstrainedActorCritic(main="like", keep=["hate"], discounts={"hate": 0.1}), PROBLEM)
+    assert (chosen.names, chosen.places) == (("like", "hate"), (1, 2))
+    assert chosen.discounts.tolist() == [0.9, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [
+        ({"keep": ["like", "joy"]}, "$.keep[1]"),
+        ({"main": "joy"}, "$.main"),
+        ({"thresholds": {"joy": 1.0}}, "$.thresholds.joy"),
+        ({"keep": ["like"], "discounts": {"hate": 0.5}}, "$.discounts.hate"),
+        ({"mode": "lagrangian", "thresholds": {"watch": 1.0}}, "$.thresholds.watch"),
+    ],
+)
+def test_an_unknown_objective_is_named(options: dict[str, Any], at: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        roles(ConstrainedActorCritic(**options), PROBLEM)
+    assert caught.value.at == at
+
+
+def test_request_weights_are_held_within_bounds() -> None:
+    asked = np.array([0.05, 0.5, -5.0])  # hate's scale is 1 and lower is better: −5 asks for 5 times its policy
+    assert network.mixture(CONFIG, PARTS, asked).tolist() == [1.0, 0.5, 2.0]
+
+
+def test_torch_equals_numpy() -> None:
+    """Logits and values of both, with histories of every length; padding in front changes neither."""
+    from policies.algorithms.constrained_actor_critic.learner import Network
+
+    torch = pytest.importorskip("torch")
+    from gymnasium import spaces
+
+    w = some_weights()
+    shapes = network.shapes(CONFIG, PROBLEM, len(PARTS))
+    module = Network(
+        observation_space=spaces.Box(-1, 1, (1,)),
+        action_space=spaces.Discrete(2),
+        model_config={"shapes": shapes, "policies": len(PARTS)},
+    )
+    with torch.no_grad():
+        for name, value in w.items():
+            getattr(module, name).copy_(torch.from_numpy(value))
+    batch = lived()
+    assert (batch.lived.sum(axis=1) == 0).any()
+    context, items, history = (getattr(batch, name) for name in ("context", "candidates", "history"))
+    padded = np.concatenate([np.zeros_like(history[:, :7]), history], axis=1)
+    with torch.no_grad():
+        state = module.states(slice(0, 2 * len(PARTS)), torch.from_numpy(context), torch.from_numpy(padded))
+        z = module.logits(state[: len(PARTS)], torch.from_numpy(items)).numpy()
+        v = module.values(state[len(PARTS) :]).numpy()
+    wanted: F64 = network.logits(w, len(PARTS), *(a.astype(float) for a in (context, history, items)))
+    np.testing.assert_allclose(z, np.moveaxis(wanted, 0, 2), atol=1e-5 * np.abs(wanted).max())
+    values = network.values(w, len(PARTS), context.astype(float), history.astype(float))
+    np.testing.assert_allclose(v, values.T, atol=1e-5 * max(1.0, float(np.abs(values).max())))
+
+
+def test_the_losses_know_the_draws_own_conditionals() -> None:
+    """log π of a slot is what `slate.draw` says under head softmax without floor, masks, pins and gaps included."""
+    torch = pytest.importorskip("torch")
+    from policies.algorithms.constrained_actor_critic.losses import conditionals
+
+    rng = np.random.default_rng(5)
+    scores = (4 * rng.normal(size=(7, 1))).astype(np.float32)
+    allowed = np.ones(7, bool)
+    allowed[2] = False
+    masks = np.tile(allowed, (4, 1))
+    one = slate.draw(scores, 4, rng.random(4), DrawSettings("softmax", 0.0), masks=masks, pins={1: 2})
+    rows = np.append(one.items, -1)[None]  # a fifth slot that was never there
+    found = conditionals(
+        torch.from_numpy(scores)[None], torch.from_numpy(allowed)[None], torch.from_numpy(rows), torch.zeros(1)
+    )[0, :4, 0].exp()
+    np.testing.assert_allclose(found.numpy()[[0, 2, 3]], one.propensities[[0, 2, 3]], rtol=1e-5)
+    every = slate.draw(scores[:3], 3, rng.random(3), DrawSettings("softmax", 0.0))
+    found = conditionals(
+        torch.from_numpy(scores[:3])[None],
+        torch.ones(1, 3, dtype=bool),
+        torch.from_numpy(every.items)[None],
+        torch.zeros(1),
+    )
+    np.testing.assert_allclose(found[0, :, 0].exp().numpy(), every.propensities, rtol=1e-5)
+
+
+def test_stage_two_finds_its_closed_form() -> None:
+    """One state, one slot, rewards of a table: gradient steps on the loss reach π* ∝ π_like · exp(A/L) (Cai et al., eq. 8)."""
+    torch = pytest.importorskip("torch")
+    from policies.algorithms.constrained_actor_critic.losses import Outputs, Terms, losses
+
+    n = 4
+    aux = torch.tensor([0.4, -0.3, 0.1, 0.0])
+    reward = torch.tensor([0.0, 1.0, 0.3, -0.5])  # one slot: the advantage is δ = reward − V, V = 0 and shift-free
+    terms = Terms("two_stage", [0.0, 0.0], [1.0], clip=1e6, entropy=0.0)
+    batch = {
+        "present": torch.ones(n, 1),
+        "log_propensities": torch.full((n, 1), -float(np.log(n))),  # all actions once, logged uniformly
+        "scale": torch.ones(n, 2), "deviation": torch.ones(n, 2), "bound": torch.zeros(n, 2), "multiplier": torch.zeros(n, 2),
+        "rewards": torch.stack([reward, torch.zeros(n)], dim=1)[:, None],
+        "allowed": torch.ones(n, n, dtype=torch.bool),
+        "slate": torch.arange(n)[:, None],
+        "log_left_out": torch.zeros(n),
+    }  # fmt: skip
+    main = torch.zeros(n, requires_grad=True)
+    optimiser = torch.optim.Adam([main], lr=0.1)
+    for _ in range(150):
+        z = torch.stack([main.expand(n, n), aux.expand(n, n)], dim=2)
+        loss, _ = losses(terms, Outputs(z, torch.zeros(n, 2), torch.zeros(n, 2)), batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    wanted = torch.softmax(aux + reward, dim=0)
+    np.testing.assert_allclose(torch.softmax(main.detach(), dim=0).numpy(), wanted.numpy(), atol=2e-3)
+
+
+def held_to(threshold: float, mode: str = "lagrangian") -> ConstrainedActorCritic:
+    return with_options(CONFIG, mode=mode, thresholds={"hate": threshold}, minibatch=10**6, multiplier_max=2.0)
+
+
+def with_options(config: ConstrainedActorCritic, **changes: Any) -> ConstrainedActorCritic:
+
+    return msgspec.structs.replace(config, **changes)
+
+
+def test_multipliers_move_only_when_the_interval_excludes_the_threshold() -> None:
+    """A threshold at the mean leaves μ alone, one that is violated raises it to its bound and is said to be infeasible."""
+    batch = lived(60, 5)
+    mean = float(batch.rewards[:, :, 2].sum(axis=1).mean())
+    calm = constrained_actor_critic.trainer(held_to(mean * 1.01), PROBLEM)
+    said = calm.train(batch)
+    assert said["multiplier_hate"] == 0
+    assert said["value_hate"] == pytest.approx(mean, rel=1e-3)
+    strict = constrained_actor_critic.trainer(held_to(mean / 20), PROBLEM)
+    first = strict.train(batch)["multiplier_hate"]
+    assert first > 0
+    for _ in range(60):
+        said = strict.train(batch)
+    assert said["multiplier_hate"] == 2.0
+    assert said["infeasible_hate"] == 1.0
+    loose = constrained_actor_critic.trainer(held_to(mean * 20), PROBLEM)
+    loose.load(strict.arrays())
+    assert loose.train(batch)["multiplier_hate"] < 2.0
+
+
+def test_weights_of_slates_are_ratios_of_the_draw() -> None:
+    """π_1/β of a whole slate under the network's own policy is one, when that policy made the log."""
+    from policies.algorithms.constrained_actor_critic.training import slate_weights
+
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(30, 6))
+    drawn = [
+        slate.draw(z[i].astype(np.float32)[:, None], 3, rng.random(3), DrawSettings("softmax", 0.0)) for i in range(30)
+    ]
+    held = {
+        "allowed": np.ones((30, 6), bool),
+        "slate": np.stack([one.items for one in drawn]),
+        "log_propensities": np.log([one.propensities for one in drawn]),
+        "present": np.ones((30, 3)),
+    }
+    np.testing.assert_allclose(slate_weights(z, held), 1, rtol=1e-5)
+    np.testing.assert_allclose(slate_weights(z, {**held, "log_propensities": held["log_propensities"] - 9.0}), 20)
+
+
+def test_more_than_the_replay_holds() -> None:
+    """The ring keeps the newest, in order, and goes on the same after its arrays were loaded."""
+    from policies.replay import Replay
+
+    ring = Replay(5, frozenset({"h"}))
+    ring.add({"x": np.arange(3.0), "h": np.ones((3, 2, 1))})
+    ring.add({"x": np.arange(3.0, 11.0), "h": np.full((8, 3, 1), 2.0)})
+    assert ring.newest(9)["x"].tolist() == [6, 7, 8, 9, 10]
+    ring.add({"x": np.array([11.0]), "h": np.full((1, 1, 1), 3.0)})
+    assert ring.newest(1)["h"][0, :, 0].tolist() == [0, 0, 3.0]  # padded in front
+    other = Replay(5, frozenset({"h"}))
+    other.load(ring.arrays())
+    for each in (ring, other):
+        each.add({"x": np.array([12.0, 13.0]), "h": np.zeros((2, 3, 1))})
+    assert np.array_equal(ring.rows(np.arange(5))["x"], other.rows(np.arange(5))["x"])
+    assert other.newest(5)["x"].tolist() == [9, 10, 11, 12, 13]
+
+
+def test_one_bad_transition_is_refused_and_the_rest_is_learned_from() -> None:
+    trainer = constrained_actor_critic.trainer(CONFIG, PROBLEM)
+    batch = lived()
+    rewards = batch.rewards.copy()
+    rewards[3, 0, 0] = np.inf
+    said = trainer.train(replace(batch, rewards=rewards))
+    assert said["refused_transitions"] == 1
+    assert said["replay"] == len(batch) - 1
+    assert said["updates"] >= 1
