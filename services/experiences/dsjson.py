@@ -5,6 +5,7 @@ own service writes them
 
 _multi    every candidate in the order the draw saw them; features where the record has them: of all candidates when the
           decision was sampled or its features came inline, else of those shown
+_inc      of a slot that was pinned: the one candidate it could show
 _a, _p    the candidate drawn and its conditional propensity; behind it the other candidates with theirs, when sampled
 cost      minus the reward of one objective (plus, where less is better), not scaled; 0 for a slot nobody saw
 """
@@ -43,7 +44,10 @@ def _event(row: Row, columns: Columns, costs: Sequence[float]) -> dict[str, Any]
         "c": {
             "Context": _named(context, row["context"]),
             "_multi": [{"Item": {"id": item, **_named(items, features.get(item, ()))}} for item in candidates],
-            "_slots": [{"_id": name} for name in names],
+            "_slots": [
+                {"_id": name, "_inc": [place[item]]} if pinned else {"_id": name}
+                for name, item, pinned in zip(names, row["slate"], row["pinned"], strict=True)
+            ],
         },
         "_outcomes": [
             {"_label_cost": value, "_id": name, "_a": drawn, "_p": shares, "_o": []}

@@ -72,7 +72,11 @@ class HillstromRows:
 
 def hillstrom_rows(file: Path) -> HillstromRows:
     with file.open(newline="") as opened:
-        rows = list(csv.DictReader(opened))
+        return hillstrom_rows_of(list(csv.DictReader(opened)))
+
+
+def hillstrom_rows_of(rows: list[dict[str, str]]) -> HillstromRows:
+    """Of rows that were read. Raises KeyError, ValueError for a row that is none."""
     zips, channels = ("Rural", "Surburban", "Urban"), ("Multichannel", "Phone", "Web")  # spelled as in the data
     numbers = np.array(
         [
@@ -96,7 +100,10 @@ def hillstrom_rows(file: Path) -> HillstromRows:
 
 def hillstrom(file: Path) -> Logged:
     """The whole campaign as one-slot decisions."""
-    read = hillstrom_rows(file)
+    return hillstrom_of(hillstrom_rows(file))
+
+
+def hillstrom_of(read: HillstromRows) -> Logged:
     n = len(read.rows)
     surface = {
         "surface": "hillstrom",
@@ -153,10 +160,18 @@ def hillstrom(file: Path) -> Logged:
 
 def obd(log_file: Path, items_file: Path, behaviour: str, campaign: str) -> Logged:
     """One of the six logs of 10,000 impressions. A unit is a profile (the four hashed user features): the data has no user id."""
-    with items_file.open(newline="") as opened:
-        catalogue = sorted(csv.DictReader(opened), key=lambda r: int(r["item_id"]))
     with log_file.open(newline="") as opened:
-        rows = list(csv.DictReader(opened))
+        return obd_of(list(csv.DictReader(opened)), obd_items(items_file), behaviour, campaign)
+
+
+def obd_items(items_file: Path) -> list[dict[str, str]]:
+    """Rows of `item_context.csv`, in the order of their ids."""
+    with items_file.open(newline="") as opened:
+        return sorted(csv.DictReader(opened), key=lambda r: int(r["item_id"]))
+
+
+def obd_of(rows: list[dict[str, str]], catalogue: list[dict[str, str]], behaviour: str, campaign: str) -> Logged:
+    """The log of rows that were read. Raises KeyError, ValueError, IndexError for a row that is none."""
     numbers = [float(r["item_feature_0"]) for r in catalogue]
     users = [f"user_feature_{i}" for i in range(4)]
     item_categories = [f"item_feature_{i}" for i in (1, 2, 3)]

@@ -1,0 +1,269 @@
+"""Our own log as logged decisions: settled rows of Parquet files, or of the log of a data folder, settled once more in memory.
+
+Features are those of the row: the context and the slate's items always, all candidates when the decision was sampled or brought
+features with it. For the others the catalogue of the data folder says them, as long as no candidate was written since; what
+the row says of the items shown must agree with it.
+
+Set aside, and counted:
+
+    no_slots            nothing was shown
+    candidates_dropped  the record was too large to name them
+    never_shown         prefetched, and nobody saw it
+    features_unknown    a target that reads features, and candidates of which the log has only ids
+    features_changed    the catalogue has been written since
+    rules_unknown       fewer candidates were left than the record explains: masks acted, and only samples hold them
+    and those of `decisions.sound`
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from policies.errors import Rejected
+from policies.features import Encoder
+from policies.types import F32, F64, I64, DrawSettings, Mask
+from services.evaluation.decisions import Log, LoggedDecision, Rejections, no_features, sound
+from services.scoring.catalogue import KIND, Catalogue
+from streaming.ports import State
+
+Row = Mapping[str, Any]
+LATER = float("inf")
+
+
+@dataclass
+class Columns:
+    """Where the columns of a target's encoding stand in the encoding of a surface version: by name."""
+
+    context: I64
+    items: I64
+
+    @classmethod
+    def of(cls, wanted: Encoder, context: list[str], items: list[str]) -> "Columns":
+        """Raises Rejected for a column that the log has not."""
+        places = []
+        for side, names, there in (("context", wanted.context_names, context), ("items", wanted.item_names, items)):
+            at = {name: place for place, name in enumerate(there)}
+            for name in names:
+                if name not in at:
+                    raise Rejected(
+                        f"The log was encoded without the column {name!r}: a policy is evaluated on features it had then",
+                        at=f"$.features.{side}.{name}",
+                        code="unknown_feature",
+                    )
+            places.append(np.array([at[name] for name in names], np.int64))
+        return cls(*places)
+
+
+class KnownItems:
+    """The catalogue as the state record has it now, and when each item was last written."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self.catalogue = Catalogue()
+        self.written: dict[str, int] = {}
+        seen = 0
+        while entries := state.read(seen):
+            self.catalogue.apply(self.catalogue.prepare(entries), now)
+            self.written |= {entry.key: entry.version for entry in entries if entry.kind == KIND}
+            seen = entries[-1].version
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+    def rows(self, candidates: list[str], version: int) -> I64 | None:
+        """Rows of a decision's candidates in the catalogue's matrices; None when any was written after `version`."""
+        if any(self.written.get(item, 0) > version for item in candidates):
+            return None
+        return self.catalogue.rows(candidates)
+
+
+@dataclass
+class Reader:
+    """Rows to decisions of one surface. `encoder`: the target's; None: that of the surface version."""
+
+    versions: Any
+    rejected: Rejections
+    encoder: Encoder | None
+    needs_features: bool
+    items: KnownItems | None = None
+    without_features: int = 0
+    modes: dict[str, int] = field(default_factory=dict)
+    _columns: dict[str, Columns] = field(default_factory=dict)
+    _encoders: dict[str, Encoder] = field(default_factory=dict)
+
+    def read(self, row: Row) -> LoggedDecision | None:
+        where = f"decision {row['decision_id']}"
+        one = self._decision(row, where)
+        reason = one if isinstance(one, str) else sound(one)
+        if reason:
+            self.rejected.add(reason, where)
+            return None
+        assert isinstance(one, LoggedDecision)
+        self.modes[row["mode"]] = self.modes.get(row["mode"], 0) + 1
+        return one
+
+    def _decision(self, row: Row, where: str) -> LoggedDecision | str:
+        if not row["slate"]:
+            return "no_slots"
+        if row["dropped"] or not row["candidates"]:
+            return "candidates_dropped"
+        if row["deferred"] and not any(row["viewed"]):
+            return "never_shown"
+        rows, pinned = np.array(row["candidate_rows"], np.int64), np.array(row["pinned"], bool)
+        n = len(row["candidates"])
+        if len(rows) != len(row["slate"]) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n:
+            return "bad_slate"
+        boosts, masks = _array(row["boosts"], np.float64), _array(row["masks"], np.bool_)
+        if masks is None and not _explained(row["remaining"], n, pinned, row["pins"]):
+            return "rules_unknown"
+        known = self._features(row)
+        if self.needs_features and isinstance(known, str):
+            self.without_features += known == "features_unknown"
+            return known
+        context, items = (None, None) if isinstance(known, str) else known
+        version = self.versions.of(row)
+        names = list(version.surface.objectives)
+        k = len(row["slate"])
+        full = row["distributions"]
+        if full is None and row["policy"] == "uniform" and masks is None:
+            full = uniform_over(rows, n, pinned)
+        return LoggedDecision(
+            decision_id=row["decision_id"],
+            unit=row["unit"],
+            at=row["decided_at"].timestamp(),
+            candidates=row["candidates"],
+            slots=np.array(row["slots"], np.int64),
+            rows=rows,
+            propensities=np.array(row["propensities"], float),
+            rewards=np.column_stack([row["rewards"][name] for name in names]) if names else np.zeros((k, 0)),
+            pinned=pinned,
+            present=np.array(row["present"], bool),
+            context=context,
+            items=items,
+            distributions=None if full is None else np.array(full, float).reshape(k, n),
+            greedy=np.array(row["greedy"], np.int64),
+            settings=DrawSettings(row["head"], row["epsilon"], row["max_share"], row["temperature"]),
+            boosts=boosts,
+            masks=masks,
+            weights=row["weights"],
+            slot_weight=row["weight"],
+            policy=row["policy"],
+            remaining=np.array(row["remaining"], np.int64),
+            place=(row["log_partition"], row["log_offset"]),
+        )
+
+    def _features(self, row: Row) -> tuple[F32, F32 | Callable[[], F32]] | str:
+        version = self.versions.of(row)
+        config = row["config"]
+        if config not in self._columns:
+            own = self._encoders[config] = Encoder(version.surface.features)
+            if self.encoder is None:
+                self.encoder = own
+            self._columns[config] = Columns.of(self.encoder, list(version.context), list(version.items))
+        columns, own = self._columns[config], self._encoders[config]
+        assert self.encoder is not None  # set above
+        context = np.array(row["context"], np.float32)
+        if len(context) != own.context_size:
+            return "features_unknown"
+        context = context[columns.context]
+        n = len(row["candidates"])
+        if not len(columns.items):
+            return context, np.zeros((n, 0), np.float32)
+        if row["candidate_features"] is not None:
+            items = np.array(row["candidate_features"], np.float32).reshape(n, -1)
+            return (context, items[:, columns.items]) if items.shape[1] == own.item_size else "features_unknown"
+        if self.items is None or not len(self.items):
+            return "features_unknown"
+        places = self.items.rows(row["candidates"], row["catalogue"])
+        if places is None:
+            return "features_changed"
+        for encoder in (self.encoder, own):
+            self.items.catalogue.attach(encoder)
+        matrix = self.items.catalogue.matrix
+        shown = matrix(own.schema)[places[row["candidate_rows"]]]
+        if not np.array_equal(shown, np.array(row["features"], np.float32).reshape(shown.shape)):
+            return "features_changed"
+        return context, lambda: matrix(self.encoder.schema)[places]
+
+
+def read_experiences(
+    rows: Iterator[Row],
+    versions: Any,
+    *,
+    name: str,
+    encoder: Encoder | None = None,
+    needs_features: bool = False,
+    items: KnownItems | None = None,
+    sampled: bool = False,
+) -> Log:
+    """Rows of one surface. `needs_features`: the target reads them; `sampled`: only decisions logged with all the draw read.
+
+    Raises Rejected for rows of several surfaces, of objectives that differ, and where a target that reads features meets
+    decisions that have none.
+    """
+    rejected, seen = Rejections(), 0
+    reader = Reader(versions, rejected, encoder, needs_features, items)
+    surface = objectives = None
+    decisions = []
+    ranges: dict[str, tuple[float, float]] = {}
+    unsampled = 0
+    for row in rows:
+        seen += 1
+        if surface is not None and row["surface"] != surface:
+            raise Rejected(
+                f"The log has decisions of {surface} and of {row['surface']}", at="--surface", code="several_surfaces"
+            )
+        surface = row["surface"]
+        if sampled and row["sample_rate"] is None:
+            unsampled += 1
+            continue
+        said = versions.of(row).surface.objectives
+        if objectives is not None and tuple(said) != objectives:
+            raise Rejected(
+                f"The objectives changed from {', '.join(objectives)} to {', '.join(said)}",
+                at="--since",
+                code="objectives_changed",
+            )
+        objectives = tuple(said)
+        ranges |= {name: one.range for name, one in said.items() if one.range is not None}
+        one = reader.read(row)
+        if one is not None:
+            decisions.append(one)
+    if reader.without_features:
+        raise no_features(reader.without_features, seen)
+    decisions.sort(key=lambda one: one.at)
+    notes = [f"{n} decisions of mode {mode}" for mode, n in sorted(reader.modes.items())]
+    if unsampled:
+        notes.append(f"{unsampled} decisions that were not sampled left out: a random part, by --sampled")
+    return Log("experiences", surface or name, decisions, rejected, objectives or (), ranges, reader.encoder, notes)
+
+
+def uniform_over(rows: I64, n: int, pinned: Mask) -> F64:
+    """(k, n): every candidate that is left and pinned nowhere equally likely; a pin certain."""
+    out = np.zeros((len(rows), n))
+    free = np.ones(n, bool)
+    free[rows[pinned]] = False
+    for t, row in enumerate(rows.tolist()):
+        if pinned[t]:
+            out[t, row] = 1.0
+        else:
+            out[t, free] = 1.0 / max(1, int(free.sum()))
+            free[row] = False
+    return out
+
+
+def _explained(remaining: list[int], n: int, pinned: Mask, pins: Any) -> bool:
+    """Whether as many candidates were left at every slot as without masks."""
+    left = n - int(pinned.sum())
+    for count, pin in zip(remaining, pinned.tolist(), strict=True):
+        if pin:
+            continue
+        if count != left:
+            return False
+        left -= 1
+    return True
+
+
+def _array(values: Any, kind: type[np.generic]) -> Any:
+    return None if values is None else np.array(values, kind)
