@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from policies.errors import Corrupt, Unavailable
@@ -53,6 +54,7 @@ class Retaining:
         self.bundles: Guarded = self._retention.bundles
         self._trimmed = open_trimmed(settings)
         self._uploads = open_uploads(settings)
+        self.training: Mapping[int, float] = {}  # partition → time on the log from which trainers need it, as they say
         self._over = threading.Event()
         self._turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
@@ -139,11 +141,14 @@ class Retaining:
         return newest.rebuild_from if newest is not None and newest.log == log_identity else 0
 
     def _settling_from(self, partition: int, open_seconds: float) -> float:
-        """Append time from which the settling process still reads: what it has settled waits for a file, or may be told more."""
-        if not self._settings.experiences or not self._settings.settling_path(partition).exists():
-            return time.time()
-        _, clock = open_settlements(self._settings, partition).reached()
-        return clock - open_seconds
+        """Append time from which those who settle still read: what they have settled waits for a file or a trainer, or may be
+        told more. Where trainers have not said how far they are since the start, nothing goes."""
+        clocks = [time.time() + open_seconds]
+        if self._settings.experiences and self._settings.settling_path(partition).exists():
+            clocks.append(open_settlements(self._settings, partition).reached()[1])
+        if self._settings.training_settled_path(partition).exists():
+            clocks.append(self.training.get(partition, 0.0))
+        return min(clocks) - open_seconds
 
 
 def headroom(events: Log, partition: int, offset: int, now: float, kept_seconds: float) -> float:

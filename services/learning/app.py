@@ -264,6 +264,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
         while not stop.is_set() and not (wanted == "auto" and not derives and derived_is_read(configs)):
             _turn(learning, engine, stop)
             learning.taught(training.report(telemetry))
+            retaining.training = training.needed
             if time.monotonic() >= next_look:
                 stay(state, epoch)
                 retaining.report(telemetry)

@@ -13,7 +13,7 @@ from services.telemetry import Telemetry
 log = logging.getLogger("slatewise.training")
 IDLE_SECONDS = 0.05
 AWAY_SECONDS = 1.0
-STOP_SECONDS = 60.0  # for the turn it is in, and the last checkpoint
+STOP_SECONDS = 15.0  # for the turn it is in, and the last checkpoint
 
 
 class Beside:
@@ -25,6 +25,7 @@ class Beside:
         self._turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
         self.failed = ""  # why there will be no more turns
+        self.needed: dict[int, float] = {}  # partition → time on the log from which its records are needed, as last heard
 
     def start(self) -> None:
         self._thread.start()
@@ -41,6 +42,7 @@ class Beside:
         while not self._turns.empty():
             turn = self._turns.get()
             taught += turn.taught
+            self.needed |= turn.needed
             tell(turn, telemetry)
         telemetry.set("train_failed", value=float(bool(self.failed)))
         return taught
@@ -52,13 +54,14 @@ class Beside:
                 self._over.wait(self._turn(course))
             course.close()
         except Rejected as error:
-            if error.code != "fenced":
-                raise
-            self.failed = "another learning service has taken over"
-            log.warning(self.failed, extra={"why": str(error)})
+            self.failed = str(error)  # another learning service has taken over, or the configuration cannot be trained
+            log.error("training stopped", extra={"error": str(error)})
         except (Corrupt, Unavailable) as error:  # what it had not made durable is trained again at the next start
             self.failed = str(error)
             log.error("training stopped", extra={"error": str(error)})
+        except Exception as error:  # such as a library that is not installed: all else goes on, the last bundle serves
+            self.failed = f"{type(error).__name__}: {error}"
+            log.exception("training stopped")
 
     def _turn(self, course: Course) -> float:
         """One turn; how long to wait before the next."""

@@ -8,6 +8,7 @@ the settling process may or may not run beside.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,13 +46,15 @@ class Taught:
 
 @dataclass(slots=True)
 class Turn:
-    """What a turn did. `stopped`: partition → why its settler goes no further."""
+    """What a turn did. `stopped`: partition → why its settler goes no further; `needed`: partition → time on the log from
+    which settled decisions are still trained from, once a minute."""
 
     trained: list[TrainReport] = field(default_factory=list)
     settled: list[SettleReport] = field(default_factory=list)
     taught: list[Taught] = field(default_factory=list)
     lag_rows: dict[int, int] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)
+    needed: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
     again: int = 0  # entries applied again after a start
 
@@ -86,6 +89,9 @@ class Course:
             self._next_follow = started + FOLLOW_SECONDS
         turn = Turn()
         if not self._wanted():
+            if started >= self._next_trim:  # what trainers that are configured no more had not come to is not kept for them
+                self._next_trim = started + TRIM_SECONDS
+                turn.needed = dict.fromkeys(range(open_log(self._settings).partitions), math.inf)
             return turn
         training = self._training or self._begin()
         turn.again = training.recover()
@@ -103,6 +109,7 @@ class Course:
         if self._clock() >= self._next_trim:
             self._next_trim = self._clock() + TRIM_SECONDS
             self._trim(training, now - self._settings.retention_seconds)
+            turn.needed = self._needed(training)
         return turn
 
     def close(self) -> None:
@@ -174,6 +181,15 @@ class Course:
             training.checkpoint()
             took = self._clock() - started
             self._next_checkpoint = started + max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * took)
+
+    def _needed(self, training: Training) -> dict[int, float]:
+        """A row's record came at most one horizon before it was due."""
+        needed = training.needed()
+        since = {}
+        for outbox, settled in zip(self._outboxes, self._trimmed, strict=True):
+            rows = outbox.rows(needed[outbox.partition], 1)
+            since[outbox.partition] = rows[0][1].due if rows else settled.reached()[1]
+        return since
 
     def _trim(self, training: Training, before: float) -> None:
         """Rows that no checkpoint needs, and older than the log's retention: their records are gone by then."""
