@@ -99,7 +99,9 @@ class Algorithm:
     trainer    (config, problem) → Trainer, for algorithms that do not merge; None for all others
     manager    (config, problem) → ONNX model of a second graph in the same bundle, over the same arrays: any of context, history,
                history_rows and weights → `goal_logits` f32[g]. The goal drawn of them is the input `goal` of `graph`: f32[g], 1 at
-               the goal, all 0 the neutral one. None: no goals
+               the goal, all 0 the neutral one. Its Config says how many decisions a goal is kept for: `goal_steps`, 0 = the
+               session. None: no goals
+    manage     (config, problem, published arrays, inputs) → goal logits (g,) in plain numpy: what the manager must equal
     inputs     names out of the fixed vocabulary that the graph reads (context, items, item_rows, weights …). `group_rows` i64[n]:
                the row of each item's group, −1 = none known; `item_keys` i64[n]: the item's hash, so that draws of items nobody
                has seen differ. `history` f32[h, d],
@@ -119,5 +121,6 @@ class Algorithm:
     carry: Callable[[Any, Problem, Arrays, Sequence[Addend], float], Arrays] | None = None
     trainer: Callable[[Any, Problem], Trainer] | None = None
     manager: Callable[[Any, Problem], "ModelProto"] | None = None
+    manage: Callable[[Any, Problem, Arrays, dict[str, F32]], F32] | None = None
     shaping: tuple[str, ...] = ()
     traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws, epochs

@@ -47,6 +47,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights          default objective weights; their order is that of the input `weights`
     fresh            `accepted_at` of feedback that is in this bundle for the first time
     probes           name → hash of the probe query's inputs, and `scores`: what the learner computed
+    manager          hash of the second graph, of algorithms that have goals; left out otherwise
     temperature      of the draw, where the publish found it; left out otherwise, so that older manifests keep their names
     """
 
@@ -74,16 +75,21 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fresh: list[float]
     probes: dict[str, str]
     temperature: float | UnsetType = UNSET
+    manager: str | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A manifest and what it names. `probes` holds the probe query's inputs and, as `scores`, what they must give."""
+    """A manifest and what it names. `probes` holds the probe query's inputs and, as `scores`, what they must give.
+
+    With a manager, a second graph over the same arrays, also its inputs and, as `goal_logits`, what they must give.
+    """
 
     manifest: Manifest
     graph: bytes
     arrays: Arrays
     probes: Arrays
+    manager: bytes = b""
 
 
 def digest(data: bytes) -> str:
@@ -110,8 +116,9 @@ def build(
     tenant: str = "default",
     fresh: list[float] | None = None,
     graph: bytes | None = None,
+    manager: bytes | None = None,
 ) -> Bundle:
-    """The bundle of one publish, its probes scored. `graph` saves building the graph again when it was built before.
+    """The bundle of one publish, its probes scored. `graph` and `manager` save building graphs that were built before.
 
     Raises Corrupt('probe') when the graph and the algorithm's reference disagree, Corrupt('nonfinite').
     """
@@ -129,6 +136,13 @@ def build(
         "graph and reference differ",
     )
     probes: Arrays = {**query, "scores": expected}
+    if algorithm.manager is not None and algorithm.manage is not None:
+        manager = manager or algorithm.manager(config, problem).SerializeToString()
+        query_goal = probe(problem, graphs.requested(manager), arrays)
+        logits = score(manager, arrays, query_goal)
+        wanted = algorithm.manage(config, problem, arrays, cast(dict[str, F32], query_goal))
+        _agree(logits, wanted, arrays, "manager and reference differ")
+        probes |= {**query_goal, "goal_logits": logits}
     manifest = Manifest(
         tenant=tenant,
         surface=surface,
@@ -152,8 +166,9 @@ def build(
         fresh=(fresh or [])[:FRESH],
         probes={name: digest(_npy(array)) for name, array in probes.items()},
         temperature=UNSET if published.temperature is None else published.temperature,
+        manager=digest(manager) if manager else UNSET,
     )
-    return Bundle(msgspec.structs.replace(manifest, bundle=_name(manifest)), graph, arrays, probes)
+    return Bundle(msgspec.structs.replace(manifest, bundle=_name(manifest)), graph, arrays, probes, manager or b"")
 
 
 def probe(problem: Problem, inputs: Mapping[str, graphs.Shape], arrays: Arrays) -> Arrays:
@@ -207,6 +222,8 @@ def item_inputs(arrays: Mapping[str, NDArray[np.generic]], items: F32, hashes: N
 def files(bundle: Bundle) -> dict[str, bytes]:
     """File name → content, the manifest last: who writes in this order never shows a bundle with parts missing."""
     made = {f"graphs/{bundle.manifest.graph}.onnx": bundle.graph}
+    if bundle.manifest.manager is not UNSET:
+        made[f"graphs/{bundle.manifest.manager}.onnx"] = bundle.manager
     for name, array in bundle.arrays.items():
         made[f"arrays/{bundle.manifest.arrays[name]}.npy"] = _npy(array)
     for name, array in bundle.probes.items():
@@ -246,7 +263,9 @@ def read(bundle: str, get: Callable[[str], bytes]) -> Bundle:
         return {name: _array(checked(f"arrays/{wanted}.npy", wanted)) for name, wanted in names.items()}
 
     graph = checked(f"graphs/{manifest.graph}.onnx", manifest.graph)
-    return Bundle(manifest, graph, arrays(manifest.arrays), arrays(manifest.probes))
+    named = manifest.manager
+    manager = b"" if named is UNSET else checked(f"graphs/{named}.onnx", named)
+    return Bundle(manifest, graph, arrays(manifest.arrays), arrays(manifest.probes), manager)
 
 
 def verify(bundle: Bundle, *, schema: str, score: Score, algorithm: str | None = None) -> None:
@@ -264,6 +283,9 @@ def verify(bundle: Bundle, *, schema: str, score: Score, algorithm: str | None =
         raise Corrupt("format", f"format {manifest.format}, algorithm {manifest.algorithm}")
     contents = {"graph": digest(bundle.graph)}
     named = {"graph": manifest.graph}
+    if bundle.manager or manifest.manager is not UNSET:
+        contents["manager"] = digest(bundle.manager)
+        named["manager"] = "" if manifest.manager is UNSET else manifest.manager
     for part, held, wanted in (("arrays", bundle.arrays, manifest.arrays), ("probes", bundle.probes, manifest.probes)):
         contents |= {f"{part}/{name}": digest(_npy(array)) for name, array in held.items()}
         named |= {f"{part}/{name}": wanted_hash for name, wanted_hash in wanted.items()}
@@ -275,13 +297,19 @@ def verify(bundle: Bundle, *, schema: str, score: Score, algorithm: str | None =
     if manifest.schema != schema:
         raise Corrupt("schema", f"made for {manifest.schema}, this surface has {schema}")
     _finite(bundle.arrays)
-    query = {name: array for name, array in bundle.probes.items() if name != "scores"}
+    query = {name: array for name, array in bundle.probes.items() if name not in ("scores", "goal_logits")}
     try:
         scores = score(bundle.graph, bundle.arrays, query)
+        logits = score(bundle.manager, bundle.arrays, query) if bundle.manager else None
     except Exception as error:  # noqa: BLE001 - a graph can fail in any of the runtime's ways; all mean the same here
         raise Corrupt("format", f"the graph does not run: {error}") from None
     _finite({"scores": scores})
     _agree(scores, bundle.probes["scores"], bundle.arrays, "the graph does not give what the learner computed")
+    if logits is not None:
+        _finite({"goal_logits": logits})
+        _agree(
+            logits, bundle.probes["goal_logits"], bundle.arrays, "the manager does not give what the learner computed"
+        )
     if manifest.draws > 1 and spread(scores) < ENTROPY_NATS:
         raise Corrupt("entropy", "the posterior draws no longer differ")
 

@@ -30,8 +30,9 @@ def model(
     changing: Arrays | None = None,
     shapes: Mapping[str, Shape] | None = None,
     constants: Arrays | None = None,
+    output: str = "scores",
 ) -> "ModelProto":
-    """ONNX model with one output `scores` f32[n, m].
+    """ONNX model with one output: `scores` f32[n, m], or that of a manager, `goal_logits` f32[g].
 
     inputs    name → shape of what a request brings (float32, rows int64)
     changing  arrays replaced at a publish, with what they hold until then; `shapes` names their free dimensions
@@ -43,7 +44,8 @@ def model(
         helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(a.dtype), list(shapes.get(i, a.shape)))
         for i, a in changing.items()
     ]
-    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", "m"])
+    made_of = ["n", "m"] if output == "scores" else ["g"]
+    scores = helper.make_tensor_value_info(output, TensorProto.FLOAT, made_of)
     graph = helper.make_graph(
         list(nodes),
         name,

@@ -14,8 +14,11 @@ class Trainer(Protocol):
     """
 
     def train(self, batch: Transitions) -> dict[str, float]:
-        """Take new transitions and learn; metrics by name (losses, clipped_share, skipped …). A loss that is not finite
-        changes nothing and is counted `skipped`."""
+        """Take new transitions and learn; metrics by name, as they stand after the call (losses, clipped_share …).
+
+        A loss that is not finite changes nothing and is counted: `skipped` is the number of updates it happened to since the
+        beginning. `multiplier_<objective>` is a constraint's. A trainer that holds processes has a `close()` too.
+        """
 
     def arrays(self) -> Arrays: ...
 

@@ -70,9 +70,8 @@ METRICS = {
     "train_steps_total": Metric("counter", ("surface", "policy"), "Calls of a trainer"),
     "train_transitions_total": Metric("counter", ("surface", "policy"), "Transitions a trainer was given"),
     "train_rows_per_second": Metric("gauge", (), "Settled decisions trained from, in the last busy turn"),
-    "train_skipped_total": Metric("counter", ("surface", "policy"), "Updates whose loss was not finite"),
     "train_metric_value": Metric(
-        "gauge", ("surface", "policy", "name"), "Losses and the like, as the trainer says them"
+        "gauge", ("surface", "policy", "name"), "As the trainer says it: losses, updates skipped …"
     ),
     "train_lag_rows": Metric("gauge", ("partition",), "Settled decisions not yet trained from"),
     "train_stopped": Metric("gauge", ("surface", "policy"), "1: a trainer has failed, its last bundle serves"),

@@ -205,5 +205,7 @@ def _names(bundle: str, store: Bundles) -> Iterator[str]:
     manifest: Manifest = read_manifest(bundle, store.get)
     yield manifest_file(bundle)
     yield f"graphs/{manifest.graph}.onnx"
+    if isinstance(manifest.manager, str):
+        yield f"graphs/{manifest.manager}.onnx"
     for part in (manifest.arrays, manifest.probes):
         yield from (f"arrays/{wanted}.npy" for wanted in part.values())

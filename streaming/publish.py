@@ -47,6 +47,7 @@ class Publisher:
         self._last: dict[str, bundling.Manifest] = {}
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="publish")
         self._graphs: dict[tuple[str, str], bytes] = {}  # (learner key, configuration) → graph
+        self._managers: dict[tuple[str, str], bytes] = {}  # … of goals, of algorithms that have any
 
     def last(self, policy: CompiledPolicy) -> bundling.Manifest | None:
         """What the policy's pointer names, by this publisher or by one before it; None when nothing that can be read."""
@@ -134,8 +135,10 @@ class Publisher:
             fresh=list(fresh),
             score=score,
             graph=self._graphs.get((policy.key, config_hash)),
+            manager=self._managers.get((policy.key, config_hash)),
         )
         self._graphs[policy.key, config_hash] = made.graph
+        self._managers[policy.key, config_hash] = made.manager
         bundling.verify(made, schema=policy.problem.encoder.schema, algorithm=algorithm.name, score=score)
         return made
 

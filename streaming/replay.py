@@ -53,6 +53,11 @@ def _scores(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
         inputs |= item_inputs(bundle.arrays, items, item_hashes(decision.candidates))
     if "history_rows" in wanted:
         inputs["history_rows"] = item_rows(bundle.arrays, item_hashes(decision.history_items))
+    if "goal" in wanted:
+        made = np.zeros_like(bundle.probes["goal"])
+        if decision.goal is not None and 0 <= decision.goal.id < len(made):
+            made[decision.goal.id] = 1.0
+        inputs["goal"] = made
     if "weights" in wanted:
         weights = decision.weights or bundle.manifest.weights
         inputs["weights"] = np.array([weights[name] for name in bundle.manifest.weights], np.float32)

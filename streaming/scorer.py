@@ -21,14 +21,15 @@ QUIET = 3  # errors only: onnxruntime warns that initialisers are also inputs, w
 class BoundScorer:
     """A graph with the arrays of one bundle: immutable, so a request keeps the one it started with."""
 
-    __slots__ = ("_arrays", "_run", "inputs")
+    __slots__ = ("_arrays", "_outputs", "_run", "inputs")
 
-    def __init__(self, run: Any, inputs: tuple[str, ...], arrays: Arrays) -> None:
-        self._run, self.inputs, self._arrays = run, inputs, arrays
+    def __init__(self, run: Any, inputs: tuple[str, ...], outputs: list[str], arrays: Arrays) -> None:
+        self._run, self.inputs, self._outputs, self._arrays = run, inputs, outputs, arrays
 
     def scores(self, inputs: Mapping[str, F32]) -> F32:
-        """(n, m), contiguous. Inputs the graph does not know are left out; KeyError when one is missing."""
-        found: F32 = self._run(["scores"], {name: inputs[name] for name in self.inputs} | self._arrays)[0]
+        """(n, m), contiguous, or what else is the graph's one output. Inputs the graph does not know are left out; KeyError
+        when one is missing."""
+        found: F32 = self._run(self._outputs, {name: inputs[name] for name in self.inputs} | self._arrays)[0]
         return found
 
 
@@ -47,6 +48,7 @@ class Scorer:
         except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
             raise Corrupt("format", f"the graph does not load: {error}") from None
         self.inputs = tuple(i.name for i in self._session.get_inputs())
+        self.outputs = [o.name for o in self._session.get_outputs()][:1]
         self.changing = tuple(i.name for i in self._session.get_overridable_initializers())
 
     def bind(self, arrays: Arrays) -> BoundScorer:
@@ -54,7 +56,7 @@ class Scorer:
         kept = {name: np.array(arrays[name], order="C") for name in self.changing if name in arrays}
         for array in kept.values():
             array.flags.writeable = False
-        return BoundScorer(self._session.run, self.inputs, kept)
+        return BoundScorer(self._session.run, self.inputs, self.outputs, kept)
 
     def scores(self, inputs: Mapping[str, F32], arrays: Arrays) -> F32:
         """(n, m) under the arrays given."""

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from policies.errors import Corrupt, SlatewiseError
+from policies.errors import Corrupt, Unavailable
 from policies.sequences import Transitions
 from policies.training import Trainer
 from policies.types import Arrays
@@ -78,7 +78,7 @@ class Head(Struct, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What an entry did. `metrics`: learner key → the trainer's own, mean over its calls, `skipped` summed."""
+    """What an entry did. `metrics`: learner key → the trainer's own, of its last call."""
 
     rows: int
     transitions: dict[str, int]  # learner key → transitions
@@ -181,7 +181,7 @@ class Training:
             self._commit(outbox=(self._entry, [_encode(entry)]))
             return self._apply(entry)
         except BaseException:
-            self._forget()  # memory may be ahead of what is durable, or behind it: start again from there
+            self.forget()  # memory may be ahead of what is durable, or behind it: start again from there
             raise
 
     def checkpoint(self) -> bool:
@@ -261,7 +261,7 @@ class Training:
     def _teach(self, wanted: Mapping[str, CompiledPolicy]) -> None:
         """Trainers of exactly these policies, beginning or going on where they were left."""
         for key in [key for key in self._taught if key not in wanted]:
-            self._resting[key] = {name: array.copy() for name, array in self._taught.pop(key).trainer.arrays().items()}
+            self._resting[key] = self._left(self._taught.pop(key))
         for key, policy in wanted.items():
             if key in self._taught:
                 self._taught[key].policy = policy
@@ -272,6 +272,12 @@ class Training:
                 trainer.load(self._resting.pop(key))
             encoder, objectives = policy.problem.encoder, tuple(policy.problem.objectives)
             self._taught[key] = _Taught(policy, Lane(key.split("/")[1], encoder.schema, objectives), trainer)
+
+    def _left(self, taught: _Taught) -> Arrays:
+        """What a trainer that is not wanted now has come to; its processes, if it has any, end."""
+        arrays = {name: np.array(array) for name, array in self._sound(taught).items()}
+        _end(taught.trainer)
+        return arrays
 
     # -- what an entry does ------------------------------------------------------------------------------------------
 
@@ -294,8 +300,6 @@ class Training:
                 for one in taught:
                     self._train(one, batch, report)
         for key, one in self._taught.items():
-            for name, total in report.metrics.get(key, {}).items():
-                report.metrics[key][name] = total if name == "skipped" else total / report.steps[key]
             if one.stopped:
                 report.stopped[key] = one.stopped
         return report
@@ -350,7 +354,7 @@ class Training:
         key = one.policy.key
         try:
             metrics = one.trainer.train(batch)
-        except SlatewiseError:
+        except Unavailable:
             raise
         except Exception as error:  # whatever a trainer's library raises: the others go on, the last bundle serves
             log.exception("trainer stopped", extra={"policy": key})
@@ -358,9 +362,7 @@ class Training:
             return
         report.steps[key] = report.steps.get(key, 0) + 1
         report.transitions[key] = report.transitions.get(key, 0) + len(batch)
-        sums = report.metrics.setdefault(key, {})
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + value
+        report.metrics[key] = metrics
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -397,7 +399,15 @@ class Training:
             else:
                 self._resting[key] = arrays
 
-    def _forget(self) -> None:
+    def close(self) -> None:
+        """Make durable what was trained, and let go of it."""
+        self.checkpoint()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what is in memory: the next step begins with what is durable."""
+        for taught in self._taught.values():
+            _end(taught.trainer)
         self._taught, self._resting, self._sequences, self._cursors = {}, {}, {}, {}
         self._entry = self._checkpointed = 0
         self._head, self._loaded = b"", False
@@ -417,3 +427,10 @@ class Training:
     def _next_end(self, partition: int) -> float:
         ends = [one.next_end for (_, place), one in self._sequences.items() if place == partition]
         return min(ends, default=np.inf)
+
+
+def _end(trainer: Trainer) -> None:
+    """Processes of a trainer that has any end with it."""
+    close = getattr(trainer, "close", None)
+    if close is not None:
+        close()

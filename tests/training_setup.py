@@ -133,3 +133,60 @@ def registered(algorithm: Algorithm = ALGORITHM) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ALGORITHMS, algorithm.name, algorithm)
         yield
+
+
+# -- goals ---------------------------------------------------------------------------------------------------------------
+
+GOALS = 4
+
+
+class GoalConfig(SoftmaxConfig, frozen=True, kw_only=True):
+    goal_steps: int = 3
+
+
+def _goal_graph(config: Config, problem: Problem) -> Any:
+    d = problem.encoder.item_size
+    return graphs.model(
+        "goals",
+        [
+            graphs.node("MatMul", ["G", "goal"], "taste"),
+            graphs.node("MatMul", ["items", "taste"], "flat"),
+            graphs.node("Unsqueeze", ["flat", "one"], "scores"),
+        ],
+        {"items": ["n", d], "goal": [GOALS]},
+        {"G": np.zeros((d, GOALS), np.float32)},
+        constants={"one": graphs.whole(1)},
+    )
+
+
+def _manager_graph(config: Config, problem: Problem) -> Any:
+    c = problem.encoder.context_size
+    return graphs.model(
+        "manager",
+        [graphs.node("MatMul", ["C", "context"], "goal_logits")],
+        {"context": [c]},
+        {"C": np.zeros((GOALS, c), np.float32)},
+        output="goal_logits",
+    )
+
+
+WITH_GOALS = Algorithm(
+    name="with_goals",
+    summary="goals for tests",
+    source="tests",
+    config=GoalConfig,
+    graph=_goal_graph,
+    publish=lambda config, problem, arrays, now, seed: Published(
+        {
+            "G": np.linspace(-3, 3, problem.encoder.item_size * GOALS, dtype=np.float32).reshape(-1, GOALS)
+            + np.float32(seed),
+            "C": np.linspace(-1, 1, GOALS * problem.encoder.context_size, dtype=np.float32).reshape(GOALS, -1),
+        }
+    ),
+    reference=lambda config, problem, arrays, inputs: (inputs["items"] @ (arrays["G"] @ inputs["goal"]))[:, None],
+    inputs=("items", "goal"),
+    manager=_manager_graph,
+    manage=lambda config, problem, arrays, inputs: np.asarray(arrays["C"], np.float32) @ inputs["context"],
+    trainer=Gradients,
+    traits=frozenset({"contextual"}),
+)

@@ -25,7 +25,9 @@ class Beside:
         self._turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
         self.failed = ""  # why there will be no more turns
-        self.needed: dict[int, float] = {}  # partition → time on the log from which its records are needed, as last heard
+        self.needed: dict[
+            int, float
+        ] = {}  # partition → time on the log from which its records are needed, as last heard
 
     def start(self) -> None:
         self._thread.start()
@@ -101,12 +103,10 @@ def tell(turn: Turn, telemetry: Telemetry) -> None:
 
 
 def _tell_metric(telemetry: Telemetry, key: str, name: str, value: float) -> None:
-    """`skipped` counts, `multiplier/<objective>` is a constraint's, all else are losses and the like, by name."""
+    """`multiplier_<objective>` is a constraint's, all else are losses, counts and the like, by name."""
     surface, policy = _labels(key)
-    if name == "skipped":
-        telemetry.add("train_skipped_total", surface, policy, by=value)
-    elif name.startswith("multiplier/"):
-        telemetry.set("constraint_multiplier", surface, policy, name.removeprefix("multiplier/"), value=value)
+    if name.startswith("multiplier_"):
+        telemetry.set("constraint_multiplier", surface, policy, name.removeprefix("multiplier_"), value=value)
     else:
         telemetry.set("train_metric_value", surface, policy, name, value=value)
 

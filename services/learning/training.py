@@ -89,7 +89,9 @@ class Course:
             self._next_follow = started + FOLLOW_SECONDS
         turn = Turn()
         if not self._wanted():
-            if started >= self._next_trim:  # what trainers that are configured no more had not come to is not kept for them
+            if (
+                started >= self._next_trim
+            ):  # what trainers that are configured no more had not come to is not kept for them
                 self._next_trim = started + TRIM_SECONDS
                 turn.needed = dict.fromkeys(range(open_log(self._settings).partitions), math.inf)
             return turn
@@ -115,7 +117,7 @@ class Course:
     def close(self) -> None:
         """Make durable what was trained."""
         if self._training is not None:
-            self._training.checkpoint()
+            self._training.close()
 
     def _wanted(self) -> bool:
         found = (self._configs.current(name) for name in self._configs.surfaces())

@@ -19,7 +19,7 @@ from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
 from services.scoring.admission import Recent
 from services.scoring.query import Query
 from services.scoring.wire import DecisionAnswer, DecisionRequest, Explanation, SlotAnswer
-from streaming.events import MAX_RECORD_BYTES, Decision, Sample, encode
+from streaming.events import MAX_RECORD_BYTES, Decision, Goal, Sample, encode
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
@@ -42,6 +42,7 @@ class Served:
     slot_weight  logged with every decision: what a slot's example counts
     known_items  arrays that say what the scorer knows of items by id, see `policies.bundle.item_inputs`; None when it reads none
     recent       how long this policy took lately
+    manager      draws the goals that `scores` reads, `goals` of them, each kept for `goal_steps` decisions; None: it reads none
     """
 
     policy: str
@@ -54,6 +55,9 @@ class Served:
     slot_weight: float = 1.0
     created_at: float = 0.0
     recent: Recent = field(default_factory=Recent)
+    manager: Scores | None = None
+    goals: int = 0
+    goal_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Drawn:
     slate: Slate
     u: F64
     sampled: bool
+    goal: Goal | None = None
 
 
 @dataclass(slots=True)
@@ -84,11 +89,10 @@ def inputs_of(served: Served, query: Query) -> Arrays:
     if served.known_items is not None:
         hashes = np.fromiter(map(_item_hashes.__getitem__, query.ids), np.uint64, len(query.ids))
         inputs |= item_inputs(served.known_items, query.items, hashes)
-    if query.past is not None:
-        inputs["history"] = query.past
-        if served.known_items is not None:
-            hashes = np.fromiter(map(_item_hashes.__getitem__, query.history), np.uint64, len(query.history))
-            inputs["history_rows"] = item_rows(served.known_items, hashes)
+    inputs["history"] = query.items[:0] if query.past is None else query.past
+    if query.past is not None and served.known_items is not None:
+        hashes = np.fromiter(map(_item_hashes.__getitem__, query.history), np.uint64, len(query.history))
+        inputs["history_rows"] = item_rows(served.known_items, hashes)
     if served.weights is not None:
         named = weights_of(served, query)
         inputs["weights"] = served.weights if named is None else np.array(list(named.values()), np.float32)
@@ -110,12 +114,14 @@ def weights_of(served: Served, query: Query) -> dict[str, float] | None:
     return weights
 
 
-def drawn_from(served: Served, query: Query, scores: F32, decision_id: str, key: bytes, rate: float) -> Drawn:
+def drawn_from(
+    served: Served, query: Query, scores: F32, decision_id: str, key: bytes, rate: float, goal: Goal | None = None
+) -> Drawn:
     """Draw a slate. `rate` is the sampled share, decided by the decision's id before the draw. Raises Corrupt."""
     u = uniforms(key, decision_id, "slate", query.slots)
     sampled = rate > 0.0 and float(uniforms(key, decision_id, "sample", 1)[0]) < rate
     slate = draw(scores, query.slots, u, served.settings, pins=query.pins, full=sampled)
-    return Drawn(served, scores, slate, u, sampled)
+    return Drawn(served, scores, slate, u, sampled, goal)
 
 
 def answer_of(
@@ -202,6 +208,7 @@ def record_of(
         matrix=query.items.tobytes() if whole else None,
         history=query.past.tobytes() if query.past is not None and query.history else None,
         history_items=list(query.history),
+        goal=drawn.goal,
         support=None if support is None else query.items[support].tobytes(),
         support_rows=[] if support is None else support.tolist(),
         weights=weights_of(drawn.served, query),

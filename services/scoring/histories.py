@@ -23,7 +23,7 @@ from streaming.ports import Profiles
 
 FRESH_SECONDS = 0.25  # shards tell what is new every 0.1 s
 MOST_UNITS = 20_000  # remembered, some 100 MB when each has done 50 things
-SLOW_SECONDS = 0.02  # one read beyond it and nobody asks for a while: the event loop waits meanwhile
+SLOW_SECONDS = 0.25  # two reads beyond it and nobody asks for a while: the event loop waits meanwhile
 COOL_SECONDS = 1.0
 
 
@@ -32,7 +32,7 @@ class Histories:
 
     def __init__(self, opened: Callable[[], Profiles], clock: Callable[[], float] = time.monotonic) -> None:
         self._opened, self._clock = opened, clock
-        self._breaker = Breaker(clock, failures=1, slow_seconds=SLOW_SECONDS, cool_seconds=COOL_SECONDS)
+        self._breaker = Breaker(clock, failures=2, slow_seconds=SLOW_SECONDS, cool_seconds=COOL_SECONDS)
         self._store: Profiles | None = None
         self._known: OrderedDict[str, tuple[float, list[Act]]] = OrderedDict()
 

@@ -257,7 +257,15 @@ class Follower:
         bundling.verify(bundle, schema=compiled.encoder.schema, algorithm=policy.algorithm.name, score=self._score)
         self.manifests[f"{manifest.surface}/{manifest.policy}"] = manifest
         bound = self._scorer(bundle.graph).bind(bundle.arrays)
-        return served(policy, compiled.surface, bound.scores, bundle.arrays, manifest)
+        made = served(policy, compiled.surface, bound.scores, bundle.arrays, manifest)
+        if "goal" not in bundle.probes:
+            return made
+        return replace(
+            made,
+            goals=len(bundle.probes["goal"]),
+            manager=self._scorer(bundle.manager).bind(bundle.arrays).scores if bundle.manager else None,
+            goal_steps=getattr(policy.config, "goal_steps", 0),
+        )
 
     def _fresh(self, surface: str, policy: str, pointer: str) -> None:
         """Age, now that it is drawn from, of the feedback that is new in a bundle (a sample of it: `Manifest.fresh`)."""
@@ -298,7 +306,7 @@ def served(
         settings=draw_settings(config, temperature, surface.exploration.max_share),
         weights=np.array(list(problem.weights.values()), np.float32) if several else None,
         signs={name: signed_scale(surface, name) for name in problem.weights} if several else {},
-        known_items=arrays if "item_rows" in policy.algorithm.inputs else None,
+        known_items=arrays if {"item_rows", "history_rows"} & set(policy.algorithm.inputs) else None,
         slot_weight=manifest.slot_weight if manifest else 1.0,
         created_at=manifest.created_at if manifest else 0.0,
     )

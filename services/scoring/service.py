@@ -18,6 +18,7 @@ import msgspec
 from policies.errors import Rejected, Unavailable
 from policies.experiments.assignment import choose
 from policies.slate import warm
+from policies.types import Arrays
 from services.keys import Keys
 from services.scoring import feedback as feedbacks
 from services.scoring.admission import Admission, Patience
@@ -35,6 +36,7 @@ from services.scoring.decide import (
     inputs_of,
     record_of,
 )
+from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
@@ -45,7 +47,7 @@ from services.telemetry import Telemetry
 from streaming.configuration import Configs
 from streaming.copies import Copies
 from streaming.derived import Interaction
-from streaming.events import Feedback, unit_hash
+from streaming.events import Feedback, Goal, unit_hash
 from streaming.events import encode as encode_event
 from streaming.ports import Bundles, Claims, State
 from streaming.spool import Spool
@@ -95,6 +97,7 @@ class Scoring:
         self.live = Live()
         self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
         self.histories = histories
+        self._goals = Goals(claims, tenant, keys.server)
         self._follower = Follower(bundles, self.configs, self.telemetry)
         self._salt = keys.salt(tenant)
         self._worker, self._count = secrets.token_hex(2), count(secrets.randbits(24))
@@ -137,7 +140,8 @@ class Scoring:
                 policy, config = arm.policy, arm.config
         reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
         read = perf_counter()
-        drawn, reason, scored = self._draw(surface, policy, query, decision_id, reason)
+        session = f"{request.surface}\0{unit}\0{request.session or ''}"
+        drawn, reason, scored = self._draw(surface, policy, query, decision_id, reason, session)
         done = perf_counter()
         answer = answer_of(
             drawn,
@@ -258,25 +262,52 @@ class Scoring:
         return None
 
     def _draw(
-        self, surface: LiveSurface, policy: Served | None, query: Query, decision_id: str, reason: str | None
+        self,
+        surface: LiveSurface,
+        policy: Served | None,
+        query: Query,
+        decision_id: str,
+        reason: str | None,
+        session: str,
     ) -> tuple[Drawn, str | None, float]:
-        """(drawn, why from the fallback, when scoring ended)."""
+        """(drawn, why in mode `fallback`, when scoring ended)."""
         if reason is None and policy is not None:
             try:
-                drawn, scored = self._drawn(policy, surface, query, decision_id)
-                return drawn, None, scored
+                drawn, scored = self._drawn(policy, surface, query, decision_id, session)
+                unclaimed = drawn.goal is not None and drawn.goal.id == NEUTRAL
+                return drawn, UNCLAIMED if unclaimed else None, scored
             except Rejected:
                 raise
             except Exception:  # whatever a policy's graph can raise: there is always an answer
                 log.exception("policy_failed", extra={"decision_id": decision_id, "policy": policy.policy})
                 reason = "error"
-        drawn, scored = self._drawn(surface.fallback, surface, query, decision_id)
+        drawn, scored = self._drawn(surface.fallback, surface, query, decision_id, session)
         return drawn, reason, scored
 
-    def _drawn(self, served: Served, surface: LiveSurface, query: Query, decision_id: str) -> tuple[Drawn, float]:
-        scores = served.scores(inputs_of(served, query))
+    def _drawn(
+        self, served: Served, surface: LiveSurface, query: Query, decision_id: str, session: str
+    ) -> tuple[Drawn, float]:
+        inputs, goal = inputs_of(served, query), None
+        if served.goals:
+            goal = self._goal(served, decision_id, session, inputs)
+            inputs["goal"] = one_hot(goal.id, served.goals)
+        scores = served.scores(inputs)
         scored = perf_counter()
-        return drawn_from(served, query, scores, decision_id, self.keys.server, surface.rate), scored
+        return drawn_from(served, query, scores, decision_id, self.keys.server, surface.rate, goal), scored
+
+    def _goal(self, served: Served, decision_id: str, session: str, inputs: Arrays) -> Goal:
+        if served.manager is None:
+            return Goal(NEUTRAL, 1.0, served.bundle, decision_id)
+        return self._goals.of(
+            f"{served.policy}\0{session}",
+            decision_id,
+            served.bundle,
+            served.manager,
+            inputs,
+            steps=served.goal_steps,
+            floor=served.settings.floor,
+            now=self.clock(),
+        )
 
     def _unlogged(self, made: Made, error: Unavailable) -> Made:
         self._spool_failed(error)
