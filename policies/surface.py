@@ -87,10 +87,80 @@ class PolicySpec(Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}  # every further key of the YAML mapping lands here, see `streaming.configuration`
 
 
+class Segment(Struct, frozen=True, forbid_unknown_fields=True):
+    """Requests whose context meets a condition, such as `country == 'de'`, and their exploration cap."""
+
+    when: str
+    max_share: float
+
+
 class Exploration(Struct, frozen=True, forbid_unknown_fields=True):
-    """The surface's exploration cap: expected non-greedy share of every slot."""
+    """The surface's exploration cap: expected non-greedy share of every slot. The first segment that is met has its own."""
 
     max_share: float = 1.0
+    segments: list[Segment] = []
+
+    @property
+    def least_share(self) -> float:
+        """The smallest cap that any request meets."""
+        return min([self.max_share, *(segment.max_share for segment in self.segments)])
+
+
+class Seen(Struct, frozen=True, forbid_unknown_fields=True):
+    """Items that the unit was shown within the window are left out."""
+
+    window: str | float
+
+
+class Frequency(Struct, frozen=True, forbid_unknown_fields=True):
+    """At most `cap` impressions of an item in the window: to one unit, or to all of them (`per: item`)."""
+
+    cap: int
+    window: str | float
+    per: Literal["unit", "item"] = "unit"
+
+
+class Quota(Struct, frozen=True, forbid_unknown_fields=True):
+    """At least `min` items of a slate whose attribute `by` is `value`."""
+
+    min: int
+    by: str
+    value: bool | float | str
+
+
+class Rule(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One business rule; exactly one key says which (see `policies/reranking/rules.py`).
+
+    by    attribute of the catalogue or item feature, with `cap` and `spacing`
+    slot  with `pin`
+    name  what metrics and explanations call it; default: its key and what it is by
+    """
+
+    pin: str | None = None
+    exclude: list[str] | None = None
+    available: bool | None = None
+    filter: str | None = None
+    seen: Seen | None = None
+    frequency: Frequency | None = None
+    cap: int | None = None
+    quota: Quota | None = None
+    spacing: int | None = None
+    by: str | None = None
+    slot: int | None = None
+    name: str | None = None
+
+
+class Diversity(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an item loses for being like what the slate shows before it, in interquartile ranges of the request's scores.
+
+    mmr       weight of the largest cosine to an item shown before, over the vector feature `over` (default: all features)
+    coverage  weight of an attribute `by` whose value was shown before
+    """
+
+    mmr: float = 0.0
+    over: str | None = None
+    coverage: float = 0.0
+    by: str | None = None
 
 
 class Logging(Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +193,8 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     policies: dict[str, PolicySpec] = {}
     live: str | None = None
     fallback: Literal["given_order", "popular", "uniform"] = "given_order"
+    rules: list[Rule] = []
+    diversity: Diversity = Diversity()
     exploration: Exploration = Exploration()
     logging: Logging = Logging()
     learn_pins: bool = False

@@ -60,6 +60,8 @@ METRICS = {
     "propensity_min": Metric("gauge", ("surface", "policy"), "Smallest propensity drawn since the last flush"),
     "selection_entropy_nats": Metric("gauge", ("surface", "policy"), "Mean of -log p of the first slot's item"),
     "exploration_share": Metric("gauge", ("surface", "policy"), "Share of slots that did not show the greedy item"),
+    "rule_relaxations_total": Metric("counter", ("surface", "rule"), "Slots for which a rule was passed over"),
+    "rule_skips_total": Metric("counter", ("surface", "rule"), "Decisions for which a rule could not be asked"),
     "exposure_share": Metric("gauge", ("surface", "group"), "Share of slots a group of items was shown in"),
     "objective_value": Metric("gauge", ("surface", "objective", "policy", "arm"), "Mean reward of a slot"),
     "constraint_multiplier": Metric("gauge", ("surface", "policy", "objective"), "Multiplier of a constraint"),

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import starmap
 from typing import NamedTuple
 
 from policies.algorithm import Config
@@ -12,6 +13,7 @@ from policies.features import Encoder
 from policies.registry import ALGORITHMS
 from policies.rewards import LIMIT
 from policies.surface import Category, Feature, Number, Objective, PolicySpec, Surface, Vector, seconds
+from streaming import ruling
 from streaming.documents import Path
 from streaming.fitting import DURATION, unknown
 
@@ -56,6 +58,8 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
     share = surface.exploration.max_share
     if not 0 < share <= 1:
         yield Fault(("exploration", "max_share"), f"max_share is {share:g}", "a number above 0 and at most 1")
+    yield from starmap(Fault, ruling.faults(surface))
+    share = surface.exploration.least_share
     if not 0 <= surface.logging.sample <= 1:
         yield Fault(("logging", "sample"), f"sample is {surface.logging.sample:g}", "a number from 0 to 1")
     for name, config in configs.items():
@@ -218,7 +222,7 @@ def _group(path: Path, group: str | None, surface: Surface) -> Iterator[Fault]:
 
 def advice(surface: Surface, configs: Mapping[str, Config]) -> Iterator[str]:
     """What to think about in a surface without mistakes, one line each."""
-    share = surface.exploration.max_share
+    share = surface.exploration.least_share
     for name, config in configs.items():
         if name not in surface.policies:
             continue

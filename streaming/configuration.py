@@ -79,7 +79,7 @@ def reads_history(algorithm: Algorithm) -> bool:
 
 def _configs(surface: Surface) -> dict[str, Config]:
     """Options of every policy, the reserved ones included: those explore no more than the surface's cap."""
-    share = surface.exploration.max_share
+    share = surface.exploration.least_share
     made: dict[str, Config] = {}
     for name in RESERVED:
         config = ALGORITHMS[name].config()

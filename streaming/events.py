@@ -20,6 +20,22 @@ MAX_RECORD_BYTES = 512_000
 Floats = bytes | list[float]
 
 
+class Inside(Struct, frozen=True, omit_defaults=True):
+    """Constraints and diversity inside the slate as the draw read them (`policies.reranking.within.Within`), little-endian.
+
+    names    of the L constraints, by priority
+    ops int64 (L,), codes int64 (L, n), limits int64 (L, k), weights float64 (1 + P,), covers int64 (P, n), vectors float32 (v, n)
+    """
+
+    names: list[str]
+    ops: bytes
+    codes: bytes
+    limits: bytes
+    weights: bytes
+    covers: bytes = b""
+    vectors: bytes = b""
+
+
 class Sample(Struct, frozen=True, omit_defaults=True):
     """Everything the draw read, logged for the sampled share of decisions.
 
@@ -28,6 +44,7 @@ class Sample(Struct, frozen=True, omit_defaults=True):
     boosts         float64 (n,), absent when none acted
     masks          uint8 (k, n), absent when none acted
     pins           slot → candidate row
+    within         constraints and diversity inside the slate, absent when none acted
     """
 
     rate: float
@@ -36,6 +53,7 @@ class Sample(Struct, frozen=True, omit_defaults=True):
     boosts: bytes | None = None
     masks: bytes | None = None
     pins: dict[int, int] = {}
+    within: Inside | None = None
 
 
 class Goal(Struct, frozen=True, omit_defaults=True):
@@ -72,6 +90,9 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     weight       intra-slate weight of each slot's example, 1/(1+(k−1)ρ̂) of the bundle
     defer        not learned from until shown
     own_id       the decision id was the caller's
+    acted        rules and other sources that changed the distribution, by name
+    relaxed      rule → slots for which it was passed over, or in which a quota was due and not reached
+    skipped      rule → why it could not be asked
     dropped      unshown candidates left out to keep the record under its size limit
     """
 
@@ -115,6 +136,9 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     raw_context: dict[str, Any] | None = None
     experiment: dict[str, str] | None = None
     sample: Sample | None = None
+    acted: list[str] = []
+    relaxed: dict[str, list[int]] = {}
+    skipped: dict[str, str] = {}
     dropped: int = 0
     tenant: str = "default"
     generation: int = 1

@@ -15,7 +15,7 @@ from msgspec import inspect as shapes
 from streaming.documents import Document, Path
 
 DURATION = "a duration such as 30m, 24h or 200ms"
-DURATIONS = {"horizon", "correctable", "half_life"}
+DURATIONS = {"horizon", "correctable", "half_life", "window"}
 
 
 def got(value: object) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 from policies.bundle import Bundle, item_inputs, item_rows
 from policies.errors import Corrupt
 from policies.registry import algorithm
+from policies.reranking.within import Within
 from policies.slate import draw
-from policies.types import F32, DrawSettings, Slate, item_hashes
-from streaming.events import Decision, floats
+from policies.types import F32, I64, DrawSettings, Slate, item_hashes
+from streaming.events import Decision, Inside, floats
 from streaming.scorer import score
 
 
@@ -36,8 +37,30 @@ def recompute(decision: Decision, bundle: Bundle | None) -> Slate:
         boosts=None if sample.boosts is None else np.frombuffer(sample.boosts),
         masks=None if sample.masks is None else np.frombuffer(sample.masks, np.uint8).reshape(k, n).astype(bool),
         pins=sample.pins,
+        within=None if sample.within is None else _within(sample.within, n, k),
         full=True,
     )
+
+
+def _within(inside: Inside, n: int, k: int) -> Within:
+    """Raises Corrupt('bad_within') for arrays that do not fit."""
+
+    def codes(data: bytes, width: int) -> I64:
+        return np.frombuffer(data, "<i8").reshape(-1, width)
+
+    try:
+        found = Within(
+            np.frombuffer(inside.ops, "<i8"),
+            codes(inside.codes, n),
+            codes(inside.limits, k),
+            np.frombuffer(inside.weights),
+            codes(inside.covers, n),
+            np.frombuffer(inside.vectors, "<f4").reshape(-1, n),
+        )
+        found.check(n, k)
+    except ValueError as error:
+        raise Corrupt("bad_within", str(error)) from None
+    return found
 
 
 def _scores(decision: Decision, bundle: Bundle | None, items: F32) -> F32:

@@ -108,8 +108,14 @@ class Prefix:
 
     def passing(self, t: int, R: I64) -> I64:
         """Those of R_t that the constraints let through at slot t."""
+        for _, gone in self.narrowing(t, R):
+            R = R[~np.isin(R, gone)]
+        return R
+
+    def narrowing(self, t: int, R: I64) -> list[tuple[int, I64]]:
+        """(constraint, rows it does not let through at slot t), in their order."""
         held: list[int] = []
-        before = R
+        before, found = R, []
         for line, op in enumerate(self._within.ops.tolist()):
             if op == LEAST:
                 keep = self._makes_up(t, before, R, [*held, line])
@@ -118,11 +124,12 @@ class Prefix:
             if keep.any():
                 if not keep.all():
                     self._acts[line, t] = ACTED
+                    found.append((line, R[~keep]))
                 R = R[keep]
                 held += [line] if op == LEAST else []
             elif op != LEAST and len(R):
                 self._acts[line, t] = PASSED_OVER
-        return R
+        return found
 
     def _lets(self, op: int, line: int, t: int, c: int) -> bool:
         code, limits = int(self._within.codes[line, c]), self._within.limits[line]

@@ -18,6 +18,7 @@ import numpy as np
 from policies.errors import Rejected
 from policies.features import Encoder
 from policies.types import F32, F64, I64, Features, Mask
+from services.scoring.kinds import Kinds
 from services.scoring.wire import Item, Scalar, epoch_seconds
 from streaming.ports import Versioned
 
@@ -70,6 +71,7 @@ class Catalogue:
         self._allow()
         self._next_expiry = math.inf
         self._filters: dict[tuple[str, bool, Scalar], Mask] = {}
+        self.kinds = Kinds(self._items, lambda: len(self._live) - 1)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -146,6 +148,7 @@ class Catalogue:
                 matrix[row] = _encode(self._encoders[schema], [item])[0] if rows is None else rows[place]
             for (name, _, value), mask in self._filters.items():
                 mask[row] = _matches(item, name, value)
+            self.kinds.changed(row, item)
         self._allow()
         self.version = max(self.version, change.version)
 
@@ -220,6 +223,7 @@ class Catalogue:
         self._expires[row] = np.inf
         for mask in self._filters.values():
             mask[row] = False
+        self.kinds.changed(row, None)
         self._free.append(row)
 
     def _grow(self, rows: int) -> None:
@@ -228,6 +232,7 @@ class Catalogue:
         self._expires = _grown(self._expires, rows)
         self._matrices = {schema: _grown(matrix, rows) for schema, matrix in self._matrices.items()}
         self._filters.clear()
+        self.kinds.clear()
 
 
 def check_items(items: Sequence[Item], encoders: Sequence[Encoder]) -> None:

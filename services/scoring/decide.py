@@ -4,7 +4,7 @@ Everything that acts on the distribution acts in `policies.slate.draw`; nothing 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -14,12 +14,15 @@ import numpy as np
 from policies.bundle import item_inputs, item_rows
 from policies.errors import Rejected
 from policies.experiments.assignment import Choice
+from policies.reranking.acting import NOTHING_ACTS, Acting, Ready
+from policies.reranking.within import ACTED, PASSED_OVER, Within
 from policies.slate import draw, uniforms
 from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
 from services.scoring.admission import Recent
 from services.scoring.query import Query
-from services.scoring.wire import DecisionAnswer, DecisionRequest, Explanation, SlotAnswer
-from streaming.events import MAX_RECORD_BYTES, Decision, Goal, Sample, encode
+from services.scoring.ruling import Ruled
+from services.scoring.wire import DecisionAnswer, DecisionRequest, SlotAnswer
+from streaming.events import MAX_RECORD_BYTES, Decision, Goal, Inside, Sample, encode
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
@@ -62,14 +65,26 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A slate with what made it."""
+    """A slate with what made it: `acting` by source, `ready` as the draw took it, under `settings`."""
 
     served: Served
     scores: F32
     slate: Slate
     u: F64
     sampled: bool
+    settings: DrawSettings
     goal: Goal | None = None
+    acting: Acting = NOTHING_ACTS
+    ready: Ready = field(default_factory=Ready)
+
+    @property
+    def relaxed(self) -> dict[str, list[int]]:
+        """Constraint → slots for which it was passed over."""
+        acts = self.slate.acts
+        if acts is None:
+            return {}
+        passed = zip(self.acting.constraints, acts == PASSED_OVER, strict=True)
+        return {one.name: np.flatnonzero(slots).tolist() for one, slots in passed if slots.any()}
 
 
 @dataclass(slots=True)
@@ -120,8 +135,16 @@ def drawn_from(
     """Draw a slate. `rate` is the sampled share, decided by the decision's id before the draw. Raises Corrupt."""
     u = uniforms(key, decision_id, "slate", query.slots)
     sampled = rate > 0.0 and float(uniforms(key, decision_id, "sample", 1)[0]) < rate
-    slate = draw(scores, query.slots, u, served.settings, pins=query.pins, full=sampled)
-    return Drawn(served, scores, slate, u, sampled, goal)
+    settings, ruled = served.settings, query.ruled
+    if ruled is None:
+        slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled)
+        return Drawn(served, scores, slate, u, sampled, settings, goal)
+    if ruled.max_share is not None:
+        settings = replace(settings, max_share=ruled.max_share)
+    acting = ruled.on(scores)
+    ready = acting.ready(len(query.ids), query.slots)
+    slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled, **ready.arguments)
+    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready)
 
 
 def answer_of(
@@ -141,16 +164,6 @@ def answer_of(
         policy=drawn.served.policy,
         bundle=drawn.served.bundle,
     )
-
-
-def explanation_of(drawn: Drawn, query: Query) -> list[Explanation]:
-    """Mean and spread of every candidate's posterior scores, and the pins that acted."""
-    means, spreads = drawn.scores.mean(axis=1).tolist(), drawn.scores.std(axis=1).tolist()
-    pinned = set((query.pins or {}).values())
-    return [
-        Explanation(item, mean, spread, rules=["pinned"] if row in pinned else [])
-        for row, (item, mean, spread) in enumerate(zip(query.ids, means, spreads, strict=True))
-    ]
 
 
 def record_of(
@@ -173,7 +186,7 @@ def record_of(
 
     trains  whether a trainer wants the candidates: all of them where that is little, else a sample with the slate in it
     """
-    slate, settings = drawn.slate, drawn.served.settings
+    slate, settings = drawn.slate, drawn.settings
     rows = slate.items
     whole = query.inline or drawn.sampled or (trains and query.items.nbytes <= MATRIX_BYTES)
     support = supported(answer.decision_id, len(query.ids), rows) if trains and not whole else None
@@ -219,7 +232,24 @@ def record_of(
         session=session,
         experiment=experiment,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
+        acted=[] if query.ruled is None else acted(drawn, query.ruled),
+        relaxed=drawn.relaxed,
+        skipped=dict(drawn.acting.skipped),
     )
+
+
+def acted(drawn: Drawn, ruled: Ruled) -> list[str]:
+    """Names of everything that changed the distribution: rules, boosts, diversity."""
+    acting, acts = drawn.acting, drawn.slate.acts
+    found = [*ruled.acted, *acting.masks, *(source for source, boost in acting.boosts.items() if boost.any())]
+    if acts is not None:
+        narrowed = (acts == ACTED).any(axis=1).tolist()
+        found += [one.name for one, did in zip(acting.constraints, narrowed, strict=True) if did]
+    if acting.mmr is not None and acting.mmr[0]:
+        found.append("mmr")
+    if any(weight for weight, _ in acting.coverage):
+        found.append("coverage")
+    return found
 
 
 def supported(decision_id: str, candidates: int, slate: I64) -> I64:
@@ -259,6 +289,17 @@ def _sample(drawn: Drawn, query: Query, rate: float) -> Sample | None:
     distributions = drawn.slate.distributions
     if distributions is None:
         return None
+    ready = drawn.ready
     return Sample(
-        rate=rate, distributions=distributions.tobytes(), uniforms=drawn.u.tobytes(), pins=dict(query.pins or {})
+        rate=rate,
+        distributions=distributions.tobytes(),
+        uniforms=drawn.u.tobytes(),
+        boosts=None if ready.boosts is None else ready.boosts.tobytes(),
+        masks=None if ready.masks is None else ready.masks.astype(np.uint8).tobytes(),
+        pins=dict(query.pins or {}),
+        within=None if ready.within is None else _inside(ready.within, drawn.acting),
     )
+
+
+def _inside(within: Within, acting: Acting) -> Inside:
+    return Inside([one.name for one in acting.constraints], *(array.tobytes() for array in within.arrays))

@@ -15,6 +15,8 @@ from policies.surface import FeatureSpec, Surface
 from policies.types import F32, I64, Features, Mask
 from services.scoring import histories
 from services.scoring.catalogue import Catalogue
+from services.scoring.exposures import Shown
+from services.scoring.ruling import Ruled, Ruler
 from services.scoring.wire import MAX_CANDIDATES, Candidate, Columns, DecisionRequest
 from streaming.derived import Interaction as Act
 
@@ -28,6 +30,7 @@ class Query:
     inline        whether any features came with the request, so that the log must carry them
     pins          slot → row, None without any
     weights       objective → weight of the request, None when it names none
+    ruled         what acts on the draw besides the scores, None of a surface without rules
     history       items of the unit's last interactions, oldest first; `past` (h, d) encoded. None of a surface that reads none
     """
 
@@ -40,6 +43,7 @@ class Query:
     weights: dict[str, float] | None
     history: Sequence[str] = ()
     past: F32 | None = None
+    ruled: Ruled | None = None
 
 
 class Reader:
@@ -53,13 +57,16 @@ class Reader:
         self, surface: Surface, encoder: Encoder, *, reads_history: bool = False, trains: bool = False
     ) -> None:
         self._surface, self.encoder = surface, encoder
+        self.ruler = Ruler(surface)
         self.reads_history, self.trains = reads_history, trains
         self._columns = {
             name: _columns_of(encoder, name) for name in encoder.spec.items
         }  # where each feature stands in an encoded item
 
-    def read(self, request: DecisionRequest, catalogue: Catalogue, acts: Sequence[Act] = ()) -> Query:
-        """`acts`: the unit's interactions, where the request brings none. Raises Rejected with the path of what is wrong."""
+    def read(
+        self, request: DecisionRequest, catalogue: Catalogue, acts: Sequence[Act] = (), shown: Shown | None = None
+    ) -> Query:
+        """`acts`: the unit's interactions, where the request brings none; `shown`: what was shown before. Raises Rejected with the path of what is wrong."""
         context = self.encoder.context(request.context)
         weights = self._weights(request.objectives) if request.objectives else None
         candidates = request.candidates
@@ -97,18 +104,33 @@ class Reader:
                 keep = None
         if request.exclude:
             keep = _without(ids, request.exclude, keep)
+        rules = not self.ruler.idle or bool(request.diversity)
+        if rules:
+            given = self.ruler.given(request, inline is not None)
+            keep, narrowed = self.ruler.narrow(ids, rows, given, catalogue, keep, request.explain)
+            if keep is not None and given:
+                places = np.cumsum(keep) - 1
+                given = {int(places[i]): features for i, features in given.items() if keep[i]}
         if keep is not None:
             ids = [item for item, stays in zip(ids, keep.tolist(), strict=True) if stays]
             rows = rows[keep]
             inline = None if inline is None else inline[keep]
         if not ids:
             raise Rejected(
-                "No candidate is left to show: none given, or none available that passes `where` and `exclude`",
+                "No candidate is left to show: none given, or none available that passes `where`, `exclude` and the surface's rules",
                 at="$.candidates",
                 code="no_candidates",
             )
         slots = request.slots or self._surface.slots
         items = catalogue.matrix(self.encoder.schema).take(rows, axis=0) if inline is None else inline
+        pins = _pins(request.pins, ids, slots) if request.pins else None
+        ruled = None
+        if rules:
+            pins, held, skipped = self.ruler.pins(pins, ids, slots)
+            columns = self.encoder.item_columns
+            ruled = self.ruler.ruled(
+                request, ids, rows, items, columns, given, slots, catalogue, shown, narrowed, held, skipped
+            )
         history, past = self._past(request, catalogue, acts, ids, items)
         return Query(
             ids,
@@ -116,10 +138,11 @@ class Reader:
             context,
             slots,
             inline is not None,
-            _pins(request.pins, ids, slots) if request.pins else None,
+            pins,
             weights,
             history,
             past,
+            ruled,
         )
 
     def _past(

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -32,16 +32,16 @@ from services.scoring.decide import (
     drawn_from,
     encoded_record,
     experiment_of,
-    explanation_of,
     inputs_of,
     record_of,
 )
+from services.scoring.explaining import explanation_of, rules_explained
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
 from services.scoring.tallies import Tallies
-from services.scoring.warming import rehearse
+from services.scoring.warming import CANDIDATES, rehearse
 from services.scoring.wire import DecisionAnswer, DecisionRequest, ExperimentArm, Item, encode, read_decision
 from services.telemetry import Telemetry
 from streaming.configuration import Configs
@@ -170,7 +170,7 @@ class Scoring:
             experiment=None if choice is None else experiment_of(choice),
         )
         if request.explain and started - first_byte < self.patience.explain:
-            answer.explain = explanation_of(drawn, query)
+            answer.explain, answer.rules = explanation_of(drawn, query), rules_explained(drawn, query)
         encoded = encoded_record(record, len(query.ids))
         _, queries, scores, draws, records, _, _ = self._stages
         queries.append(read - started)
@@ -363,7 +363,7 @@ class Scoring:
         except Unavailable as error:  # there is always an answer: the fallbacks need no bundle
             log.warning("started_without_bundles", extra={"error": str(error)})
             self.swap(self._follower.poll(self.live, {}))
-        rehearse(self.live, self.make)
+        rehearse(self.live, self.make, list(islice(self.catalogue.index, CANDIDATES)))
 
     def _start_items(self) -> None:
         try:

@@ -42,6 +42,10 @@ class Tallies:
         telemetry, name = self._telemetry, answer.surface
         telemetry.add("decide_requests_total", name, answer.policy, answer.mode, answer.reason or "")
         telemetry.series("decide_latency_seconds", name).append(seconds)
+        for rule, slots in drawn.relaxed.items():
+            telemetry.add("rule_relaxations_total", name, rule, by=len(slots))
+        for rule in drawn.acting.skipped:
+            telemetry.add("rule_skips_total", name, rule)
         key = (name, answer.policy)
         tally = self._tallies.get(key)
         if tally is None:

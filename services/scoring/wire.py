@@ -6,12 +6,13 @@ Limits stand here and nowhere else: they are in the OpenAPI document because the
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from policies.errors import Rejected
+from policies.reranking import diversity
 from policies.types import Value
 
 MAX_CANDIDATES = 5_000  # above it a slate takes more than 20 ms; larger catalogues need a shortlist
@@ -22,6 +23,7 @@ MAX_FEEDBACK = 1_000
 MAX_ITEMS = 10_000  # of one PUT
 MAX_VALUE = 1e9  # a reward enters sums squared: above it float64 loses everybody else's
 MAX_WEIGHT = 1e6
+MAX_DIVERSITY = diversity.MAX_WEIGHT
 DECISION_BYTES, BATCH_BYTES, FEEDBACK_BYTES, ITEMS_BYTES = 2 << 20, 8 << 20, 2 << 20, 8 << 20
 LARGE_BODY_BYTES = 64 << 10  # above it the event loop is yielded before and after decoding
 
@@ -80,6 +82,7 @@ class DecisionRequest(_Strict):
     exclude: Annotated[list[Id], Meta(max_length=MAX_CANDIDATES)] = []
     pins: Annotated[dict[Slot, Id], Meta(max_length=MAX_SLOTS)] = {}
     objectives: dict[str, Weight] = {}
+    diversity: dict[Literal["mmr", "coverage"], Annotated[float, Meta(ge=0, le=MAX_DIVERSITY)]] = {}
     deadline_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
     explain: bool = False
     defer: bool = False
@@ -94,13 +97,42 @@ class SlotAnswer(Struct):
 
 
 class Explanation(Struct, omit_defaults=True):
-    """Why a candidate stood where it stood: mean and spread of its posterior scores, what acted on it."""
+    """Why a candidate stood where it stood.
+
+    score, spread   mean and standard deviation of its posterior scores
+    boost, boosts   what was added to its scores, and by source
+    rules           rules that acted on it: `pinned`, and those that did not let it through in some slot
+    masked          rule → slots in which it did not let the candidate through
+    penalties       what diversity took from its scores before each filled slot
+    steps           probability in the first slot that was drawn after each step: model, rules, boosts, diversity, floor, cap
+    probabilities   in each filled slot, given the slots before: as it was drawn
+    """
 
     id: str
     score: float
     spread: float
     boost: float = 0.0
     rules: list[str] = []
+    boosts: dict[str, float] = {}
+    masked: dict[str, list[int]] = {}
+    penalties: list[float] = []
+    steps: dict[str, float] = {}
+    probabilities: list[float] = []
+
+
+class RulesExplained(Struct, omit_defaults=True):
+    """What rules did to the request as a whole.
+
+    acted    rules that changed who could be drawn
+    relaxed  rule → slots for which it was passed over, or in which a quota that was due was not reached
+    skipped  rule → why it could not be asked
+    removed  rule → candidates it took out before anything was scored
+    """
+
+    acted: list[str] = []
+    relaxed: dict[str, list[int]] = {}
+    skipped: dict[str, str] = {}
+    removed: dict[str, list[str]] = {}
 
 
 class ExperimentArm(Struct):
@@ -122,6 +154,7 @@ class DecisionAnswer(Struct, omit_defaults=True, kw_only=True):
     reason: str | None = None
     experiment: ExperimentArm | None = None
     explain: list[Explanation] | None = None
+    rules: RulesExplained | None = None
     retry_unchecked: bool = False
     logged: bool = True
 

@@ -30,7 +30,8 @@ def test_nothing_acts() -> None:
     assert (NOTHING_ACTS + NOTHING_ACTS) == NOTHING_ACTS
 
 
-def test_the_unit_of_boosts_is_the_spread_of_mean_scores() -> None:
-    scores = np.array([[0.0, 2.0], [4.0, 6.0], [8.0, 10.0], [2.0, 4.0]], np.float32)  # means 1 5 9 3
-    assert spread(scores) == 9.0 - 3.0
+def test_the_unit_of_boosts_is_the_spread_of_the_candidates_in_one_draw() -> None:
+    scores = np.array([[0.0, 0.0], [4.0, 8.0], [8.0, 16.0], [2.0, 4.0]], np.float32)  # quartiles 2 and 8, 4 and 16
+    assert spread(scores) == (6.0 + 12.0) / 2
+    assert spread(np.repeat(scores[:, :1], 256, axis=1)) == 6.0
     assert spread(scores[:1]) == spread(np.zeros((5, 3), np.float32)) == 0.0
