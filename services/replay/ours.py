@@ -1,21 +1,22 @@
-"""Our own algorithm as a player of one-slot streams: encoder, learner, publish and draw as the service has them, without the service.
+"""Our own algorithms as players of one-slot streams: encoder, learner, publish and draw as the service has them, without the service.
 
 The surface is written from a stream's shapes alone (a vector of context; arms as a vector, or as names where they have no
-features; all products of the two), and the algorithm runs with its default options: one configuration for every stream.
+features; all products of the two), and an algorithm runs with its default options: one configuration for every stream.
 Scores come from the algorithm's numpy reference, which the contract suite holds equal to the ONNX graph.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from policies.algorithm import Problem
+from policies.algorithm import Problem, draw_settings
+from policies.bundle import item_rows
 from policies.features import Encoder
 from policies.registry import algorithm
 from policies.slate import draw
 from policies.surface import FeatureSpec, Objective
-from policies.types import F32, I64, Arrays, Changes, DrawSettings
+from policies.types import F32, I64, Arrays, Changes, DrawSettings, item_hashes
 from services.replay.streams import Stream
 
 
@@ -33,70 +34,92 @@ def features(stream: Stream) -> dict[str, Any]:
 
 
 class Slatewise:
-    """linear_thompson, one slot, a bundle every `every` decisions."""
+    """An algorithm of the registry, one slot, a bundle every `every` decisions. The n-th decision is made in second n."""
 
-    def __init__(self, stream: Stream, seed: int, *, every: int = 10, options: dict[str, Any] | None = None) -> None:
-        self._algorithm = algorithm("linear_thompson")
+    def __init__(
+        self,
+        stream: Stream,
+        seed: int,
+        *,
+        name: str = "linear_thompson",
+        every: int = 10,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self._algorithm = algorithm(name)
         self._config = msgspec.convert(options or {}, self._algorithm.config)
         encoder = Encoder(msgspec.convert(features(stream), FeatureSpec))
         reward = {"reward": Objective(kind="reward", range=(0.0, 1.0))}
         self._problem = Problem(encoder, reward, {"reward": 1.0}, 1)
+        names = [f"arm-{k:03}" for k in range(len(stream.arms))]
+        self._hashes = item_hashes(names)
         if stream.arms.shape[1]:
             self._arms = encoder.rows([{"arm": row.tolist()} for row in stream.arms], "$.arms")
         else:
-            self._arms = encoder.rows([{"arm": f"arm-{k:03}"} for k in range(len(stream.arms))], "$.arms")
+            self._arms = encoder.rows([{"arm": name} for name in names], "$.arms")
         if self._algorithm.learner is None:
-            raise TypeError("linear_thompson has a learner")
+            raise TypeError(f"{name} does not learn")
         self._learner = self._algorithm.learner(self._config, self._problem)
-        self._settings = DrawSettings(self._config.head, self._config.floor, 1.0, self._config.temperature)
         self._rng = np.random.default_rng([seed, 4])
-        self._seed, self._every, self._number = seed, every, 0
-        self._rows: list[tuple[F32, F32, float, float]] = []
-        self._last: tuple[F32, F32, float] | None = None
-        self._pool = self._publish()
+        self._seed, self._every, self._number, self._now = seed, every, 0, 0.0
+        self._rows: list[Row] = []
+        self._last: Row | None = None
+        self._made, self._settings = self._publish()
 
     def choose(self, context: F32, candidates: I64) -> int:
-        items = self._arms[candidates]
-        inputs = {"context": context.astype(np.float32), "items": items}
-        scores = self._algorithm.reference(self._config, self._problem, self._pool, inputs)
+        items, hashes, self._now = self._arms[candidates], self._hashes[candidates], self._now + 1
+        inputs: Arrays = {"context": context.astype(np.float32), "items": items}
+        if "item_rows" in self._algorithm.inputs:
+            inputs["item_rows"] = item_rows(self._made, hashes)
+        scores = self._algorithm.reference(self._config, self._problem, self._made, inputs)  # type: ignore[arg-type]  # rows are int64
         slate = draw(np.ascontiguousarray(scores), 1, self._rng.random(1), self._settings)
         position = int(slate.items[0])
-        self._last = (context, items[position], float(slate.propensities[0]))
+        self._last = Row(context, items[position], hashes[position], float(slate.propensities[0]), self._now, 0.0)
         return position
 
     def learn(self, reward: float) -> None:
         if self._last is None:
             raise RuntimeError("nothing was chosen yet")
-        context, item, propensity = self._last
-        self._rows.append((context, item, propensity, reward))
+        self._rows.append(self._last._replace(reward=reward))
         if len(self._rows) == self._every:
             self._learner.learn(_changes(self._rows))
             self._rows.clear()
-            self._pool = self._publish()
+            self._made, self._settings = self._publish()
 
     def close(self) -> None:
         self._rows.clear()
 
-    def _publish(self) -> Arrays:
+    def _publish(self) -> tuple[Arrays, DrawSettings]:
         self._number += 1
         seed = self._seed * 1_000_003 + self._number
-        return self._algorithm.publish(self._config, self._problem, self._learner.arrays(), 0.0, seed).arrays
+        made = self._algorithm.publish(self._config, self._problem, self._learner.arrays(), self._now, seed)
+        return made.arrays, draw_settings(self._config, made.temperature)
 
 
-def _changes(rows: list[tuple[F32, F32, float, float]]) -> Changes:
-    """New examples of one slot each; no forgetting is configured, so all share time zero."""
+class Row(NamedTuple):
+    """A choice that was heard about."""
+
+    context: F32
+    item: F32
+    hashed: np.uint64
+    propensity: float
+    time: float
+    reward: float
+
+
+def _changes(rows: list[Row]) -> Changes:
+    """New examples of one slot each."""
     n = len(rows)
     return Changes(
-        context=np.array([r[0] for r in rows], np.float32),
-        items=np.array([r[1] for r in rows], np.float32),
+        context=np.array([r.context for r in rows], np.float32),
+        items=np.array([r.item for r in rows], np.float32),
         slots=np.zeros(n, np.int64),
         slates=np.arange(n),
-        times=np.zeros(n),
+        times=np.array([r.time for r in rows]),
         weights=np.ones(n),
         present_before=np.zeros(n),
         present_after=np.ones(n),
         rewards_before=np.zeros((n, 1)),
-        rewards_after=np.array([[r[3]] for r in rows]),
-        item_hashes=np.zeros(n, np.uint64),
-        propensities=np.array([r[2] for r in rows]),
+        rewards_after=np.array([[r.reward] for r in rows]),
+        item_hashes=np.array([r.hashed for r in rows]),
+        propensities=np.array([r.propensity for r in rows]),
     )

@@ -1,4 +1,4 @@
-"""Players of one-slot streams: Vowpal Wabbit and MABWiser from PyPI, a uniform one, and our own algorithm without a service.
+"""Players of one-slot streams: Vowpal Wabbit and MABWiser from PyPI, a uniform one, and our own algorithms without a service.
 
 Every player is told a context and the candidates, answers with a position among them, and is told the reward at once.
 Each runs the one configuration its documentation gives as default; nothing is tuned on the streams that are reported.
@@ -6,8 +6,8 @@ Each runs the one configuration its documentation gives as default; nothing is t
 vw squarecb / cover   cb_explore_adf, quadratic interactions context × arm (-q ca), else defaults (squarecb gamma_scale 10,
                       exponent 0.5; cover 16)
 mabwiser LinTS, LinUCB  alpha 1, l2 1; one ridge model an arm (disjoint), so arm features are not used: its design
-ours                  linear_thompson as configured by default, bundle published every `every` decisions; the peers learn
-                      after each decision, which is to their advantage
+ours                  an algorithm of the registry as configured by default, bundle published every `every` decisions; the
+                      peers learn after each decision, which is to their advantage
 """
 
 from collections.abc import Callable
@@ -134,7 +134,7 @@ PEERS: dict[str, Callable[[Stream, int], Player]] = {
 
 
 def play(stream: Stream, player: Player) -> list[float]:
-    """Rewards of the rounds that counted, in order. The player is closed."""
+    """What the rounds that counted were worth, in order: the reward where no world knows better. The player is closed."""
     earned = []
     for t in range(len(stream)):
         position = player.choose(stream.context[t], stream.candidates[t])
@@ -142,6 +142,6 @@ def play(stream: Stream, player: Player) -> list[float]:
             continue  # rejection replay: nobody knows what this would have earned, nobody learns
         reward = float(stream.rewards[t, position])
         player.learn(reward)
-        earned.append(reward)
+        earned.append(reward if stream.worth is None else float(stream.worth[t, position]))
     player.close()
     return earned

@@ -29,6 +29,7 @@ class Stream:
     candidates (T, a) arms on offer in a round
     rewards (T, a) of the candidates, in [0, 1]; NaN where unknown (then `logged` says which is known)
     logged (T,) position of the logged candidate, or None where every reward is known
+    worth (T, a) expected rewards where a world knows them: what a choice is judged by, while `rewards` is what is learned from
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stream:
     candidates: I64
     rewards: F64
     logged: I64 | None = None
+    worth: F64 | None = None
 
     def __len__(self) -> int:
         return len(self.context)
@@ -45,7 +47,16 @@ class Stream:
         """The same rounds in the order of a seed: every player of that seed sees the same order."""
         order = np.random.default_rng([seed, 7]).permutation(len(self))[:rounds]
         logged = None if self.logged is None else self.logged[order]
-        return Stream(self.name, self.context[order], self.arms, self.candidates[order], self.rewards[order], logged)
+        worth = None if self.worth is None else self.worth[order]
+        candidates, rewards = self.candidates[order], self.rewards[order]
+        return Stream(self.name, self.context[order], self.arms, candidates, rewards, logged, worth)
+
+    def offered(self, seed: int, count: int) -> "Stream":
+        """The same rounds with `count` of the candidates of each, drawn by a seed."""
+        rng = np.random.default_rng([seed, 19])
+        kept = np.argsort(rng.random(self.candidates.shape), axis=1)[:, :count]
+        candidates, rewards = np.take_along_axis(self.candidates, kept, 1), np.take_along_axis(self.rewards, kept, 1)
+        return Stream(self.name, self.context, self.arms, candidates, rewards)
 
 
 def jester_stream(data: Path | None) -> Stream:

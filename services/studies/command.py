@@ -13,7 +13,9 @@ from rich.console import Console
 
 from services.studies.study import Study
 
-STUDIES: dict[str, tuple[str, str]] = {}  # name → (module, what it shows)
+STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
+    "regret": ("services.studies.regret", "One-slot algorithms beside Vowpal Wabbit and MABWiser: who wins where."),
+}
 
 
 @click.command(epilog="\n\n".join(f"{name}: {what}" for name, (_, what) in STUDIES.items()))

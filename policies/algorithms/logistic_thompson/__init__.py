@@ -24,7 +24,15 @@ from msgspec import Meta
 from policies import forgetting
 from policies.algorithm import Addend, Algorithm, Problem, Published
 from policies.algorithms.logistic_thompson import learner as learning
-from policies.algorithms.logistic_thompson.learner import LogisticLearner, expanded, log_odds, merge, quadratic, ranges
+from policies.algorithms.logistic_thompson.learner import (
+    LogisticLearner,
+    dispersion,
+    expanded,
+    log_odds,
+    merge,
+    quadratic,
+    ranges,
+)
 from policies.errors import Corrupt
 from policies.linear_graph import Linear, chosen, parts_of, times_phi, weights_of
 from policies.ridge import columns, effects, sums_of
@@ -71,8 +79,10 @@ def publish(config: LogisticThompson, problem: Problem, sums: Arrays, now: float
     if not state["epoch"][0]:
         A, b = expanded(held["S"], held["B"], c)
     rng, theta, priors = np.random.default_rng(seed), np.empty((len(own), len(effect), config.draws)), []
+    spreads = dispersion(learning.unit(problem), state, A, now)
     for i, o in enumerate(own):
-        found = quadratic(g * A[o], g * b[:, o], float(c[o]), effect, config.grid)
+        each = g / spreads[o]
+        found = quadratic(each * A[o], each * b[:, o], float(c[o]), effect, config.grid)
         shares = found.unit_shares()
         theta[i] = found.draw(shares, config.draws, config.spread, rng)[0]
         theta[i, 0] += c[o]
@@ -86,6 +96,7 @@ def publish(config: LogisticThompson, problem: Problem, sums: Arrays, now: float
         "rho": rho,
         "prior": float(np.exp2(np.mean(priors))),
         "epoch": float(state["epoch"][0]),
+        "dispersion": float(np.mean(spreads[own])),
     }
     return Published(arrays, 1 / (1 + (problem.slots - 1) * rho), diagnostics)
 

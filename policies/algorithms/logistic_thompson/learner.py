@@ -3,7 +3,8 @@
     log σ-likelihood of an example at θ_e, to second order:  θᵀb − ½θᵀAθ,  z = φᵀθ_e, p = σ(z), v = p(1 − p)
     A += w v φφᵀ,  b += w (r − p + v z) φ
 
-Rewards are moved into [0, 1] by the objective's range (values outside are clipped; 0 to 1 where it has none).
+Rewards are moved into [0, 1] by the objective's range (values outside are clipped; 0 to 1 where it has none). Those that are not
+just yes and no vary less than p(1 − p): sums are used over the dispersion, see there (quasi-likelihood; 1 for clicks).
 
 Epoch 0 has no point yet: it keeps S and B of `policies.ridge`, from which the sums at any point (c, 0, 0, …) follow,
 A = v S and b = B − (p − v c) S₁, so c can be the log odds of the mean reward whenever that is known best. `policies.ridge`'s
@@ -22,7 +23,7 @@ expansions of its own examples, and expansions add up whatever their points. Wha
 epoch of a partition ends, and at which point the next begins, depends on the order in which its log was read. Within
 an epoch state is a function of the set of events.
 
-Source   Laplace's expansion: Bishop 2006, 4.5; averaging σ: MacKay, Neural Computation 4, 1992 (the evidence framework applied
+Source   Laplace's expansion: Bishop 2006, 4.5; dispersion: McCullagh & Nelder, Generalized Linear Models, 1989, 9; averaging σ: MacKay, Neural Computation 4, 1992 (the evidence framework applied
          to classification networks)
 """
 
@@ -35,13 +36,14 @@ import numpy as np
 from policies import forgetting, ridge_carrying
 from policies.algorithm import Addend, Problem
 from policies.carrying import places, relevant, scaled
-from policies.ridge import ADDED, RidgeLearner, Sums, blocks, effects, merged, phi, sums_of
-from policies.ridge_fitting import discount
+from policies.ridge import ADDED, RidgeLearner, Sums, blocks, effects, gram, merged, phi, sums_of
+from policies.ridge_fitting import RidgeOptions, discount, fit
 from policies.ridge_posterior import Quadratic
 from policies.types import F64, I64, Arrays, Changes, Mask
 
 POINTS = 64  # kept; what is taken back from before the oldest of them is taken back at the oldest
 FAR = 6.0  # log odds that a point says at most: p from 0.0025 to 0.9975, where an example still tells something
+STILL = 1e-3  # rewards are taken to vary as much as this share of what yes and no would
 RARE = 1e-4  # the mean reward is taken to be this far from 0 and 1 at least
 EXPANDED = ("A", "b")
 POINT = ("points", "widths", "since")
@@ -91,11 +93,11 @@ class LogisticLearner:
         for block in blocks(changes):
             x = phi(self.problem, block.context, block.items, block.slots)
             w = block.weights * np.exp2(forgetting.age(block.times, self.ridge.half_life) - index)
-            entered = block.present_after - block.present_before
+            entered, room = block.present_after - block.present_before, np.empty_like(x)
             at = np.maximum(np.searchsorted(self.since, block.times, side="left") - 1, 0)
             for o in range(A.shape[0]):
                 z, p, v = self._expansion(x, at, o)
-                A[o] += x.T @ (x * (w * entered * v)[:, None])
+                A[o] += gram(x, w * entered * v, room)
                 moved = block.rewards_after[:, o] - block.rewards_before[:, o] + entered * (v * z - p)
                 b[:, o] += x.T @ (w * moved)
 
@@ -118,10 +120,16 @@ class LogisticLearner:
             first = np.zeros(self.points.shape[1:])
             first[0] = c
             self.points, self.widths, self.since = first[None], np.zeros((1, len(c))), np.array([-np.inf])
-        effect = effects(self.ridge.columns)
+        effect, n = effects(self.ridge.columns), max(float(sums["n"][0]), np.finfo(float).tiny)
+        g_each = g / dispersion(self.problem, self.ridge.arrays(), self.sums["A"], now)
         found = [
             solved(
-                g * self.sums["A"][o], g * self.sums["b"][:, o], float(c[o]), effect, self.grid, sums["S"] / sums["n"]
+                g_each[o] * self.sums["A"][o],
+                g_each[o] * self.sums["b"][:, o],
+                float(c[o]),
+                effect,
+                self.grid,
+                sums["S"] / n,
             )
             for o in range(len(c))
         ]
@@ -134,7 +142,7 @@ class LogisticLearner:
             self.since = np.append(self.since, now)[-POINTS:]
             self.since[0] = -np.inf
         self.epoch += 1
-        self.fresh, self.due = 0.0, max(self.first, g * float(sums["n"][0]))
+        self.fresh, self.due = 0.0, max(self.first, g * n)
 
     def arrays(self) -> Arrays:
         counted = {name: np.array([getattr(self, name)]) for name in COUNTED}
@@ -197,6 +205,21 @@ def expanded(S: F64, B: F64, c: F64) -> tuple[F64, F64]:
     p = 1 / (1 + np.exp(-c))
     v = p * (1 - p)
     return v[:, None, None] * S, B - S[:, :1] * (p - v * c)
+
+
+def dispersion(problem: Problem, sums: Arrays, A: F64, now: float) -> F64:
+    """How much less each objective (o,) varies than yes and no of its mean do: 1 for clicks, less for rewards in between.
+
+    The variance that ridge regression leaves, over the mean of p(1 − p) in A. Both are known without another pass, and of
+    clicks the first is the larger, as ridge regression explains no more than there is: more than 1 counts as 1.
+    """
+    half_life = float(sums_of(sums)["half_life"][0])
+    options = RidgeOptions(half_life=None if np.isinf(half_life) else half_life)
+    n = float(sums_of(sums)["n"][0])
+    if n <= 0:
+        return np.ones(len(A))
+    left = [fit(options, replace(problem, weights={name: 1.0}), sums, now).sigma ** 2 for name in problem.objectives]
+    return np.clip(np.array(left) * n / np.maximum(A[:, 0, 0], np.finfo(float).tiny), STILL, 1)
 
 
 def quadratic(A: F64, b: F64, c: float, effect: Mask, grid: F64) -> Quadratic:
