@@ -32,6 +32,15 @@ _feedback = pa.struct(
     ]
 )
 
+_goal = pa.struct(
+    [
+        ("id", pa.int32()),
+        ("propensity", pa.float64()),
+        ("bundle", pa.string()),
+        ("drawn_at_decision", pa.string()),
+    ]
+)
+
 _COLUMNS: list[tuple[str, pa.DataType, bool]] = [  # name, type, may be null
     ("log_partition", pa.int32(), False),
     ("number", pa.int64(), False),
@@ -77,6 +86,11 @@ _COLUMNS: list[tuple[str, pa.DataType, bool]] = [  # name, type, may be null
     ("asked", pa.int32(), False),
     ("candidates", _strings, False),
     ("candidate_features", pa.list_(_floats), True),
+    ("support_rows", _integers, False),
+    ("support", pa.list_(_floats), True),
+    ("history_items", _strings, False),
+    ("history", pa.list_(_floats), True),
+    ("goal", _goal, True),
     ("catalogue", pa.int64(), False),
     ("dropped", pa.int32(), False),
     ("deferred", pa.bool_(), False),
@@ -128,6 +142,13 @@ def table_of(experiences: Sequence[Experience]) -> pa.Table:
         "feedback": [[_told(said, d) for said in e.row.told] for e, d in made],
         "weights": [None if d.weights is None else list(d.weights.items()) for _, d in made],
         "candidate_features": _matrices(matrices, pa.float32()),
+        "support": _matrices(
+            [None if d.support is None else _rows(d.support, len(d.support_rows)) for _, d in made], pa.float32()
+        ),
+        "history": _matrices(
+            [None if d.history is None else _rows(d.history, len(d.history_items)) for _, d in made], pa.float32()
+        ),
+        "goal": [None if d.goal is None else msgspec.structs.asdict(d.goal) for _, d in made],
         "deferred": [d.defer for _, d in made],
         "sample_rate": [None if s is None else s.rate for s in samples],
         "distributions": _matrices(

@@ -150,8 +150,10 @@ class Publisher:
 
 
 def merged(policy: CompiledPolicy, sums: Sequence[Arrays], older: Sequence[Addend] = (), now: float = 0.0) -> Arrays:
-    """One state of several; of none, what the learner starts from; empty for algorithms that do not learn."""
+    """One state of several; of none, what the learner or trainer starts from; empty for algorithms that do not learn."""
     algorithm = policy.algorithm
+    if algorithm.trainer is not None:
+        return dict(sums[0]) if sums else algorithm.trainer(policy.config, policy.problem).arrays()
     if algorithm.learner is None:
         return {}
     if not sums:

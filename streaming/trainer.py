@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from policies.errors import Corrupt, Unavailable
+from policies.errors import Corrupt, Rejected, Unavailable
 from policies.sequences import Transitions
 from policies.training import Trainer
 from policies.types import Arrays
@@ -69,11 +69,13 @@ class Source(Protocol):
 
 
 class Head(Struct, array_like=True):
-    """What a checkpoint says besides arrays: it holds all entries below `entry`. `cursors`: partition → (next row, log offset)."""
+    """What a checkpoint says besides arrays: it holds all entries below `entry`. `cursors`: partition → (next row, log offset).
+    `since`: learner key → what was due by then it learned elsewhere (`plant`)."""
 
     entry: int = 0
     cursors: dict[int, tuple[int, int]] = {}
     identity: str = ""
+    since: dict[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Training:
         self._resting: dict[str, Arrays] = {}  # of policies that are not configured now, as they were left
         self._sequences: dict[tuple[Lane, int], Sequencer] = {}
         self._cursors: dict[int, tuple[int, int]] = {}
+        self._since: dict[str, float] = {}
         self._entry = self._checkpointed = 0
         self._head = b""  # of the checkpoint, as every commit repeats it
         self._loaded = False
@@ -188,6 +191,22 @@ class Training:
         """Make durable what was trained; whether there was anything new."""
         if not self._loaded or self._entry == self._checkpointed:
             return False
+        self._save()
+        return True
+
+    def plant(self, key: str, arrays: Arrays, since: float) -> None:
+        """Begin a policy with what a trainer of its own kind learned elsewhere, of all that was due by `since`.
+
+        Raises Rejected('trained') when this log has taught it already.
+        """
+        self.recover()
+        if key in self._store.load(self._epoch).statistics or any(key in entry.keys for entry in self._entries(0)):
+            raise Rejected(f"{key} is trained from this log already", at="--policy", code="trained", status=409)
+        self._taught[key].trainer.load(arrays)
+        self._since[key] = since
+        self._save()
+
+    def _save(self) -> None:
         statistics = {**self._resting}
         statistics |= {key: self._sound(taught) for key, taught in self._taught.items()}
         statistics |= {
@@ -196,7 +215,6 @@ class Training:
         }
         self._commit(statistics=statistics)
         self._checkpointed = self._entry
-        return True
 
     def _sound(self, taught: _Taught) -> Arrays:
         """Of one that stopped in the middle of a call, what the checkpoint before it has."""
@@ -297,8 +315,11 @@ class Training:
             for start in range(0, len(complete), self._limit):
                 part = complete[start : start + self._limit]
                 batch = transitions(part, encoder.context_size, encoder.item_size, len(lane.objectives))
+                due = np.array([one.now.until - one.now.timeout for one in part])
                 for one in taught:
-                    self._train(one, batch, report)
+                    new = due > self._since.get(one.policy.key, -np.inf)
+                    if new.any():
+                        self._train(one, batch if new.all() else batch.rows(new), report)
         for key, one in self._taught.items():
             if one.stopped:
                 report.stopped[key] = one.stopped
@@ -371,7 +392,7 @@ class Training:
     ) -> None:
         """An entry of the order, or a checkpoint; who only adds to the order leaves the checkpoint as it is."""
         if statistics is not None:
-            self._head = _encode(Head(self._entry, self._cursors, self._identity))
+            self._head = _encode(Head(self._entry, self._cursors, self._identity, self._since))
         self._store.commit(
             Commit(
                 partition=0,
@@ -390,7 +411,7 @@ class Training:
             raise Corrupt("other_log", f"trained from the log {head.identity}, this one is {self._identity}")
         self._head = _encode(head)
         self._entry = self._checkpointed = head.entry
-        self._cursors = dict(head.cursors)
+        self._cursors, self._since = dict(head.cursors), dict(head.since)
         for key, arrays in statistics.items():
             if key.startswith(SEQUENCES):
                 surface, schema, objectives, partition = msgspec.json.decode(key.removeprefix(SEQUENCES))
@@ -408,7 +429,7 @@ class Training:
         """Let go of what is in memory: the next step begins with what is durable."""
         for taught in self._taught.values():
             _end(taught.trainer)
-        self._taught, self._resting, self._sequences, self._cursors = {}, {}, {}, {}
+        self._taught, self._resting, self._sequences, self._cursors, self._since = {}, {}, {}, {}, {}
         self._entry = self._checkpointed = 0
         self._head, self._loaded = b"", False
 

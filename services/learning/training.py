@@ -60,7 +60,7 @@ class Turn:
 
     @property
     def busy(self) -> bool:
-        return bool(self.trained) or any(one.lag_records or sum(one.settled.values()) for one in self.settled)
+        return bool(self.trained) or any(one.records or one.settled for one in self.settled)
 
 
 class Course:

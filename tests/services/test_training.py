@@ -6,15 +6,20 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from policies import bundle as bundling
+from policies.errors import Rejected, Unavailable
 from policies.surface import Bool, FeatureSpec, Logging, Number, Objective, PolicySpec, Surface
+from services.cli import main
 from services.learning.app import Learning, derived_is_read
 from services.learning.inline import InlineShards
 from services.learning.shards import open_shards
 from services.learning.training import Course, Turn
 from services.scoring import feedback as feedbacks
+from services.scoring.histories import Histories
 from services.scoring.serve import open_scoring
 from services.scoring.service import Scoring
 from services.settings import Settings
@@ -22,9 +27,12 @@ from services.telemetry import Telemetry
 from services.wiring import open_bundles, open_forwarder, open_state
 from streaming.configuration import Configs, publish_surface
 from streaming.events import Decision
+from streaming.experiences import Experience
+from streaming.parquet import table_of
+from streaming.parquet_reading import experiences_of
 from streaming.publish import Publisher
 from streaming.replay import recompute
-from tests.scoring_setup import decisions
+from tests.scoring_setup import decisions, in_memory
 from tests.training_setup import registered
 
 HORIZON = 0.2  # seconds of real time that a settled decision waits for
@@ -110,6 +118,9 @@ class House:
         time.sleep(0.15)  # the feed tells at most every 0.1 s
         self.learning.turn(self.shards)
 
+    def settled(self) -> list[Experience]:
+        return [one for box in self.course._outboxes for one in box.pull(*box.numbers())]
+
     def pointed(self) -> str:
         return open_bundles(self.settings).pointers()["home/agent"]
 
@@ -174,3 +185,119 @@ def test_people_act_the_agent_learns_and_serves_and_a_restart_changes_nothing(tm
     assert {name: array.tobytes() for name, array in held.items()} == {n: a.tobytes() for n, a in found.items()}
     house.scoring.close()
     assert derived_is_read(house.configs)
+
+
+def test_a_policy_learns_from_files_before_it_decides_and_goes_on_from_there(tmp_path: Path) -> None:
+    house = House(tmp_path / "there")
+    for unit in range(8):
+        house.visit(f"u-{unit % 4}")
+    house.forward()
+    time.sleep(HORIZON)
+    house.turn(time.time() + 1e4)
+    house.scoring.close()
+    settled = house.settled()
+    assert len(settled) == 8
+    log = tmp_path / "log.parquet"
+    pq.write_table(table_of(settled), log)
+    for read, one in zip(experiences_of(pq.read_table(log)), settled, strict=True):
+        assert (read.decision.history, read.decision.history_items) == (
+            one.decision.history,
+            one.decision.history_items,
+        )
+        assert read.decision.matrix == one.decision.matrix
+        assert (read.row.rewards, read.row.present, read.row.schema) == (
+            one.row.rewards,
+            one.row.present,
+            one.row.schema,
+        )
+        assert read.row.due == pytest.approx(one.row.due, abs=1e-6)
+
+    def train(data: Path, *more: str, policy: str = "agent") -> str:
+        command = ["train", str(log), "--policy", policy, "--data", str(data), *more]
+        result = CliRunner(env={"SLATEWISE_PARTITIONS": "2"}).invoke(main, command)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        return result.output
+
+    fresh = House(tmp_path / "here")
+    fresh.course.close()
+    fresh.scoring.close()
+    said = train(tmp_path / "here", "--epochs", "2")
+    assert "epoch 2: 8 transitions" in said
+    assert "the policy has a bundle" in said
+    fresh.owner += 10  # a service that starts now; the command shut out the one before
+    fresh.start()
+    [turn] = fresh.turn(time.time())
+    [taught] = turn.taught
+    assert taught.published.diagnostics["seen"] == 2 * 2 * 8  # slots, epochs, decisions
+    assert fresh.pointed() == fresh.learning._publisher.last(fresh.course._training.policies[taught.key]).bundle  # type: ignore[union-attr]
+    assert "is trained from this log already" in train(tmp_path / "here")
+
+    data = tmp_path / "nowhere"
+    publish_surface(open_state(Settings.load({}, data=data)), SURFACE)
+    assert "bundle" in train(data)
+    assert set(open_bundles(Settings.load({}, data=data)).pointers()) == {"home/agent"}
+    assert "Expected one of: home/agent" in train(data, policy="nobody")
+
+
+@pytest.mark.parametrize(
+    ("history", "status", "at"),
+    [
+        ([{"item": "item-0", "kind": "click"}] * 4, "at most 3", "$.history"),
+        ([{"item": "item-0", "kind": "stare"}], "Unknown kind", "$.history[0].kind"),
+        ([{"item": "item-0", "kind": "click"}, {"item": "gone", "kind": "click"}], "Unknown item", "$.history[1].item"),
+        ([{"item": 3, "kind": "click"}], "Expected str", "$.history[0].item"),
+    ],
+)
+def test_a_history_that_cannot_be_is_refused_by_path(
+    tmp_path: Path, history: list[dict[str, object]], status: str, at: str
+) -> None:
+    scoring = in_memory_with_items(tmp_path)
+    with pytest.raises(Rejected, match=status) as caught:
+        scoring.decide(asked(history))
+    assert caught.value.at == at
+
+
+def test_a_history_of_the_request_is_what_is_drawn_from(tmp_path: Path) -> None:
+    scoring = in_memory_with_items(tmp_path)
+    scoring.decide(asked([{"item": "item-1", "kind": "click"}, {"item": "new-one", "kind": "click"}]))
+    [record] = decisions(tmp_path)
+    assert record.history_items == ["item-1", "new-one"]
+    assert record.history == np.array([[-1.0, -0.5], [1.0, 1.0]], "<f4").tobytes()  # the catalogue's, and the request's
+
+
+def test_a_store_that_is_away_is_an_empty_history_and_said_so(tmp_path: Path) -> None:
+    class Away:
+        asked = 0
+
+        def read(self, units: object) -> list[bytes]:
+            self.asked += 1
+            raise Unavailable("profiles: gone")
+
+    store = Away()
+    scoring = in_memory_with_items(tmp_path, histories=Histories(lambda: store))  # type: ignore[arg-type,return-value]
+    for _ in range(5):
+        scoring.decide(asked(None))
+    assert store.asked == 2  # then the breaker is open
+    assert [one.history_items for one in decisions(tmp_path)] == [[]] * 5
+    said = scoring.telemetry.text().decode()
+    assert 'slatewise_history_reads_total{outcome="away"}' in said
+    assert 'outcome="read"' not in said
+
+
+def in_memory_with_items(folder: Path, **more: object) -> Scoring:
+    scoring = in_memory(folder, SURFACE, **more)
+    item = {"id": "item-1", "features": {"price": 2, "new": False}}
+    scoring.state.put(
+        [("item", "item-1", msgspec.json.encode(item)), ("item", "item-0", msgspec.json.encode({"id": "item-0"}))]
+    )
+    scoring.catalogue.apply(scoring.catalogue.prepare(scoring.state.read()), time.time())
+    return scoring
+
+
+def asked(history: object) -> bytes:
+    body = {
+        "surface": "home",
+        "unit": "u",
+        "candidates": ["item-0", {"id": "new-one", "features": {"price": 8, "new": True}}],
+    }
+    return msgspec.json.encode(body | ({} if history is None else {"history": history}))
