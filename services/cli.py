@@ -16,7 +16,7 @@ ELSEWHERE = {  # commands that live in rooms of their own: name → module, what
     "replay": ("services.replay.command", "Drive the service with public data, or replay logged data into a log."),
     "export": ("services.experiences.command", "Settled decisions as Parquet, Vowpal Wabbit's dsjson or for obp."),
     "evaluate": ("services.evaluation.command", "What a policy would have earned on a log, with intervals and doubts."),
-    "train": ("services.learning.command", "Train a policy with a trainer from settled decisions, before it decides."),
+    "train": ("services.training.command", "Train a policy with a trainer from settled decisions, before it decides."),
     "chaos": ("services.chaos.command", "Break the real stack under load and hold the log against what was answered."),
     "stack": ("services.stack.command", "Kafka, Redis and Ray on this machine, and the service on them."),
     "study": ("services.studies.command", "Studies with seeds, floors and intervals: what the README claims."),

@@ -1,0 +1,1 @@
+"""`slatewise train`: policies with trainers learn from files, before they decide."""
