@@ -20,6 +20,8 @@ ELSEWHERE = {  # commands that live in rooms of their own: name → module, what
     "chaos": ("services.chaos.command", "Break the real stack under load and hold the log against what was answered."),
     "stack": ("services.stack.command", "Kafka, Redis and Ray on this machine, and the service on them."),
     "study": ("services.studies.command", "Studies with seeds, floors and intervals: what the README claims."),
+    "experiment": ("services.experimenting", "Experiments: list, create, start, allocate, stop, report."),
+    "plan": ("services.planning", "What applying a config folder would keep, rebuild and move."),
     "bench": ("services.bench.command", "Measure decisions, learning, publishing and freshness, with peers beside."),
 }
 

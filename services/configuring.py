@@ -17,7 +17,7 @@ from policies.surface import Surface, content_hash
 from services.audit import Change, entry
 from services.trials import Trials
 from streaming.configuration import POINTER, Configs, load_folder, publish_surface
-from streaming.experiments import load_experiments
+from streaming.experiments import keep_running, load_experiments, trials_on
 from streaming.ports import State
 
 KIND, KEY = "config-folder", "default"
@@ -73,6 +73,8 @@ def _apply(state: State, surfaces: list[Surface], experiments: list[Experiment],
     if last is not None and last.hash == digest and last.managed == managed:
         return False
     trials, now = Trials(state, Configs()), time.time()
+    for surface in surfaces:
+        keep_running(surface, trials_on(state, surface.surface))
     for experiment in experiments:
         trials.check(experiment)
     for surface in surfaces:

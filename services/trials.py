@@ -7,6 +7,7 @@ surface versions of its arms are stored before it, so that every replica that kn
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -19,7 +20,7 @@ from services.audit import Change, entry
 from services.settings import Settings
 from services.wiring import open_state
 from streaming.configuration import Configs, store_arms
-from streaming.experiments import KIND, decode, from_json, indexed, stored, trials_on
+from streaming.experiments import KIND, decode, from_json, indexed, keep_running, load_experiments, stored, trials_on
 from streaming.ports import State
 
 Step = Callable[[Trial, Sequence[Trial], float], Trial]
@@ -57,6 +58,13 @@ class Trials:
         document = self.read(body)
         return self.add(document, who)
 
+    def create_from(self, path: Path, who: str) -> Trial:
+        """A new experiment of the one experiment document of a YAML or JSON file. Raises ConfigInvalid, Rejected."""
+        found = load_experiments(path, self._surfaces())
+        if len(found) != 1:
+            raise Rejected(f"Expected one document with `experiment:` in {path}, got {len(found)}", at=str(path))
+        return self.add(found[0], who)
+
     def read(self, body: bytes) -> Experiment:
         """Raises ConfigInvalid, Rejected(400)."""
         return from_json(body, self._surfaces())
@@ -85,13 +93,12 @@ class Trials:
 
         return self._step(name, step, who, "edit", expect)
 
-    def check(self, document: Experiment) -> None:
-        """Raises Rejected for a document that `apply` would refuse."""
-        held = self.state.get(KIND, document.experiment)
+    def check(self, document: Experiment) -> Trial:
+        """What `apply` would come to. Raises Rejected for a document that it would refuse."""
+        held, others = self.state.get(KIND, document.experiment), self._others(document)
         if held is not None and held.value is not None:
-            course.edited(decode(held.value), document, self._others(document), self.clock())
-        else:
-            self._others(document)
+            return course.edited(decode(held.value), document, others, self.clock())
+        return course.drafted(document, others, self.clock(), managed=True)
 
     def apply(self, document: Experiment, who: str) -> Trial:
         """A document of the config folder: a new experiment, or other words about one that keeps its course."""
@@ -156,6 +163,8 @@ class Trials:
         compiled = self.configs.current(after.document.surface)
         if compiled is None:
             raise Rejected(f"No surface {after.document.surface!r}", at="$.surface", code="unknown_surface")
+        if after.status == "running":
+            keep_running(compiled.surface, [after])
         if after.status != "stopped":
             store_arms(self.state, compiled.surface, [after])
         name = after.document.experiment

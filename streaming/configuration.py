@@ -270,11 +270,13 @@ class Configs:
 
 def publish_surface(state: State, surface: Surface) -> str:
     """Store a surface's version, and those of its experiments' arms, then make it current; its hash. Harmless when
-    repeated. Raises ConfigInvalid, Unavailable."""
+    repeated. Raises ConfigInvalid, Unavailable, and Rejected(409) when an experiment that runs needs what it lacks."""
     compiled = compile_surface(surface)
     digest = compiled.hash
+    trials = experiments.trials_on(state, surface.surface)
+    experiments.keep_running(compiled.surface, trials)
     store_version(state, compiled.surface)
-    store_arms(state, compiled.surface, experiments.trials_on(state, surface.surface))
+    store_arms(state, compiled.surface, trials)
     pointer = state.get(POINTER, surface.surface)
     if pointer is None or pointer.value != digest.encode():
         state.put([(POINTER, surface.surface, digest.encode())])

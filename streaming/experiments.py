@@ -19,7 +19,7 @@ from policies.experiments.document import Condition, Experiment, Scalar, Trial
 from policies.surface import Surface, seconds
 from streaming import documents
 from streaming.checks import NAME, RESERVED, Fault
-from streaming.documents import ConfigInvalid, Document, Mistake, Path
+from streaming.documents import ConfigInvalid, Document, Mistake, Path, spelled
 from streaming.fitting import DURATION, Fit, got, unknown
 from streaming.ports import State
 from streaming.surfaces import files_of
@@ -197,6 +197,20 @@ def _metrics(experiment: Experiment, surface: Surface) -> Iterator[Fault]:
         if guardrail.min_effect > 0:
             message = f"min_effect {guardrail.min_effect:g} would stop what does no harm"
             yield Fault(("metrics", "guardrails", name, "min_effect"), message, "a number of at most 0")
+
+
+def keep_running(surface: Surface, trials: Iterable[Trial]) -> None:
+    """Raises Rejected(409) for a version of a surface that lacks what an experiment running on it needs."""
+    for trial in trials:
+        if trial.status != "running":
+            continue
+        for path, message, _ in faults(trial.document, surface, [surface.surface]):
+            raise Rejected(
+                f"Experiment {trial.document.experiment!r} runs on this surface: {message}",
+                at=f"$.{spelled(path)}",
+                code="experiment_running",
+                status=409,
+            )
 
 
 def untaught(document: Experiment, arm: str, live: str) -> frozenset[str]:

@@ -276,6 +276,8 @@ def interference(trial: Trial, compiled: Compiled) -> list[str]:
     """What arms share, so that what happens in one moves another: learner | exposure | budget."""
     document, surface = trial.document, compiled.surface
     drawn = [arm.policy or surface.live or surface.fallback for arm in document.arms.values()]
-    learning = [name for name in drawn if compiled.policies[name].algorithm.learner is not None]
+    algorithms = {name: compiled.policies[name].algorithm for name in drawn if name in compiled.policies}
+    learning = [name for name in drawn if name in algorithms and algorithms[name].learner is not None]
+    trained = any(algorithm.trainer is not None for algorithm in algorithms.values())  # from every decision, in order
     shared = len(set(learning)) < len(learning) or (document.learners == "shared" and bool(learning))
-    return ["learner"] if shared else []
+    return ["learner"] if shared or trained else []

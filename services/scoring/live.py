@@ -164,8 +164,8 @@ class Follower:
             document, made = trial.document, {}
             for name, arm in document.arms.items():
                 version = self._configs.untaught(compiled, untaught(document, name, _live_name(compiled)))
-                if version is None:
-                    break  # not stored yet: nobody is in this experiment until all its arms can be
+                if version is None or (arm.policy is not None and arm.policy not in compiled.policies):
+                    break  # not stored yet, or not any more: nobody is in this experiment unless all its arms can be
                 drawn = live if arm.policy is None else self._policy(compiled, compiled.policies[arm.policy], pointers)
                 if drawn is not None:
                     policies[drawn.policy] = drawn

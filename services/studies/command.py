@@ -15,6 +15,10 @@ from services.studies.study import Study
 
 STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
     "regret": ("services.studies.regret", "One-slot algorithms beside Vowpal Wabbit and MABWiser: who wins where."),
+    "experiments": (
+        "services.studies.experiments",
+        "False alarms, power, sample ratio, CUPED and assignment.",
+    ),
 }
 
 
