@@ -1,9 +1,9 @@
 """Experiments judged in worlds where the truth is known: false alarms under constant looking, power, sample ratio, CUPED,
 assignment and its movement.
 
-The A/A world: units return. Each has a click rate of its own, Beta(.5, 4.5), and some 40 visits spread over two weeks, of
-which those in the window of a day from its first exposure make its total. Units arrive all the time, and the readout is looked
-at every hour. All of it runs through `policies.experiments`, the code that serves.
+The A/A world: units return. Each has a click rate of its own, Beta(.5, 4.5), and some 40 visits in the window of a week from
+its first exposure, which make its total. Units arrive all the time, and the readout is looked at every hour. All of it runs
+through `policies.experiments`, the code that serves.
 """
 
 from pathlib import Path
@@ -24,9 +24,9 @@ from services.studies.study import Cell, Study
 
 ALPHA, POWER = 0.05, 0.8
 RUNS, QUICK = 1_000, 40
-DAYS, WINDOW_HOURS = 14, 24
+DAYS, WINDOW_HOURS = 28, 7 * 24
 UNITS = 4_000  # that arrive over the run of one world
-VISITS = 40  # of a unit over the run, on average
+VISITS = 40  # of a unit in its window, on average, and in the week before
 UPLIFT = 0.2  # of the worlds that show CUPED
 LOOKS, LARGE_UNITS = 100, 20_000  # on the way to the planned units; above it a quarter of the worlds
 
@@ -42,9 +42,10 @@ def run(quick: bool, seeds: int | None, data: Path | None) -> Study:
     _assignment(study)
     _movement(study)
     study.note(
-        f"A/A worlds: {UNITS:,} units arrive evenly over {DAYS} days, click rate of each Beta(.5, 4.5), visits of each Poisson"
-        f"({VISITS}) over the run; a unit's observation is its clicks in the {WINDOW_HOURS} h from its first visit, entering when"
-        f" that is over; looked at every hour; {LEAST} units an arm before anything is said. Nothing is tuned on these worlds."
+        f"A/A worlds: {UNITS:,} units arrive evenly until a week before the end of {DAYS} days, click rate of each Beta(.5, 4.5),"
+        f" visits of each 1 + Poisson({VISITS - 1}) in the week from its first; a unit's observation is its clicks in that week,"
+        f" entering when it is over; looked at every hour; {LEAST} units an arm before anything is said. Nothing is tuned on"
+        " these worlds."
     )
     study.note(
         "Intervals of shares are Clopper-Pearson, 95%. z and visits are floors: what people do who know no better."
@@ -58,8 +59,8 @@ def run(quick: bool, seeds: int | None, data: Path | None) -> Study:
 def _units(rng: np.random.Generator, arms: F64, uplift: float = 0.0) -> tuple[F64, F64, F64]:
     """(clicks in the window, visits in it, clicks of a week before) of a unit for each arm in `arms`."""
     rate = rng.beta(0.5, 4.5, len(arms))
-    visits = 1 + rng.poisson(VISITS * WINDOW_HOURS / (24 * DAYS), len(arms))
-    before = rng.binomial(rng.poisson(VISITS / 2, len(arms)), rate)
+    visits = 1 + rng.poisson(VISITS - 1, len(arms))
+    before = rng.binomial(rng.poisson(VISITS, len(arms)), rate)
     clicks = rng.binomial(visits, np.minimum(rate * (1 + uplift * arms), 1.0))
     return clicks.astype(float), visits.astype(float), before.astype(float)
 
@@ -143,11 +144,12 @@ def _power(study: Study, runs: int) -> None:
     """Simulated power at the number of units that the calculator names, and how early the sequential method stops."""
     rng = np.random.default_rng(20_261)
     sample, _, _ = _units(rng, np.zeros(200_000))
-    mean, sd = float(sample.mean()), float(sample.std())
+    mean = float(sample.mean())
+    sds = {uplift: _pooled(rng, uplift) for uplift in (0.0, 0.1, 0.2, 0.4)}
     rows: list[list[Cell]] = []
     for uplift in (0.1, 0.2, 0.4):
         for method in ("fixed", "sequential"):
-            needed = units_needed(uplift * mean, sd, alpha=ALPHA, power=POWER, method=method)
+            needed = units_needed(uplift * mean, sds[uplift], alpha=ALPHA, power=POWER, method=method)
             tried = runs if needed < LARGE_UNITS else max(runs // 4, 10)
             looks = (
                 np.unique(np.linspace(2 * LEAST, needed, LOOKS).astype(np.int64))
@@ -188,14 +190,27 @@ def _power(study: Study, runs: int) -> None:
     ]
     study.table(f"Power (α {ALPHA}, wanted {POWER})", columns, rows)
     reach = [
-        [n, *(detectable(n, sd, alpha=ALPHA, power=POWER, method=method) / mean for method in ("fixed", "sequential"))]
+        [
+            n,
+            *(
+                detectable(n, sds[0.0], alpha=ALPHA, power=POWER, method=method) / mean
+                for method in ("fixed", "sequential")
+            ),
+        ]
         for n in (1_000, 10_000, 100_000, 1_000_000)
     ]
     study.table("Smallest relative effect that units show", ["units", "fixed", "sequential"], reach)
     study.note(
         f"The calculator names the units at which the power is reached *at* that look; the sequential method looks {LOOKS} times"
-        " on the way and stops at the first find, so it has more power and mostly needs fewer."
+        " on the way and stops at the first find, so it has more power and mostly needs fewer. It is told the standard deviation"
+        " within arms under the uplift that is meant."
     )
+
+
+def _pooled(rng: np.random.Generator, uplift: float) -> float:
+    """Standard deviation of a unit's clicks within arms: an uplift of everyone's rate spreads the treatment wider."""
+    sides = [float(_units(rng, np.full(200_000, arm), uplift)[0].var()) for arm in (0.0, 1.0)]
+    return float(np.sqrt(np.mean(sides)))
 
 
 # -- sample ratio ----------------------------------------------------------------------------------------------------
@@ -234,7 +249,7 @@ def _ratio(study: Study, runs: int) -> None:
 def _cuped(study: Study, runs: int) -> None:
     rng = np.random.default_rng(20_263)
     clipped = stats.beta(0.5, 4.5).expect(lambda rate: np.minimum(rate * (1 + UPLIFT), 1.0) - rate)
-    true = float(clipped) * (1 + VISITS * WINDOW_HOURS / (24 * DAYS))
+    true = float(clipped) * VISITS
     lefts, values, plain, covered = [], [], [], 0
     for _ in range(runs):
         arms = _coins(rng, UNITS)
