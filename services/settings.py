@@ -45,7 +45,7 @@ class Settings:
     log, state, bundles, experiences   adapter URLs; empty: under `data`
     kafka_password, redis_password   of the users in `log` and `state`, so that no URL has to hold them
     derive              on: shards derive counters and profiles and keep them in `state`; off: nobody reads them; auto: on where
-                        a policy reads what units did before
+                        a policy reads what units did before, or a rule what they were shown
     retention_seconds   how long the log keeps records: at least the longest `correctable`, and what checkpoints need
     partitions          partitions of a log that is created here; an existing log keeps its own number
     ray                 auto (local when Ray is installed, else inline) | inline | local | ray://host:port

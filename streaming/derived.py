@@ -7,6 +7,8 @@
               tenant/surface/group/genre/jazz/…       the same of the items with a category's value
     profiles  a unit's last interactions: (at, item, kind, value), oldest first, as feedback in force says
 
+and what people were shown, where rules ask for it (`streaming.shown`).
+
 Both follow corrections and retractions: a counter moves by what a decision's evidence moves, a profile holds what a
 decision's feedback says now. Memory is bounded: of counters and of units the least recently touched is forgotten, and of a
 unit all but its last interactions, which a retraction does not bring back.
@@ -31,6 +33,7 @@ from streaming.index import id_hash
 from streaming.join import Touched
 from streaming.joined import SHOWN, Terms, in_force
 from streaming.ledger import Ledger
+from streaming.shown import item_windows, remembers_units, shown_key, window_names, with_decision
 
 PREFIX = "derived/"  # of the keys in a commit's statistics; no learner key begins so
 HEAD, COUNTERS, PROFILES = PREFIX + "head", PREFIX + "counters/", PREFIX + "profiles/"
@@ -101,6 +104,8 @@ class Derived:
         for one in touched:
             if one.join.heard:
                 self._remember(one)
+            if one.terms.compiled.surface.rules and (one.present != one.present_before or not counting):
+                self._expose(one, counting)
 
     def pieces(self, offset: int) -> dict[str, Arrays]:
         """For the commit that reaches `offset`: what has changed since the last one."""
@@ -187,6 +192,27 @@ class Derived:
                 self.profiles.put(drawn.unit, profile)
         else:
             self.profiles.take(drawn.unit)
+
+    def _expose(self, one: Touched, counting: bool) -> None:
+        """What the unit was shown of a decision, and its items' impressions, where rules ask for them."""
+        drawn, surface = one.join.drawn, one.terms.compiled.surface
+        assert drawn is not None  # only decisions are touched
+        present = one.present or bytes(len(drawn.slate))
+        if remembers_units(surface):
+            name = shown_key(drawn.unit)
+            before = self.profiles.get(name)
+            seen = [id_hash(item) for item, here in zip(drawn.slate, present, strict=True) if here]
+            shown = with_decision(before, id_hash(one.join.key), drawn.at, seen)
+            if shown and shown != before:
+                self.profiles.put(name, shown)
+            elif not shown:
+                self.profiles.take(name)
+        for window in item_windows(surface) if counting else ():
+            prefix = counter_name(drawn.tenant, one.terms.surface)
+            before_by_slot = one.present_before or bytes(len(drawn.slate))
+            for item, now, was in zip(drawn.slate, present, before_by_slot, strict=True):
+                current, _ = window_names(_quoted(item, ""), window, drawn.at)
+                self._add(f"{prefix}/{current}", [EXPOSURES], [now - was])
 
 
 def derived_of(statistics: dict[str, Arrays]) -> dict[str, Arrays]:

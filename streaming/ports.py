@@ -145,7 +145,7 @@ class Profiles(Protocol):
         """As `Counters.write`; empty bytes take a unit away."""
 
     def read(self, units: Sequence[str]) -> list[bytes]:
-        """Each unit's profile, by hash; empty for one that is not there. Raises Unavailable."""
+        """Each unit's profile, by hash, or by hash and what follows a slash; empty for one that is not there. Raises Unavailable."""
 
 
 class Bundles(Protocol):

@@ -35,6 +35,7 @@ from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.ports import State
 from streaming.publish import Learned, Outcome, Publisher, by_lineage, lineage, older_sums, pointer_name
 from streaming.shard import Statistics, StepReport
+from streaming.shown import remembers
 
 log = logging.getLogger("slatewise.learning")
 FOLLOW_SECONDS = 0.25
@@ -280,8 +281,8 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
 
 
 def derived_is_read(configs: Configs) -> bool:
-    """Whether a policy that can be drawn from reads what shards derive. Deriving begins with the next reign."""
-    return any(compiled.reads_history for compiled in _current(configs))
+    """Whether a policy that can be drawn from, or a rule, reads what shards derive. Deriving begins with the next reign."""
+    return any(compiled.reads_history or remembers(compiled.surface) for compiled in _current(configs))
 
 
 def _turn(learning: Learning, engine: Engine, stop: threading.Event) -> None:

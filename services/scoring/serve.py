@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
 from services.scoring.app import create_app
+from services.scoring.exposures import Exposures
 from services.scoring.histories import Histories
 from services.scoring.listening import GRACE_SECONDS, Server, configured
 from services.scoring.service import Scoring
@@ -70,6 +71,7 @@ def open_scoring(settings: Settings) -> Scoring:
         keys=Keys.load(settings.keys_path),
         acknowledge=Acknowledging(settings) if settings.ack == "log" else None,
         copies=copies,
+        exposures=Exposures(lambda: open_derived(settings, open_log(settings).partitions)),
         histories=Histories(lambda: open_derived(settings, open_log(settings).partitions)[1]),
     )
 

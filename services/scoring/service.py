@@ -36,6 +36,7 @@ from services.scoring.decide import (
     record_of,
 )
 from services.scoring.explaining import explanation_of, rules_explained
+from services.scoring.exposures import Exposures, Shown
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.live import Follower, Live, LiveSurface
@@ -68,6 +69,7 @@ class Scoring:
 
     acknowledge  a log that feedback goes straight to, when a 202 has to mean that the log has it; else the spool's disk
     histories    what units did before; None: nobody knows
+    exposures    what was shown before, for rules; None: nobody knows
     copies       what this replica starts from while the stores are away; None where they lie on the same disk
     """
 
@@ -85,6 +87,7 @@ class Scoring:
         acknowledge: Appends | None = None,
         copies: Copies | None = None,
         histories: Histories | None = None,
+        exposures: Exposures | None = None,
         tenant: str = "default",
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -96,7 +99,7 @@ class Scoring:
         self.catalogue = Catalogue()
         self.live = Live()
         self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
-        self.histories = histories
+        self.histories, self.exposures = histories, exposures
         self._goals = Goals(claims, tenant, keys.server)
         self._follower = Follower(bundles, self.configs, self.telemetry)
         self._salt = keys.salt(tenant)
@@ -129,9 +132,10 @@ class Scoring:
             raise Rejected("No such surface", at="$.surface", code="unknown_surface", status=404)
         unit = unit_hash(request.unit, self._salt)
         acts = self._acts(unit) if surface.reader.reads_history and request.history is None else ()
-        query = surface.reader.read(request, self.catalogue, acts)
-        decision_id = self._identity(request, unit)
         now = self.clock()
+        shown = self._shown(surface, unit, now) if surface.reader.ruler.remembers else None
+        query = surface.reader.read(request, self.catalogue, acts, shown)
+        decision_id = self._identity(request, unit)
         policy, config, choice = surface.policy, surface.config, None
         if surface.splits:
             choice = choose(surface.splits, unit, request.session, request.context, now)
@@ -249,6 +253,12 @@ class Scoring:
         self.telemetry.add("history_reads_total", outcome)
         return acts
 
+    def _shown(self, surface: LiveSurface, unit: str, now: float) -> Shown | None:
+        """What rules may ask about before; None where nobody can be asked."""
+        if self.exposures is None:
+            return None
+        return self.exposures.of(surface.surface.surface, unit, surface.reader.ruler.remembers, now)
+
     def _reason(self, policy: Served | None, waited: float, deadline_ms: float | None) -> str | None:
         """Why the fallback answers in place of a policy, or None."""
         if policy is None:
@@ -363,6 +373,8 @@ class Scoring:
         except Unavailable as error:  # there is always an answer: the fallbacks need no bundle
             log.warning("started_without_bundles", extra={"error": str(error)})
             self.swap(self._follower.poll(self.live, {}))
+        with suppress(Unavailable):  # rules that ask are skipped until it is there, and `rule_skips_total` says so
+            self.refresh()
         rehearse(self.live, self.make, list(islice(self.catalogue.index, CANDIDATES)))
 
     def _start_items(self) -> None:
@@ -384,6 +396,12 @@ class Scoring:
             for surface in live.surfaces.values():
                 self._encoded.setdefault(surface.schema, self.catalogue.encode_for(surface.reader.encoder))
         return live
+
+    def refresh(self) -> None:
+        """What was shown before, as far as rules ask for it; in a thread, one at a time. Raises Unavailable."""
+        if self.exposures is not None and any(found.reader.ruler.remembers for found in self.live.surfaces.values()):
+            self.exposures.open()
+            self.exposures.refresh(self.clock())
 
     def swap(self, live: Live) -> None:
         """Serve from a value; on the event loop."""

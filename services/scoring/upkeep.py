@@ -3,6 +3,7 @@
     bundles  every 20 ms: pointers; what is new is read and checked here
     state    every 100 ms: items and configuration
     spool    every 50 ms: to the disk
+    exposures  every second: what was shown before, where rules ask for it
     copies   every 5 s: what a replica starts from when its stores are away
     tick     on the event loop every 100 ms: expiry, running percentiles, metrics
 
@@ -19,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from policies.errors import SlatewiseError
+from services.scoring.exposures import REFRESH_SECONDS
 from services.scoring.live import Live
 from services.scoring.service import Scoring
 
@@ -49,6 +51,7 @@ class Upkeep:
             ("bundles", self._follow_bundles, POLL_SECONDS),
             ("state", self._follow_state, STATE_SECONDS),
             ("spool", self._flush, SYNC_SECONDS),
+            ("exposures", lambda _: self._scoring.refresh(), REFRESH_SECONDS),
         ]
         if self._scoring.copies is not None:
             works.append(("copies", lambda _: self._scoring.keep_copies(), KEEP_SECONDS))

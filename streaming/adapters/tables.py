@@ -60,7 +60,8 @@ class TableProfiles:
         return self._table.write(partition, mark, values, since)
 
     def read(self, units: Sequence[str]) -> list[bytes]:
-        places = partitions_of([unit.encode() for unit in units], self._partitions)
+        hashes = [unit.partition("/")[0].encode() for unit in units]  # what else is kept of a unit lies beside it
+        places = partitions_of(hashes, self._partitions)
         wanted: dict[int, list[str]] = {}
         for unit, place in zip(units, places, strict=True):
             wanted.setdefault(place, []).append(unit)

@@ -10,27 +10,34 @@ import pytest
 from scoring_setup import decisions, in_memory, surface
 
 from policies import bundle as bundling
-from policies.errors import Rejected
+from policies.errors import Rejected, Unavailable
 from policies.surface import (
     Diversity,
     Exploration,
+    Frequency,
     Logging,
     PolicySpec,
     Quota,
     Rule,
+    Seen,
     Segment,
 )
 from services.scoring.catalogue import Catalogue
+from services.scoring.exposures import Exposures
 from services.scoring.service import Scoring
 from services.scoring.wire import DecisionAnswer, Item, encode
-from streaming.ports import Versioned
+from streaming.adapters.memory_tables import MemoryCounters, MemoryProfiles
+from streaming.index import id_hash
+from streaming.ports import Mark, Versioned
 from streaming.replay import recompute
+from streaming.shown import ENTRY, shown_key
 
 IDS = [f"i{j}" for j in range(12)]
 
 
 def scoring_under(folder: Path, *rules: Rule, **more: Any) -> Scoring:
-    scoring = in_memory(folder, surface(rules=list(rules), slots=4, logging=Logging(1.0), **more))
+    wired = {name: more.pop(name) for name in ("exposures", "clock") if name in more}
+    scoring = in_memory(folder, surface(rules=list(rules), slots=4, logging=Logging(1.0), **more), **wired)
     items = [
         Item(
             id=name,
@@ -243,3 +250,67 @@ def test_weights_of_a_request_are_checked(tmp_path: Path) -> None:
         ask(scoring, diversity={"mmr": -1.0})
     assert caught.value.at == "$.diversity[...]"
     assert ask(scoring, diversity={"mmr": 1.0}).mode == "live"
+
+
+class Told:
+    """Stores of what was shown, which can go away."""
+
+    def __init__(self) -> None:
+        self.counters, self.profiles = MemoryCounters(), MemoryProfiles()
+        self.away, self.mark, self.now = False, 0, 0.0
+
+    def read(self, names: list[str]) -> Any:
+        if self.away:
+            raise Unavailable("away")
+        return self.profiles.read(names) if names[0].endswith("/shown") else self.counters.read(names)
+
+    def write(self, profiles: dict[str, bytes], counters: dict[str, float]) -> None:
+        self.mark += 1
+        self.profiles.write(0, Mark(1, self.mark), profiles, None)
+        self.counters.write(0, Mark(1, self.mark), counters, None)
+
+    def exposures(self) -> Exposures:
+        return Exposures(lambda: (self, self), clock=lambda: self.now)  # type: ignore[arg-type,return-value]  # both of them
+
+
+def test_what_the_unit_was_shown_is_not_shown_again_within_the_window(tmp_path: Path) -> None:
+    told = Told()
+    rules = (Rule(seen=Seen("1h")), Rule(frequency=Frequency(2, "1d")))
+    scoring = scoring_under(tmp_path, *rules, exposures=told.exposures(), clock=lambda: 10_000.0)
+    unit = ask(scoring, 1).key
+    lately = [(9_999.0, "i0"), (7_000.0, "i1"), (6_000.0, "i2"), (5_000.0, "i2"), (5_000.0, "i3")]
+    entries = np.array([(at, id_hash(item), n) for n, (at, item) in enumerate(reversed(lately))], ENTRY)
+    told.write({shown_key(unit): entries.tobytes()}, {})
+    told.now += 1.0
+    for _ in range(20):
+        assert {"i0", "i1", "i2"}.isdisjoint(shown(ask(scoring, 1)))
+    assert set(shown(ask(scoring, 1, candidates=IDS[:4]))) == set(
+        IDS[:4]
+    )  # i3, then i2, then the others
+    assert decisions(tmp_path)[-1].relaxed == {"seen": [2, 3], "frequency:unit": [1]}
+    assert not decisions(tmp_path)[-1].skipped
+    told.away, told.now = True, told.now + 1.0
+    assert len(ask(scoring, 1).slate) == 4
+    assert set(decisions(tmp_path)[-1].skipped) == {"seen", "frequency:unit"}
+    scoring.tick()
+    assert 'slatewise_rule_skips_total{rule="seen",surface="home"} 1.0' in scoring.telemetry.text().decode()
+
+
+def test_items_that_were_shown_often_enough_rest(tmp_path: Path) -> None:
+    told = Told()
+    rule = Rule(frequency=Frequency(10, 60, "item"))
+    scoring = scoring_under(tmp_path, rule, exposures=told.exposures(), clock=lambda: 630.0)
+    ask(scoring, 1)
+    assert list(decisions(tmp_path)[-1].skipped) == ["frequency:item"]  # nothing was read yet
+    often = {"default/home/item/i1/window/60/10/exposures": 5.0, "default/home/item/i1/window/60/9/exposures": 10.0}
+    told.write({}, {**often, "default/home/item/i2/window/60/10/exposures": 9.0})
+    told.now += 1.0
+    scoring.refresh()
+    for i in range(20):
+        assert "i1" not in shown(ask(scoring, i))
+    assert "i2" in shown(ask(scoring, 1, candidates=["i1", "i2"]))
+    assert not decisions(tmp_path)[-1].skipped
+    told.away, told.now = True, told.now + 20.0
+    scoring.refresh()
+    ask(scoring, 1)
+    assert list(decisions(tmp_path)[-1].skipped) == ["frequency:item"]  # too old to be believed

@@ -218,7 +218,7 @@ MISTAKES = [
     ("exploration: {max_share: 0.5}", "exploration: 0.5", 29, "exploration", "expected a mapping, got 0.5"),
     ("sample: 0.1", "sample: 2", 30, "logging.sample", "sample is 2"),
     ("sample: 0.1}", "sample: 0.1}\nlearn_pins: yes", 31, "learn_pins", "expected true or false, got 'yes'"),
-    ("sample: 0.1}", "sample: 0.1}\nrules: []", 31, "rules", "unknown key"),
+    ("sample: 0.1}", "sample: 0.1}\nruless: []", 31, "ruless", "unknown key; did you mean 'rules'?"),
     ("sample: 0.1}", "sample: !!python/name:os.system ''}", 30, "logging.sample", "the tag !!python/name:os.system"),
     ("sample: 0.1}", "sample: !!int x}", 30, "logging.sample", "'x' does not fit its tag"),
     ("sample: 0.1}", "[1]: 0.1}", 30, "logging", "a key that is not text"),
@@ -387,7 +387,7 @@ def test_a_type_that_is_no_word_is_a_mistake_like_any_other() -> None:
 
 def test_the_hash_is_this_for_ever() -> None:
     """Logs name their configuration by it. A field added to `Surface` moves it: new versions of all, with the sums they had."""
-    assert compile_surface(surface()).hash == "20c9d16d207936bf"
+    assert compile_surface(surface()).hash == "ea0446d084c5d68e"
     assert content_hash(surface()) == compile_surface(surface()).hash
 
 
