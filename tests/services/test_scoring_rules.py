@@ -284,9 +284,7 @@ def test_what_the_unit_was_shown_is_not_shown_again_within_the_window(tmp_path: 
     told.now += 1.0
     for _ in range(20):
         assert {"i0", "i1", "i2"}.isdisjoint(shown(ask(scoring, 1)))
-    assert set(shown(ask(scoring, 1, candidates=IDS[:4]))) == set(
-        IDS[:4]
-    )  # i3, then i2, then the others
+    assert set(shown(ask(scoring, 1, candidates=IDS[:4]))) == set(IDS[:4])  # i3, then i2, then the others
     assert decisions(tmp_path)[-1].relaxed == {"seen": [2, 3], "frequency:unit": [1]}
     assert not decisions(tmp_path)[-1].skipped
     told.away, told.now = True, told.now + 1.0
