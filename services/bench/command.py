@@ -10,7 +10,7 @@ from rich.console import Console
 
 from services.bench.report import Report
 
-PARTS = ("decide", "http", "learn", "settle", "publish", "freshness", "peers", "open", "kafka", "stack")
+PARTS = ("decide", "http", "learn", "algorithms", "settle", "publish", "freshness", "peers", "open", "kafka", "stack")
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(out: Path | None, parts: tuple[str, ...], quick: bool, seconds: floa
 
 
 def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Report], None]]:
-    from services.bench import decide, freshness, http, kafka, many, peers, publish, settling, stacked
+    from services.bench import algorithms, decide, freshness, http, kafka, many, peers, publish, settling, stacked
 
     def http_part(report: Report) -> None:
         if quick:
@@ -57,6 +57,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         "decide": lambda report: decide.measure(report, 1 if quick else 15),
         "http": http_part,
         "learn": lambda report: _learn(report, quick),
+        "algorithms": lambda report: algorithms.measure(*((report, 1, 1, 20) if quick else (report,))),
         "settle": lambda report: settling.measure(report, 500 if quick else 30_000),
         "publish": lambda report: publish.measure(report, 200 if quick else 5_000, 3 if quick else 30),
         "freshness": lambda report: freshness.measure(

@@ -35,14 +35,14 @@ def measure(report: Report, chunks: int = 15) -> None:
         series = {stage: telemetry.series("decide_stage_seconds", stage) for stage in STAGES}
         stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
         requests = {form: bodies(form) for form in FORMS}
-        _time(lambda i: floor(asked[i % len(asked)]), CHUNK)  # compiles
+        timed(lambda i: floor(asked[i % len(asked)]), CHUNK)  # compiles
         for _ in range(chunks):
-            taken["floor"].append(_time(lambda i: floor(asked[i % len(asked)]), CHUNK))
+            taken["floor"].append(timed(lambda i: floor(asked[i % len(asked)]), CHUNK))
             for form in FORMS:
                 given = requests[form]
                 for values in series.values():
                     values.clear()
-                taken[form].append(_time(lambda i, given=given: scoring.decide(given[i % len(given)]), CHUNK))  # type: ignore[misc]  # bound early
+                taken[form].append(timed(lambda i, given=given: scoring.decide(given[i % len(given)]), CHUNK))  # type: ignore[misc]  # bound early
                 if form == FORMS[0]:
                     for stage, values in series.items():
                         stages[stage].append(1e6 * statistics.fmean(values))
@@ -63,11 +63,16 @@ def measure(report: Report, chunks: int = 15) -> None:
         scoring.close()
 
 
-def scoring_in(data: Path, telemetry: Telemetry) -> Scoring:
-    """The scoring service without HTTP on a fresh folder: surface, catalogue and a bundle of the prior in place, warm."""
+def scoring_in(data: Path, telemetry: Telemetry, algorithm: str = "linear_thompson") -> Scoring:
+    """The scoring service without HTTP on a fresh folder: surface, catalogue and a bundle of the prior in place, warm.
+
+    The policy is an algorithm with its default options, which linear_thompson's of `surface()` are.
+    """
     settings = Settings.load(environ={}, data=data, spool_bytes=8 << 30)
     state, bundles, configs = open_state(settings), open_bundles(settings), Configs()
-    publish_surface(state, from_json(msgspec.json.encode(surface())))
+    document = surface()
+    document["policies"]["bench-ts"] = {"algorithm": algorithm, "objective": "click"}
+    publish_surface(state, from_json(msgspec.json.encode(document)))
     configs.follow(state)
     compiled = configs.current("home")
     if compiled is None:
@@ -88,7 +93,7 @@ def scoring_in(data: Path, telemetry: Telemetry) -> Scoring:
     return scoring
 
 
-def _time(work: Callable[[int], object], count: int) -> float:
+def timed(work: Callable[[int], object], count: int) -> float:
     """Microseconds a call."""
     start = time.perf_counter()
     for i in range(count):
