@@ -18,6 +18,18 @@ from services.replay.datasets import located
 
 DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder of the data sets [SLATEWISE_DATASETS].")
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder for dated markdown, JSON and pictures.")
+TEACH = click.option(
+    "--algorithm",
+    "teach",
+    default="linear_thompson",
+    show_default=True,
+    help="Taught from the logs, its options at their defaults.",
+)
+LOG = click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    help="Folder to keep what was learned in, one of its own for each data set: `slatewise up --data FOLDER/…` starts from it.",
+)
 CAMPAIGNS, BEHAVIOURS = ("all", "men", "women"), ("random", "bts")
 
 
@@ -126,7 +138,8 @@ def jester(
 @OUT
 @click.option("--campaign", type=click.Choice(CAMPAIGNS), multiple=True, help="Default: all of them.")
 @click.option("--behaviour", type=click.Choice(BEHAVIOURS), multiple=True, help="Default: both.")
-@click.option("--log", type=click.Path(path_type=Path), help="Folder to keep the logs in; default: a temporary one.")
+@LOG
+@TEACH
 @click.option("--keep-time", is_flag=True, help="Keep the data's own times instead of ending now.")
 def obd(
     data: Path | None,
@@ -134,6 +147,7 @@ def obd(
     campaign: tuple[str, ...],
     behaviour: tuple[str, ...],
     log: Path | None,
+    teach: str,
     keep_time: bool,
 ) -> None:
     """Open Bandit Dataset: logged impressions with their propensities as decisions and feedback in a log of their own."""
@@ -144,19 +158,22 @@ def obd(
         for c in campaign or CAMPAIGNS:
             file = located(data, f"obd/{b}/{c}/{c}.csv")
             sets.append((f"obd {b}/{c}", read(file, file.parent / "item_context.csv", b, c)))
-    _replay_logged(sets, "obd", out, log, keep_time)
+    _replay_logged(sets, "obd", out, log, keep_time, teach)
 
 
 @command.command()
 @DATA
 @OUT
-@click.option("--log", type=click.Path(path_type=Path), help="Folder to keep the log in; default: a temporary one.")
+@LOG
+@TEACH
 @click.option("--keep-time", is_flag=True, help="Keep the data's own times instead of ending now.")
-def hillstrom(data: Path | None, out: Path | None, log: Path | None, keep_time: bool) -> None:
+def hillstrom(data: Path | None, out: Path | None, log: Path | None, teach: str, keep_time: bool) -> None:
     """Hillstrom's randomised e-mails: 64,000 one-slot decisions and three kinds of feedback in a log of their own."""
     from services.replay.logged import hillstrom as read
 
-    _replay_logged([("hillstrom", read(located(data, "hillstrom/hillstrom.csv")))], "hillstrom", out, log, keep_time)
+    _replay_logged(
+        [("hillstrom", read(located(data, "hillstrom/hillstrom.csv")))], "hillstrom", out, log, keep_time, teach
+    )
 
 
 @command.command()
@@ -216,19 +233,26 @@ def streams(
     click.echo(text)
 
 
-def _replay_logged(sets: list[tuple[str, Any]], name: str, out: Path | None, log: Path | None, keep_time: bool) -> None:
+def _replay_logged(
+    sets: list[tuple[str, Any]], name: str, out: Path | None, log: Path | None, keep_time: bool, teach: str
+) -> None:
     import msgspec
 
     from services.replay import learned
 
     where = report.provenance()
     text = [f"# Logged data replayed: {name}", "", f"`{_typed()}` · {where['date']} · commit {where['commit']}", ""]
-    text += ["Times " + ("kept" if keep_time else "shifted so that the data ends now") + "; a log of its own.", ""]
+    text += [
+        "Times "
+        + ("kept" if keep_time else "shifted so that the data ends now")
+        + f"; a log of its own; {teach} learns.",
+        "",
+    ]
     document: dict[str, Any] = {"command": _typed(), **where}
     with tempfile.TemporaryDirectory(prefix="slatewise-replay-") as folder:
         for title, logged in sets:
             done = learned.replay(
-                logged, (log or Path(folder)) / title.replace("/", "-").replace(" ", "-"), time.time(), keep_time
+                logged, (log or Path(folder)) / title.replace("/", "-").replace(" ", "-"), time.time(), keep_time, teach
             )
             text += learned.lines(title, done)
             document[title] = learned.plain(done)

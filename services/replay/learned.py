@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from policies.errors import Unavailable
+from policies.errors import Rejected, Unavailable
 from policies.features import Encoder
+from policies.registry import algorithm as by_name
 from policies.ridge import columns
 from policies.types import F64, Arrays
 from services.epochs import take_epoch
@@ -24,7 +25,7 @@ from services.learning.shards import open_shards
 from services.replay.logged import Logged, records, shifted
 from services.settings import Settings
 from services.wiring import open_dead_letters, open_log, open_state
-from streaming.configuration import Compiled, Configs, from_json, publish_surface
+from streaming.configuration import Compiled, CompiledPolicy, Configs, from_json, publish_surface
 from streaming.events import encode
 from streaming.publish import merged
 
@@ -47,15 +48,26 @@ class Replayed:
     values: dict[str, float]
 
 
-def replay(logged: Logged, out: Path, now: float, keep_time: bool = False) -> Replayed:
-    """Append every record to the log in `out`, learn all of it. Raises Unavailable when `out` holds a log already."""
+def replay(
+    logged: Logged, out: Path, now: float, keep_time: bool = False, algorithm: str = "linear_thompson"
+) -> Replayed:
+    """Append every record to the log in `out`, learn all of it: a service that starts on this folder starts from there.
+
+    Raises Unavailable when `out` holds a log already, Rejected for an algorithm that does not learn like this.
+    """
     settings = Settings.load(environ={}, data=out)
     if settings.log_path.exists():
         raise Unavailable(f"{settings.log_path} exists: a replay wants a log of its own")
     times, document = shifted(logged, now, keep_time)
     state, log = open_state(settings), open_log(settings)
-    surface = from_json(msgspec.json.encode(document))
+    surface = from_json(msgspec.json.encode(taught(document, algorithm)))
     publish_surface(state, surface)
+    state.put(
+        [
+            ("item", item, msgspec.json.encode({"id": item, "features": known}))
+            for item, known in zip(logged.items, logged.item_features, strict=True)
+        ]
+    )
     configs = Configs()
     configs.follow(state)
     compiled = configs.current(surface.surface)
@@ -86,11 +98,24 @@ def replay(logged: Logged, out: Path, now: float, keep_time: bool = False) -> Re
         joined_feedback=heard,
         outcomes=outcomes,
         dead=open_dead_letters(settings).count(),
-        examples=float(learned["n"][0]),
-        off=differences(learned, direct(logged, compiled)),
+        examples=float(np.sum(learned["n"])),
+        off=differences(learned, direct(logged, compiled)) if _in_raw_units(policy, learned) else {},
         seconds=seconds,
         values=values(logged),
     )
+
+
+def taught(document: dict[str, Any], algorithm: str) -> dict[str, Any]:
+    """The surface document with this algorithm, at its defaults, in the place of the live policy's. Raises Rejected."""
+    if by_name(algorithm, "$.algorithm").learner is None:
+        raise Rejected(f"{algorithm} has nothing that learns example by example from a log", at="$.algorithm")
+    live = document["live"]
+    return {**document, "policies": {live: {**document["policies"][live], "algorithm": algorithm}}}
+
+
+def _in_raw_units(policy: CompiledPolicy, learned: Arrays) -> bool:
+    """Whether the learned sums are ridge regression's of rewards as they were logged: only those can be computed beside."""
+    return {"S", "B", "Y"} <= learned.keys() and "epochs" not in policy.algorithm.traits
 
 
 def direct(logged: Logged, compiled: Compiled) -> Arrays:
