@@ -87,12 +87,13 @@ def test_torch_equals_numpy() -> None:
     assert (batch.lived.sum(axis=1) == 0).any()
     context, items, history = (getattr(batch, name) for name in ("context", "candidates", "history"))
     padded = np.concatenate([np.zeros_like(history[:, :7]), history], axis=1)
+    live = (padded != 0).any(axis=2).astype(np.float32)
     with torch.no_grad():
-        state = module.states(slice(0, 2 * len(PARTS)), torch.from_numpy(context), torch.from_numpy(padded))
+        state = module.states(slice(0, 2 * len(PARTS)), *map(torch.from_numpy, (context, padded, live)))
         z = module.logits(state[: len(PARTS)], torch.from_numpy(items)).numpy()
         v = module.values(state[len(PARTS) :]).numpy()
     wanted: F64 = network.logits(w, len(PARTS), *(a.astype(float) for a in (context, history, items)))
-    np.testing.assert_allclose(z, np.moveaxis(wanted, 0, 2), atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(z, np.moveaxis(wanted, 0, 1), atol=1e-5 * np.abs(wanted).max())
     values = network.values(w, len(PARTS), context.astype(float), history.astype(float))
     np.testing.assert_allclose(v, values.T, atol=1e-5 * max(1.0, float(np.abs(values).max())))
 
@@ -110,12 +111,12 @@ def test_the_losses_know_the_draws_own_conditionals() -> None:
     one = slate.draw(scores, 4, rng.random(4), DrawSettings("softmax", 0.0), masks=masks, pins={1: 2})
     rows = np.append(one.items, -1)[None]  # a fifth slot that was never there
     found = conditionals(
-        torch.from_numpy(scores)[None], torch.from_numpy(allowed)[None], torch.from_numpy(rows), torch.zeros(1)
+        torch.from_numpy(scores.T)[None], torch.from_numpy(allowed)[None], torch.from_numpy(rows), torch.zeros(1)
     )[0, :4, 0].exp()
     np.testing.assert_allclose(found.numpy()[[0, 2, 3]], one.propensities[[0, 2, 3]], rtol=1e-5)
     every = slate.draw(scores[:3], 3, rng.random(3), DrawSettings("softmax", 0.0))
     found = conditionals(
-        torch.from_numpy(scores[:3])[None],
+        torch.from_numpy(scores[:3].T)[None],
         torch.ones(1, 3, dtype=bool),
         torch.from_numpy(every.items)[None],
         torch.zeros(1),
@@ -144,7 +145,7 @@ def test_stage_two_finds_its_closed_form() -> None:
     main = torch.zeros(n, requires_grad=True)
     optimiser = torch.optim.Adam([main], lr=0.1)
     for _ in range(150):
-        z = torch.stack([main.expand(n, n), aux.expand(n, n)], dim=2)
+        z = torch.stack([main.expand(n, n), aux.expand(n, n)], dim=1)
         loss, _ = losses(terms, Outputs(z, torch.zeros(n, 2), torch.zeros(n, 2)), batch)
         optimiser.zero_grad()
         loss.backward()

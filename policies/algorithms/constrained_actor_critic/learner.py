@@ -23,14 +23,13 @@ class Network(TorchRLModule):  # type: ignore[misc]  # ray ships no types
             setattr(self, name, torch.nn.Parameter(torch.zeros(shape)))
         self.policies: int = self.model_config["policies"]
 
-    def states(self, rows: slice, context: Tensor, history: Tensor) -> Tensor:
-        """(Q', B, 1 + U), see `network.states`."""
+    def states(self, rows: slice, context: Tensor, history: Tensor, live: Tensor) -> Tensor:
+        """(Q', B, 1 + U), see `network.states`; live (B, H) is 1 where a row of the history says anything."""
         query, slope, shared, seen = (getattr(self, name)[rows] for name in ("query", "slope", "shared", "seen"))
         b, h, d = history.shape
         q, g, c1, _ = query.shape
         padded = torch.cat([torch.ones(b, 1), context], dim=1)
         asks = padded @ (query.permute(2, 0, 1, 3).reshape(c1, q * g * d) / d**0.5)
-        live = (history != 0).any(dim=2).to(history.dtype)  # (B, H)
         ages = torch.arange(h - 1, -1, -1, dtype=history.dtype)
         logits = torch.bmm(asks.reshape(b, q * g, d), history.transpose(1, 2)) - slope.reshape(q * g, 1) * ages
         share = torch.softmax(logits + ((1 - live) * DEAD)[:, None], dim=2) * live[:, None]
@@ -42,11 +41,11 @@ class Network(TorchRLModule):  # type: ignore[misc]  # ray ships no types
         return torch.cat([torch.ones(q, b, 1), hidden], dim=2)
 
     def logits(self, state: Tensor, items: Tensor) -> Tensor:
-        """z (B, n, P) of candidates (B, n, d)."""
+        """z (B, P, n) of candidates (B, n, d)."""
         wants = torch.bmm(state, self.actor).transpose(0, 1)  # (B, P, d + e)
         learned = torch.relu(torch.nn.functional.linear(items, self.tower[1:].T, self.tower[0]))
         d = items.shape[2]
-        return torch.bmm(items, wants[:, :, :d].transpose(1, 2)) + torch.bmm(learned, wants[:, :, d:].transpose(1, 2))
+        return torch.bmm(wants[:, :, :d], items.transpose(1, 2)) + torch.bmm(wants[:, :, d:], learned.transpose(1, 2))
 
     def values(self, state: Tensor) -> Tensor:
         """V (B, P)."""
@@ -54,15 +53,16 @@ class Network(TorchRLModule):  # type: ignore[misc]  # ray ships no types
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         p = self.policies
-        state = self.states(slice(0, 2 * p), batch["context"], batch["history"])
+        state = self.states(slice(0, 2 * p), batch["context"], batch["history"], batch["lived"])
         with torch.no_grad():
-            after = self.states(slice(p, 2 * p), batch["next_context"], batch["next_history"])
+            after = self.states(slice(p, 2 * p), batch["next_context"], batch["next_history"], batch["next_lived"])
             coming = self.values(after) * (1 - batch["terminal"])[:, None]
         return {"z": self.logits(state[:p], batch["candidates"]), "value": self.values(state[p:]), "coming": coming}
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         p = self.policies
-        return {"z": self.logits(self.states(slice(0, p), batch["context"], batch["history"]), batch["candidates"])}
+        state = self.states(slice(0, p), batch["context"], batch["history"], batch["lived"])
+        return {"z": self.logits(state, batch["candidates"])}
 
 
 class SteadyLearner(TorchLearner):  # type: ignore[misc]  # ray ships no types

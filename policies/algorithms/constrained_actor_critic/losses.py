@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 2.995732  # log 20: where exponents are clipped
+LOOKED_AT = 64  # decisions whose entropy is told when nothing is learned from it
 GONE = -1e9  # logit of what cannot be drawn
 CONTROLS = ("scale", "deviation", "bound", "multiplier")  # columns (B, P) that the trainer sets: all rows the same
 PER_POLICY = ("reward", "square", "advantage", "kl", "critic", "value", "target", "clipped", "entropy", "actor")
@@ -40,7 +41,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network says of B decisions: z (B, n, P), value and coming V(s′) (B, P)."""
+    """What the network says of B decisions: z (B, P, n), value and coming V(s′) (B, P)."""
 
     z: Tensor
     value: Tensor
@@ -87,8 +88,9 @@ def losses(terms: Terms, out: Outputs, batch: dict[str, Any]) -> tuple[Tensor, T
         main = mean((-weight * log[:, :, 0])[:, :, None])
         actor = torch.cat([main, mean((near - pushed)[:, :, 1:] * log[:, :, 1:])])
 
-    first = torch.log_softmax(out.z.masked_fill(~batch["allowed"][:, :, None], GONE), dim=1)
-    entropy = -(first.exp() * first).sum(dim=1).mean(dim=0)
+    some = slice(None) if terms.entropy else slice(LOOKED_AT)
+    first = torch.log_softmax(out.z[some].masked_fill(~batch["allowed"][some, None], GONE), dim=2)
+    entropy = -(first.exp() * first).sum(dim=2).mean(dim=0)
     loss = actor.sum() + critic.sum() - terms.entropy * entropy.sum()
 
     count = present.sum().clamp(min=1)
@@ -114,16 +116,16 @@ def losses(terms: Terms, out: Outputs, batch: dict[str, Any]) -> tuple[Tensor, T
 def conditionals(z: Tensor, allowed: Tensor, slate: Tensor, left_out: Tensor) -> Tensor:
     """log π of each slot's item given the slots before, (B, k, P): softmax over what was left to draw from.
 
-    z (B, n, P), allowed (B, n), slate (B, k) candidate rows or −1; left_out (B,) log of how many undrawn candidates each undrawn
+    z (B, P, n), allowed (B, n), slate (B, k) candidate rows or −1; left_out (B,) log of how many undrawn candidates each undrawn
     one stands for. What is left at slot t are the undrawn and the items of slots t and later: a sum from the back, in
     which nothing cancels.
     """
     rows = slate.clamp(min=0)
     drawable = (slate >= 0) & torch.gather(allowed, 1, rows)  # pins take no one's place
-    drawn = torch.zeros_like(z[:, :, 0]).scatter_add_(1, rows, drawable.to(z.dtype))
+    drawn = torch.zeros(allowed.shape).scatter_add_(1, rows, drawable.to(z.dtype))
     undrawn = allowed & (drawn == 0)
-    rest = torch.logsumexp(z.masked_fill(~undrawn[:, :, None], GONE), dim=1, keepdim=True) + left_out[:, None, None]
-    chosen = torch.gather(z, 1, rows[:, :, None].expand(-1, -1, z.shape[2]))  # (B, k, P)
-    waiting = torch.where(drawable[:, :, None], chosen, GONE)
-    total = torch.logcumsumexp(torch.cat([rest, waiting.flip(1)], dim=1), dim=1)[:, 1:].flip(1)
-    return chosen - total
+    rest = torch.logsumexp(z.masked_fill(~undrawn[:, None], GONE), dim=2, keepdim=True) + left_out[:, None, None]
+    chosen = torch.gather(z, 2, rows[:, None].expand(-1, z.shape[1], -1))  # (B, P, k)
+    waiting = torch.where(drawable[:, None], chosen, GONE)
+    total = torch.logcumsumexp(torch.cat([rest, waiting.flip(2)], dim=2), dim=2)[:, :, 1:].flip(2)
+    return (chosen - total).transpose(1, 2)

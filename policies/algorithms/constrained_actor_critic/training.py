@@ -28,7 +28,7 @@ FORGETS = 0.01  # share of a new minibatch in the running moments, once a hundre
 KAPPA = (1e-3, 1e3)
 LARGEST_WEIGHT = 20.0  # of a decision in the judged mean, as everywhere
 Z95 = 1.959964
-FRONT = frozenset({"history", "next_history"})
+FRONT = frozenset({"history", "next_history", "lived", "next_lived"})
 READ = ("context", "candidates", "allowed", "slate", "present", "history", "next_context", "next_history", "terminal")
 
 
@@ -100,7 +100,7 @@ class ActorCriticTrainer:
             kept = np.zeros((len(batch), most, columns[name].shape[2]), np.float32)
             seen = columns[name][:, -most:]
             kept[:, most - seen.shape[1] :] = np.where(alive[:, -most:, None], seen, 0)
-            columns[name] = kept
+            columns[name], columns[name.replace("history", "lived")] = kept, (kept != 0).any(axis=2)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             columns["rewards"] = batch.rewards[:, :, list(parts.places)] * parts.signs
             columns["log_propensities"] = np.log(batch.propensities)
