@@ -78,6 +78,9 @@ class Group:
         optimiser["state"] = {**optimiser["state"], "state": moments}
         for name in parameters:
             parameters[name] = np.array(arrays[name], np.float32)
+        state["weights_seq_no"] = (
+            0  # any other number that is not larger than the learner's own: the weights are ignored
+        )
         self._group.set_state({"learner": state})
 
     def close(self) -> None:

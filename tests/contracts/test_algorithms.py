@@ -9,12 +9,16 @@ import pytest
 
 from policies import ridge_fitting
 from policies.algorithm import Algorithm, Problem, Published
-from policies.algorithms import hierarchical_thompson, linear_thompson, popular
+from policies.algorithms import constrained_actor_critic, hierarchical_thompson, linear_thompson, popular
 from policies.algorithms.logistic_thompson.learner import LogisticLearner
 from policies.registry import ALGORITHMS
 from policies.ridge import RidgeLearner
+from policies.training import Trainer
 from policies.types import F32, Arrays, Changes
+from tests.contracts import training_contract
 from tests.contracts.algorithm_contract import CHECKS
+
+assert training_contract.PASTS  # importing it registers its promises
 
 
 class ByGenre(hierarchical_thompson.HierarchicalThompson, frozen=True):
@@ -100,6 +104,21 @@ def epochs(*, forget_when: bool = False, drop_the_young: bool = False) -> Algori
     return replace(sound, merge=merge) if drop_the_young else sound
 
 
+def forgets_its_momentum() -> Algorithm:
+    """constrained_actor_critic whose trainer loads weights and replay, and starts the optimiser again."""
+
+    def trainer(config: Any, problem: Problem) -> Trainer:
+        from policies.algorithms.constrained_actor_critic.training import ActorCriticTrainer
+
+        class Forgetful(ActorCriticTrainer):
+            def load(self, arrays: Arrays) -> None:
+                super().load({name: value for name, value in arrays.items() if not name.startswith("mean.")})
+
+        return Forgetful(config, problem)
+
+    return replace(constrained_actor_critic.ALGORITHM, trainer=trainer)
+
+
 FAULTS = {
     "correction_equals_the_final_reward": learning(
         lambda c: replace(c, rewards_before=np.zeros_like(c.rewards_before))
@@ -114,6 +133,7 @@ FAULTS = {
     "onnx_equals_reference": replace(linear_thompson.ALGORITHM, reference=off_by_the_slot),
     "beats_uniform": learning(learns_backwards),
     "unseen_item_accepted": replace(popular.ALGORITHM, publish=forgets_the_table),
+    "training_resumes_where_it_was": forgets_its_momentum(),
     "order_of_candidates_irrelevant": ALGORITHMS["given_order"],
 }
 

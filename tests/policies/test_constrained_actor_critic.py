@@ -43,6 +43,7 @@ def test_who_plays_which_part() -> None:
     chosen = roles(ConstrainedActorCritic(main="like", keep=["hate"], discounts={"hate": 0.1}), PROBLEM)
     assert (chosen.names, chosen.places) == (("like", "hate"), (1, 2))
     assert chosen.discounts.tolist() == [0.9, 0.1]
+    assert PARTS.discounts.tolist() == [0.9, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ class ConstrainedActorCritic(Config, frozen=True):
     keep         auxiliary objectives; default all others of the surface
     thresholds   objective → mean reward of a whole slate (sum over slots), as the objective counts it: at least this, at most
                  where `better: lower`. Read by lagrangian
-    discounts    objective → γ of its critic, default `discount`
+    discount     γ of the main objective's critic
+    discounts    objective → γ of its critic; 0 by default for the auxiliary ones: what is held is the mean of a slate, and a life
+                 cut short has few dislikes in total
     strengths    objective → λ_i of stage 2, default 1: how hard the main policy is held to that auxiliary's
     bound        of KL(π‖β) a slot, nats, for the auxiliary policies and the Lagrangian's
     clip         c: largest ratio π/β that counts
@@ -119,7 +121,7 @@ def roles(config: ConstrainedActorCritic, problem: Problem) -> Roles:
         places=tuple(known.index(n) for n in names),
         signs=signs,
         scales=signs * [problem.objectives[n].scale or 1.0 for n in names],  # a scale of 0 silences an objective anyway
-        discounts=np.array([config.discounts.get(n, config.discount) for n in names]),
+        discounts=np.array([config.discounts.get(n, config.discount if i == 0 else 0.0) for i, n in enumerate(names)]),
         strengths=np.array([config.strengths.get(n, 1.0) for n in names[1:]]),
         thresholds=np.array([config.thresholds.get(n, np.nan) for n in names]),
     )
