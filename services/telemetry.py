@@ -89,6 +89,15 @@ METRICS = {
     "bundles_kept_count": Metric("gauge", (), "Bundles in the store"),
     "bundles_unreadable_count": Metric("gauge", (), "Manifests that cannot be read, and are kept until a person looks"),
     "dead_letters_total": Metric("counter", ("reason",), "Records set aside"),
+    "experiment_units_count": Metric(
+        "gauge", ("experiment", "arm"), "Units assigned to an arm of a running experiment"
+    ),
+    "experiment_mismatch_p_ratio": Metric(
+        "gauge", ("experiment",), "p-value of the sample ratio; below .001: mismatch"
+    ),
+    "experiment_stops_total": Metric(
+        "counter", ("experiment", "who"), "Experiments stopped by a guardrail or a schedule"
+    ),
     "ope_value": Metric("gauge", ("surface", "policy", "bound"), "Off-policy value of a policy"),
 }  # names of the contract (`api.md`), `decide_rejected_total` and `swap_total` beside them
 

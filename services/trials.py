@@ -4,9 +4,10 @@ A step is one write of the state record: the experiment, its place in the surfac
 surface versions of its arms are stored before it, so that every replica that knows the experiment can serve it.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ class Trials:
     state: State
     configs: Configs
     clock: Callable[[], float] = time.time
+    _following: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -43,8 +45,9 @@ class Trials:
 
     def all(self) -> list[Trial]:
         """By name. Raises Unavailable."""
-        self.configs.follow(self.state)
-        return self.configs.trials()
+        with self._following:
+            self.configs.follow(self.state)
+            return self.configs.trials()
 
     def get(self, name: str) -> tuple[Trial, int]:
         """(experiment, version to compare with). Raises Rejected(404)."""
@@ -159,8 +162,9 @@ class Trials:
         raise Rejected(f"Experiment {name!r} is being changed by others", code="stale", status=409)
 
     def _put(self, before: Trial | None, after: Trial, seen: int, who: str, action: str, now: float) -> None:
-        self.configs.follow(self.state)
-        compiled = self.configs.current(after.document.surface)
+        with self._following:
+            self.configs.follow(self.state)
+            compiled = self.configs.current(after.document.surface)
         if compiled is None:
             raise Rejected(f"No surface {after.document.surface!r}", at="$.surface", code="unknown_surface")
         if after.status == "running":
@@ -184,9 +188,10 @@ class Trials:
         return others
 
     def _surfaces(self) -> dict[str, Surface]:
-        self.configs.follow(self.state)
-        found = ((name, self.configs.current(name)) for name in self.configs.surfaces())
-        return {name: compiled.surface for name, compiled in found if compiled is not None}
+        with self._following:
+            self.configs.follow(self.state)
+            found = ((name, self.configs.current(name)) for name in self.configs.surfaces())
+            return {name: compiled.surface for name, compiled in found if compiled is not None}
 
 
 def told(trial: Trial) -> dict[str, Any]:

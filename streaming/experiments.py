@@ -124,8 +124,8 @@ def faults(experiment: Experiment, surface: Surface | None, known: Sequence[str]
         if arm.policy is not None and arm.policy not in policies:
             hint, expected = unknown(arm.policy, policies)
             yield Fault(("arms", name, "policy"), f"no policy {arm.policy!r}{hint}", expected)
-        if arm.draw.floor is not None and not 0 <= arm.draw.floor <= surface.exploration.max_share:
-            expected = f"a number from 0 to {surface.exploration.max_share:g}"
+        if arm.draw.floor is not None and not 0 <= arm.draw.floor <= surface.exploration.least_share:
+            expected = f"a number from 0 to {surface.exploration.least_share:g}"
             yield Fault(("arms", name, "draw", "floor"), f"floor is {arm.draw.floor:g}", expected)
         if arm.draw.temperature is not None and not 0 < arm.draw.temperature < float("inf"):
             message = f"temperature is {arm.draw.temperature:g}"

@@ -7,7 +7,7 @@ repeated or begun anew comes to the same totals.
     first     the first settled decision of the experiment that was seen: its arm is the unit's, whatever comes later
     total     every decision of the unit on the surface, in whatever arm, made within the window from there on and settled
               by the time the window closes
-    closes    first + window + horizon: from then on nothing is added, and the unit's total is complete
+    closes    first + window + horizon, as they were then: from there on nothing is added, and the unit's total is complete
     before    the same of decisions made within a window before the experiment began, of units that are not in it yet
 """
 
@@ -26,11 +26,12 @@ Sums = dict[str, float]  # metric → sum
 
 
 class Unit(Struct):
-    """What an experiment knows of a unit. `arm` empty: it is not in the experiment (yet)."""
+    """What an experiment knows of a unit. `arm` empty: it is not in the experiment (yet); `until`: the window's end."""
 
     arm: str = ""
     allocation: int = 0
     first: float = 0.0
+    until: float = 0.0
     closes: float = 0.0
     totals: Sums = {}
     before: Sums = {}
@@ -62,6 +63,9 @@ class Totals(Protocol):
     def units(self, experiment: str) -> list[Kept]:
         """Every unit that is in an arm."""
 
+    def forget(self, key: str) -> int:
+        """Take a unit out of every experiment; from how many (`semantics.md` 24)."""
+
 
 def fold(trial: Trial, horizon: float, settled: Sequence[Experience], totals: Totals) -> dict[str, Unit]:
     """Units that settled decisions of one partition change, by key, as they are afterwards.
@@ -78,9 +82,10 @@ def fold(trial: Trial, horizon: float, settled: Sequence[Experience], totals: To
         if not unit.arm and _assigned(document.experiment, one):
             said = decision.experiment or {}
             unit.arm, unit.allocation = said["arm"], int(said.get("allocation", 0))
-            unit.first, unit.closes = decision.at, decision.at + window + horizon
+            unit.first, unit.until = decision.at, decision.at + window
+            unit.closes = unit.until + horizon
         if unit.arm:
-            if not (unit.first <= decision.at < unit.first + window and one.row.due <= unit.closes):
+            if not (unit.first <= decision.at < unit.until and one.row.due <= unit.closes):
                 continue
             _add(unit.totals, one)
         elif trial.start - window <= decision.at < trial.start:

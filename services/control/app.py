@@ -31,6 +31,7 @@ from services.control.overview import Overview
 from services.control.readouts import Readouts
 from services.releases import Releases, holds
 from services.settings import Settings
+from services.telemetry import share
 from services.trials import Trials
 from services.wiring import open_dead_letters, open_totals
 from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
@@ -198,6 +199,7 @@ def document(surface: Surface) -> dict[str, Any]:
 def run(settings: Settings) -> None:
     """Serve until SIGTERM."""
     host, port = settings.control_address
+    share(settings.metrics_path)
     app = create_app(Control.of(settings))
     uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=5)
 

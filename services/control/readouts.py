@@ -20,8 +20,9 @@ import numpy as np
 
 from policies.errors import Corrupt, Rejected, SlatewiseError
 from policies.experiments.document import Trial
-from policies.experiments.readout import Readout, Units, guarded, readout
+from policies.experiments.readout import Readout, Units, guarded, readout, sample_ratio
 from services.epochs import take_epoch
+from services.telemetry import Telemetry
 from services.trials import Trials
 from streaming.configuration import Compiled, Configs
 from streaming.experiences import Experiences
@@ -59,9 +60,10 @@ class Readouts:
         opened: Callable[[], tuple[Totals, Callable[[int], Settlements]]],
         *,
         retention_seconds: float,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._trials, self._events, self._opened = trials, events, opened
-        self._retention_seconds = retention_seconds
+        self._retention_seconds, self._telemetry = retention_seconds, telemetry or Telemetry()
         self._configs = Configs()
         self._totals: Totals | None = None
         self._seats: list[Seat] = []
@@ -113,8 +115,9 @@ class Readouts:
             if not seat.stopped:
                 busy |= self._settled(seat, active, totals, now)
         for trial in active:
-            if trial.status == "running" and trial.document.metrics.guardrails:
-                self._guard(trial, totals)
+            if trial.status == "running":
+                self._judge(trial, totals)
+        self._telemetry.flush()
         if now >= self._next_trim:
             self._next_trim = now + TRIM_SECONDS
             self._trim(active, totals, now)
@@ -124,7 +127,7 @@ class Readouts:
         """What was to stop by now, stops; requests have not been assigned since."""
         for trial in self._trials.all():
             if trial.status == "running" and trial.stop and now >= trial.stop:
-                self._trials.stop(trial.document.experiment, "schedule", f"its stop, {trial.document.stop}")
+                self._stopped(trial.document.experiment, "schedule", f"its stop, {trial.document.stop}")
 
     # -- folding -----------------------------------------------------------------------------------------------------
 
@@ -171,24 +174,33 @@ class Readouts:
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def _guard(self, trial: Trial, totals: Totals) -> None:
-        """Stop an experiment that does established harm; looked at whenever there is something new, within its share of time."""
+    def _judge(self, trial: Trial, totals: Totals) -> None:
+        """Say how many units there are and whether their ratio is right; stop an experiment that does established harm."""
         name, started = trial.document.experiment, time.monotonic()
         if started < self._next_judging.get(name, 0.0):
             return
         compiled = self._compiled(trial)
         better = {objective: one.better for objective, one in compiled.surface.objectives.items()}
         units = units_of(trial, compiled, totals)
+        for number, arm in enumerate(trial.document.arms):
+            self._telemetry.set("experiment_units_count", name, arm, value=float((units.arms == number).sum()))
+        ratio = sample_ratio(trial.document, units, trial.allocations)
+        self._telemetry.set("experiment_mismatch_p_ratio", name, value=ratio.p)
         for one in guarded(trial.document, units, better):
             if one.verdict == "breached" and one.effect is not None and one.high is not None:
-                reason = (
+                self._stopped(
+                    name,
+                    "guardrail",
                     f"guardrail {one.metric}: {one.arm} has {one.effect:.4g}, at most {one.high:.4g},"
-                    f" below {one.min_effect:g}"
+                    f" below {one.min_effect:g}",
                 )
-                log.warning("experiment stopped", extra={"experiment": name, "reason": reason})
-                self._trials.stop(name, "guardrail", reason)
                 break
         self._next_judging[name] = time.monotonic() + SHARE * (time.monotonic() - started)
+
+    def _stopped(self, name: str, who: str, reason: str) -> None:
+        self._trials.stop(name, who, reason)
+        self._telemetry.add("experiment_stops_total", name, who)
+        log.warning("experiment stopped", extra={"experiment": name, "reason": reason})
 
     def _active(self, trial: Trial) -> bool:
         """Running, or stopped with windows that are not folded to their end."""
@@ -273,11 +285,12 @@ def units_of(trial: Trial, compiled: Compiled, totals: Totals) -> Units:
 
 
 def interference(trial: Trial, compiled: Compiled) -> list[str]:
-    """What arms share, so that what happens in one moves another: learner | exposure | budget."""
+    """What arms share, so that what happens in one moves another: learner | exposure."""
     document, surface = trial.document, compiled.surface
     drawn = [arm.policy or surface.live or surface.fallback for arm in document.arms.values()]
     algorithms = {name: compiled.policies[name].algorithm for name in drawn if name in compiled.policies}
     learning = [name for name in drawn if name in algorithms and algorithms[name].learner is not None]
     trained = any(algorithm.trainer is not None for algorithm in algorithms.values())  # from every decision, in order
     shared = len(set(learning)) < len(learning) or (document.learners == "shared" and bool(learning))
-    return ["learner"] if shared or trained else []
+    counted = any(rule.frequency is not None and rule.frequency.per == "item" for rule in surface.rules)
+    return [*(["learner"] if shared or trained else []), *(["exposure"] if counted else [])]

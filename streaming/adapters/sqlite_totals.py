@@ -65,5 +65,9 @@ class SqliteTotals:
         )
         return [Kept(_decode(value), bool(complete)) for value, complete in self._file.read(query, (experiment,))]
 
+    def forget(self, key: str) -> int:
+        with self._file.write() as db:
+            return db.execute("DELETE FROM units WHERE key = ?", (key,)).rowcount
+
     def close(self) -> None:
         self._file.close()

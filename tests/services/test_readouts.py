@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from policies.errors import Rejected, Unavailable
-from policies.surface import Objective, PolicySpec, Surface
+from policies.surface import Frequency, Objective, PolicySpec, Rule, Surface
 from services.audit import Audit
 from services.control.readouts import Readouts
+from services.exposition import Exposition
+from services.telemetry import Telemetry
 from services.trials import Trials
 from streaming import totals as folding
 from streaming.adapters.memory import MemoryCheckpoints, MemoryLog, MemoryState
@@ -63,9 +65,9 @@ class House:
         self.readouts = self.opened()
 
     def opened(self) -> Readouts:
-        return Readouts(
-            self.trials, self.log, lambda: (self.totals, self.outboxes.__getitem__), retention_seconds=86_400.0
-        )
+        self.telemetry = Telemetry()
+        opened = (self.totals, self.outboxes.__getitem__)
+        return Readouts(self.trials, self.log, lambda: opened, retention_seconds=86_400.0, telemetry=self.telemetry)
 
     def tell(self, event: Decision | Feedback, appended: float) -> None:
         self.now = appended
@@ -161,6 +163,7 @@ def test_the_total_of_a_unit_by_hand(house: House) -> None:
             "control",
             0,
             START + 2,
+            START + 52,
             START + 62,
             {"decisions": 3.0, "click": 4.0, "hate": 2.0},
             {"decisions": 1.0, "click": 1.0, "hate": 0.0},
@@ -170,6 +173,8 @@ def test_the_total_of_a_unit_by_hand(house: House) -> None:
     assert found["treatment"].unit.totals == {"decisions": 1.0, "click": 0.0, "hate": 0.0}
     assert found["treatment"].unit.first == START + 1  # of the decision; it counts because it was shown
     assert len(house.kept()) == 2
+    assert (house.totals.forget(ann), house.totals.forget(ann)) == (1, 0)
+    assert len(house.kept()) == 1
 
 
 def story(house: House, seed: int) -> list[Callable[[], object]]:
@@ -239,7 +244,7 @@ def test_units_are_the_same_through_any_death(tmp_path: Path, monkeypatch: pytes
     straight.drain()
     expected = straight.kept()
     assert 20 <= sum(one.complete for one in expected) <= 46
-    for seed in range(4):
+    for seed in range(3):
         assert died(tmp_path / str(seed), seed) == expected
 
     def forgetful(self: SqliteTotals, experiment: str, partition: int) -> tuple[int, float]:
@@ -267,6 +272,37 @@ def test_harm_stops_itself_and_says_why(house: House) -> None:
     assert report["reason"].startswith("guardrail hate: treatment has -0.5")
     assert [one["verdict"] for one in report["guardrails"]] == ["breached"]
     assert report["assigned"] == {"control": 150, "treatment": 150}
+
+
+def test_metrics_tell_units_ratio_and_stops(house: House) -> None:
+    for i in range(3_000):  # a third of the treatment is lost on the way
+        if i % 6 != 1:
+            house.decide(unit(f"unit-{i}"), START + 1 + i / 1000, ARMS[i % 2])
+    house.move(START + 70)
+    house.drain()
+    told = Exposition.parse(house.telemetry.text().decode())
+    assert told.by("experiment_units_count", "arm") == {"control": 1_500.0, "treatment": 1_000.0}
+    assert told.total("experiment_mismatch_p_ratio") < 0.001
+    assert house.readouts.report("ts")["sample_ratio"]["mismatch"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "changes", "said"),
+    [
+        (("given_order", "uniform"), {}, []),
+        (("given_order", "ts"), {}, []),
+        (("ts", "ts"), {}, ["learner"]),
+        (("given_order", "ts"), {"learners": "shared"}, ["learner"]),
+    ],
+)
+def test_what_arms_share_is_said(
+    tmp_path: Path, arms: tuple[str, str], changes: dict[str, Any], said: list[str]
+) -> None:
+    both = {name: {"policy": policy, "share": 0.5} for name, policy in zip(ARMS, arms, strict=True)}
+    house = House(tmp_path, arms=both, **changes)
+    assert house.readouts.report("ts")["interference"] == said
+    publish_surface(house.state, msgspec.structs.replace(SURFACE, rules=[Rule(frequency=Frequency(9, "5m", "item"))]))
+    assert house.readouts.report("ts")["interference"] == [*said, "exposure"]
 
 
 def test_no_harm_stops_nothing(house: House) -> None:
