@@ -16,7 +16,7 @@ numbered order and of the times passed in. Its open ends are part of the trainer
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -159,9 +159,18 @@ def moment_of(experience: Experience, timeout: float, width: int) -> Moment:
     """A settled decision as a sequence has it. `width` of an encoded item. Raises Corrupt('bad_vector')."""
     decision, row = experience.decision, experience.row
     matrix, rows = _candidates(experience, width)
-    places = {candidate: place for place, candidate in enumerate(rows)}
-    slate = tuple(places[candidate] for candidate in decision.rows) if rows else ()
-    pinned = {place for place, slot in zip(slate, decision.slots, strict=False) if slot in decision.pinned}
+    n = len(rows)
+    slate: tuple[int, ...] = ()
+    ids: Sequence[str] = ()
+    if n == len(decision.candidates) > 0:  # all of them, in their order: the usual case, told at once
+        slate, ids = tuple(decision.rows), decision.candidates
+    elif n:
+        places = {candidate: place for place, candidate in enumerate(rows)}
+        slate, ids = tuple(map(places.__getitem__, decision.rows)), [decision.candidates[row] for row in rows]
+    allowed = bytearray(b"\1" * n)
+    for place, slot in zip(slate, decision.slots, strict=False):
+        if slot in decision.pinned:
+            allowed[place] = 0
     history = _rows(decision.history or b"", len(decision.history_items), width)
     return Moment(
         unit=_unit(decision.unit),
@@ -171,8 +180,8 @@ def moment_of(experience: Experience, timeout: float, width: int) -> Moment:
         timeout=timeout,
         context=floats(decision.context).astype("<f4").tobytes(),
         candidates=matrix.tobytes(),
-        items=_hashed([decision.candidates[candidate] for candidate in rows]).tobytes(),
-        allowed=bytes(place not in pinned for place in range(len(rows))),
+        items=_hashed(ids).tobytes(),
+        allowed=bytes(allowed),
         slate=slate,
         propensities=np.array(decision.propensities).tobytes(),
         present=row.present,
@@ -277,8 +286,8 @@ def _rows(vector: Floats, rows: int, width: int) -> F32:
     return found.reshape(rows, width).astype("<f4", copy=False)
 
 
-def _hashed(items: Iterable[str]) -> U64:
-    return np.array([_hashes[item] for item in items], "<u8")
+def _hashed(items: Sequence[str]) -> U64:
+    return np.fromiter(map(_hashes.__getitem__, items), "<u8", len(items))
 
 
 def _unit(unit: str) -> int:

@@ -30,7 +30,8 @@ FOLLOW_SECONDS = 0.25
 SLICE_SECONDS = 0.5  # of entries in one turn, before settlers and whoever waits for a bundle have theirs
 CHECKPOINT_SECONDS = 10.0  # after a death as much is trained again at most, besides what took longer to write
 CHECKPOINT_SHARE = 10  # a checkpoint that took t is followed by 10 t without one
-PUBLISH_SHARE = 4
+PUBLISH_SECONDS = 1.0  # nobody waits for a settled decision as for a click, and networks are large
+PUBLISH_SHARE = 4  # a publish that took t is followed by at least 3 t without one
 TRIM_SECONDS, TRIM_ROWS = 60.0, 1_000
 
 
@@ -175,7 +176,7 @@ class Course:
             turn.taught.append(Taught(key, compiled.hash, ready, training.through))
             self._told[key] = compiled.hash, training.entry
         took = self._clock() - started
-        self._next_publish = started + max(self._settings.publish_ms / 1000, PUBLISH_SHARE * took)
+        self._next_publish = started + max(PUBLISH_SECONDS, self._settings.publish_ms / 1000, PUBLISH_SHARE * took)
 
     def _keep(self, training: Training) -> None:
         started = self._clock()
