@@ -58,6 +58,9 @@ METRICS = {
     ),
     "bundle_age_seconds": Metric("gauge", ("surface", "policy"), "Age of the bundle drawn from"),
     "propensity_min": Metric("gauge", ("surface", "policy"), "Smallest propensity drawn since the last flush"),
+    "propensity_z": Metric(
+        "gauge", ("surface", "policy"), "Standard errors between draws and their propensities, over sampled decisions"
+    ),
     "selection_entropy_nats": Metric("gauge", ("surface", "policy"), "Mean of -log p of the first slot's item"),
     "exploration_share": Metric("gauge", ("surface", "policy"), "Share of slots that did not show the greedy item"),
     "rule_relaxations_total": Metric("counter", ("surface", "rule"), "Slots for which a rule was passed over"),

@@ -1,8 +1,13 @@
 """What policies did since the last tick: the numbers behind their gauges, kept by the hot path, told by the tick."""
 
+from collections import defaultdict
 from math import log as log_of
+from math import sqrt
 from operator import ne
 
+import numpy as np
+
+from policies.types import Slate
 from services.scoring.decide import Drawn, Served
 from services.scoring.wire import DecisionAnswer
 from services.telemetry import Telemetry
@@ -30,12 +35,43 @@ class Tally:
             self.least = min(self.least, *chances)
 
 
+class Calibration:
+    """Does the greedy item come as often as its propensities say? z = Σ (1{drawn} − p) / √Σ p (1 − p) over sampled slots.
+
+    Halved when `MEMORY` is reached, so that what begins to go wrong is not averaged away by a good past.
+    """
+
+    MEMORY = 10_000.0  # of variance: some tens of thousands of slots
+    ENOUGH = 25.0  # from here z is normal enough for a bound
+
+    __slots__ = ("surplus", "variance")
+
+    def __init__(self) -> None:
+        self.surplus = self.variance = 0.0
+
+    def add(self, slate: Slate) -> None:
+        if slate.distributions is None:
+            return
+        free = ~slate.pinned
+        chances = slate.distributions[np.arange(len(slate.items)), slate.greedy][free]
+        self.surplus += float((slate.items == slate.greedy)[free].sum() - chances.sum())
+        self.variance += float((chances * (1.0 - chances)).sum())
+        if self.variance > self.MEMORY:
+            self.surplus, self.variance = self.surplus / 2, self.variance / 4  # of half the weight, a quarter
+
+    @property
+    def z(self) -> float | None:
+        """None until there is enough to tell."""
+        return self.surplus / sqrt(self.variance) if self.variance >= self.ENOUGH else None
+
+
 class Tallies:
     """Of all policies of a worker; belongs to the event loop."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._tallies: dict[tuple[str, str], Tally] = {}
+        self._calibrations: defaultdict[tuple[str, str], Calibration] = defaultdict(Calibration)
 
     def count(self, answer: DecisionAnswer, drawn: Drawn, seconds: float) -> None:
         """An answer given, `seconds` after its first byte."""
@@ -51,6 +87,8 @@ class Tallies:
         if tally is None:
             tally = self._tallies[key] = Tally(drawn.served)
         tally.add(drawn)
+        if drawn.sampled:
+            self._calibrations[key].add(drawn.slate)
 
     def tell(self) -> None:
         """Gauges of what was drawn since the last call, and how long those policies take now."""
@@ -60,3 +98,6 @@ class Tallies:
             self._telemetry.set("propensity_min", name, policy, value=tally.least)
             self._telemetry.set("selection_entropy_nats", name, policy, value=tally.nats / tally.decisions)
             self._telemetry.set("exploration_share", name, policy, value=tally.strayed / max(tally.slots, 1))
+            z = self._calibrations[name, policy].z if (name, policy) in self._calibrations else None
+            if z is not None:
+                self._telemetry.set("propensity_z", name, policy, value=z)

@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scoring_setup import in_memory
 
 from policies.errors import Unavailable
+from policies.types import Slate
 from services.keys import KEY_BYTES, Keys
 from services.scoring.admission import Patience, Recent
 from services.scoring.app import create_app
+from services.scoring.tallies import Calibration
 from services.telemetry import METRICS, JsonLines, Telemetry
 
 CONTRACT = """
@@ -151,3 +154,32 @@ def test_a_full_worker_refuses_before_the_body_is_read_and_feedback_last(tmp_pat
         return found
 
     assert asyncio.run(drive()) == {"decision": 429, "health": 200, "waiting": 422}
+
+
+def test_draws_that_do_not_follow_their_propensities_show_as_z() -> None:
+    """Twenty thousand slots at p = .5: the truth stays within 4 standard errors, an error of 20% does not."""
+    rng = np.random.default_rng(3)
+
+    def z_of(chance: float) -> float:
+        calibration = Calibration()
+        for _ in range(2_000):
+            rows = (rng.random(10) >= chance).astype(np.int64)
+            ones = np.ones(10)
+            slate = Slate(
+                slots=np.arange(10),
+                items=rows,
+                propensities=0.5 * ones,
+                remaining=np.full(10, 2),
+                greedy=np.zeros(10, np.int64),
+                alphas=ones,
+                pinned=np.zeros(10, bool),
+                distributions=np.full((10, 2), 0.5),
+            )
+            calibration.add(slate)
+        found = calibration.z
+        assert found is not None
+        return found
+
+    assert abs(z_of(0.5)) < 4
+    assert z_of(0.6) > 5
+    assert Calibration().z is None
