@@ -39,7 +39,7 @@ def fitted(asked: Asked, log: Log, seed: int = 0) -> Scored:
     for start in range(0, len(log), BATCH):
         learner.learn(changes(log.decisions[start : start + BATCH], order))
     published = algorithm.publish(policy.config, problem, learner.arrays(), log.decisions[-1].at, seed)
-    return scored(compiled, policy, published.arrays, f"{asked.name}, fitted on {len(log)} decisions")
+    return scored(compiled, policy, published, f"{asked.name}, fitted on {len(log)} decisions")
 
 
 def changes(decisions: Sequence[LoggedDecision], objectives: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Changes:

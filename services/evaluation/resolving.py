@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from policies import bundle as bundling
+from policies.algorithm import Published
 from policies.errors import Corrupt, Rejected, Unavailable
 from policies.features import Encoder
 from services.evaluation import bernoulli, dsjson, tabular
@@ -114,17 +115,18 @@ def _configured(name: str, folder: Path) -> Asked:
     check_inputs(name, chosen.algorithm.inputs)
     if chosen.algorithm.learner is None:
         return Asked(
-            name, scored(compiled, chosen, chosen.algorithm.publish(chosen.config, chosen.problem, {}, 0.0, 0).arrays)
+            name, scored(compiled, chosen, chosen.algorithm.publish(chosen.config, chosen.problem, {}, 0.0, 0))
         )
     return Asked(name, compiled=compiled, policy=chosen)
 
 
-def scored(compiled: Compiled, policy: CompiledPolicy, arrays: Any, name: str = "") -> Scored:
-    """A policy with its arrays, as scoring would serve it."""
+def scored(compiled: Compiled, policy: CompiledPolicy, published: Published, name: str = "") -> Scored:
+    """A policy as it was published, as scoring would serve it."""
+    arrays, found = published.arrays, published.temperature
     scorer = Scorer(policy.algorithm.graph(policy.config, policy.problem).SerializeToString())
     return Scored(
         name or policy.name,
-        served(policy, compiled.surface, scorer.bind(arrays).scores, arrays),
+        served(policy, compiled.surface, scorer.bind(arrays).scores, arrays, temperature=found),
         policy.problem.encoder,
     )
 

@@ -294,10 +294,13 @@ def served(
     scores: Scores,
     arrays: Arrays,
     manifest: bundling.Manifest | None = None,
+    temperature: float | None = None,
 ) -> Served:
-    """A policy ready to be drawn from: its bundle's scores under its configuration's settings."""
+    """A policy ready to be drawn from: its bundle's scores under its configuration's settings. `temperature` is what a publish
+    found that no manifest speaks for."""
     config, problem = policy.config, policy.problem
-    temperature = None if manifest is None or manifest.temperature is UNSET else manifest.temperature
+    if manifest is not None:
+        temperature = None if manifest.temperature is UNSET else manifest.temperature
     several = len(problem.weights) > 1 and "weights" in policy.algorithm.inputs
     return Served(
         policy=policy.name,

@@ -5,17 +5,19 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from scoring_setup import CALM, decisions, publish, surface
+from scoring_setup import CALM, decisions, learned, publish, surface
 
 from policies import bundle as bundling
 from policies.bundle import Bundle, read
 from policies.errors import Corrupt
 from policies.registry import ALGORITHMS
 from policies.surface import Exploration, Logging, PolicySpec, Surface
+from services.evaluation.resolving import scored
 from services.keys import Keys
 from services.scoring.service import Scoring
 from services.scoring.wire import encode
 from streaming.adapters.memory import MemoryBundles, MemoryClaims, MemoryState
+from streaming.configuration import compile_surface
 from streaming.events import Decision, floats
 from streaming.replay import recompute
 from streaming.scorer import score
@@ -91,6 +93,13 @@ def test_the_temperature_a_publish_found_is_drawn_with_and_logged(tmp_path: Path
         scores = score(made.graph, made.arrays, inputs)[:, 0].astype(float)
         worse = scores < scores.max()
         np.testing.assert_allclose(1 / base[worse], 7 + gamma * (scores.max() - scores[worse]), rtol=1e-3)
+
+
+def test_a_policy_fitted_for_an_evaluation_is_asked_at_the_temperature_it_found() -> None:
+    compiled = compile_surface(configured("squarecb"))
+    policy = compiled.policies["home-ts"]
+    published = policy.algorithm.publish(policy.config, policy.problem, learned(policy), 1.0, 0)
+    assert scored(compiled, policy, published).served.settings.temperature == published.temperature != 1.0
 
 
 def test_a_manifest_without_a_temperature_is_named_as_before(tmp_path: Path) -> None:
