@@ -19,6 +19,8 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "services.studies.experiments",
         "False alarms, power, sample ratio, CUPED and assignment.",
     ),
+    "gate": ("services.studies.gate", "Promotion gate and canary: how often the wrong one is let through."),
+    "ope-coverage": ("services.studies.ope_coverage", "Intervals of off-policy estimates: coverage and width."),
 }
 
 

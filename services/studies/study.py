@@ -104,3 +104,11 @@ def with_interval(values: F64) -> str:
     """`0.123 [0.101, 0.145]`."""
     mean, low, high = interval(values)
     return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def proportion(hits: int, runs: int) -> tuple[float, float, float]:
+    """(share, low, high) of independent runs: Wilson's 95% interval, which also says something of 0 and of all."""
+    share, z = hits / runs, 1.96
+    centre = (share + z**2 / (2 * runs)) / (1 + z**2 / runs)
+    half = z / (1 + z**2 / runs) * ((share * (1 - share) + z**2 / (4 * runs)) / runs) ** 0.5
+    return share, max(0.0, centre - half), min(1.0, centre + half)
