@@ -1,0 +1,73 @@
+"""The worlds of the off-policy studies are what they say, and a fault in what they study would show."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policies.evaluation import gate as rules
+from policies.evaluation.logged import design
+from services.studies import gate, ope_coverage
+
+
+@pytest.mark.parametrize("scenario", gate.scenarios(), ids=lambda each: each.name)
+def test_candidates_are_as_much_better_as_stated(scenario: gate.Scenario) -> None:
+    stated = {"better by 10%": 0.1, "better by 30%": 0.3, "worse by 1%": -0.01}.get(scenario.name, 0.0)
+    pays = scenario.pays()
+    assert ((pays >= 0) & (pays <= 1)).all()
+    live, candidate = pays.mean(axis=0) @ gate.LIVE, pays.mean(axis=0) @ scenario.candidate
+    assert live == pytest.approx(gate.REWARD)
+    assert candidate / live - 1 == pytest.approx(stated, abs=1e-9)
+    assert abs(pays[0] - pays[1]).max() > 0.05  # contexts do differ
+
+
+def test_hours_are_played_as_stated() -> None:
+    scenario = gate.scenarios()[3]
+    arms, rewards, live, candidate = gate.hour(np.random.default_rng(0), scenario, 6, 500)
+    assert np.bincount(arms.ravel(), minlength=4) / arms.size == pytest.approx(live, abs=0.02)
+    assert not np.allclose(live, gate.LIVE)
+    assert rewards.mean() == pytest.approx(1.5 * gate.REWARD, abs=0.02)
+    assert (candidate == scenario.candidate).all()
+
+
+def test_the_study_s_gate_is_the_gate_and_finds_what_is_better() -> None:
+    scenarios = {each.name: each for each in gate.scenarios()}
+    when, agreed = gate.promoted(np.random.default_rng(0), scenarios["better by 30%"], 20, 120, 0.05)
+    assert agreed.all()
+    assert np.isfinite(when).mean() > 0.8
+    when, agreed = gate.promoted(np.random.default_rng(0), scenarios["bold choices, exactly equal"], 40, 60, 0.05)
+    assert agreed.all()
+    assert np.isinf(when).all()
+
+
+def test_a_canary_that_favours_the_candidate_is_caught() -> None:
+    """Sent with a tenth but weighed as a fifth: exactly equal candidates are no longer equal, and the study shows it."""
+    rng = np.random.default_rng(0)
+    honest = rules.Canary(0.1, (0.0, 1.0))
+    assert gate.canaries(rng, honest, 0.0, 20_000, 20, looks=10)[0].mean() == 0
+    state = rules.open_canary((20,))
+    sent = rng.random((20, 20_000)) < 0.2
+    state = rules.compare(replace(honest, share=0.1), state, sent, (rng.random((20, 20_000)) < 0.2 + 0.05 * sent) * 1.0)
+    assert (rules.differences(honest, state)[1] > 0).all()
+
+
+def test_coverage_is_of_the_stated_value() -> None:
+    for world in (*ope_coverage.worlds(), ope_coverage.blind()):
+        for policy in (world.behaviour, world.target):
+            assert policy.sum(axis=1) == pytest.approx(np.ones(4))
+        log = world.log(np.random.default_rng(1), 20_000)
+        assert log.totals.mean() == pytest.approx((world.behaviour * world.pays).sum(axis=1).mean(), abs=0.02)
+        assert log.design is not None
+        assert log.design.mean() == pytest.approx(world.second, rel=0.1)
+        assert world.second == pytest.approx(design(world.behaviour, world.target).mean())
+
+
+def test_intervals_around_another_value_do_not_cover() -> None:
+    world = ope_coverage.worlds()[0]
+    honest = ope_coverage.cell(world, 800, 12, 0, resample=True)
+    assert set(honest) >= {"ips, delta", "snips, bootstrap", "betting", "empirical Bernstein"}
+    assert honest["betting"].covered == 12
+    moved = ope_coverage.World(world.name, world.pays, world.behaviour, world.behaviour[:, ::-1].copy())
+    assert abs(moved.value - world.value) > 0.1
+    log = moved.log(np.random.default_rng(0), 4_000)
+    assert world.value not in ope_coverage.intervals(log, 0, resample=False)["betting"]
