@@ -13,9 +13,9 @@ Source   Waudby-Smith & Ramdas, JRSS B 2023 (approximate Kelly bets, truncated a
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from policies.compiling import compiled
 from policies.types import F64
 
 GRID: F64 = 1.0 / (1.0 + np.exp(-np.linspace(-11.5, 11.5, 401)))  # 10⁻⁵ … 1 − 10⁻⁵, fine at both ends: rare rewards
@@ -47,8 +47,8 @@ def update(state: Bets, x: F64) -> Bets:
     scatters = state.scatter[..., None] + np.cumsum(squares, axis=-1)
     variance = (0.25 + scatters - squares) / (1.0 + seen)
     flat = (state.count.size, x.shape[-1])
-    rows = (np.ascontiguousarray(each).reshape(flat) for each in (x, mean, variance))
-    grown = _growth(*rows, GRID)
+    numbers, means, variances = (np.ascontiguousarray(each).reshape(flat) for each in (x, mean, variance))
+    grown = _growth(numbers, means, variances, GRID)
     return Bets(
         state.count + x.shape[-1],
         state.total + x.sum(axis=-1),
@@ -57,8 +57,8 @@ def update(state: Bets, x: F64) -> Bets:
     )
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]  # numba ships no types
-def _growth(x: F64, mean: F64, variance: F64, grid: F64) -> F64:  # pragma: no cover  # compiled
+@compiled
+def _growth(x: F64, mean: F64, variance: F64, grid: F64) -> F64:
     """Σ_i log(1 + λ_i (x_i − ν)): (s, n) each → (s, 401)."""
     grown = np.zeros((x.shape[0], len(grid)))
     for s in range(x.shape[0]):

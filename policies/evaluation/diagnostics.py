@@ -1,6 +1,7 @@
 """What must be looked at before a number is believed.
 
     observed ESS   (Σ w)² / Σ w²                         blind to what the log never hit
+    rewarded ESS   (Σ w r)² / Σ (w r)²                   where rewards are rare, what asymptotic intervals rest on
     design ESS     N / mean_i E_π[π/β]                   from full distributions: what the weights will do, not what they did
     mean weight    1 within 4 standard errors            wrong propensities, wrong target, or missing decisions
     calibration    `truth.propensity_z`                  the logged propensity is the probability that was drawn from
@@ -30,6 +31,8 @@ class Diagnostics:
     """Of the weights one estimator rests on.
 
     ess, design_ess   decisions; design_ess is NaN where full distributions are missing, 0 where support is
+    rewarded_ess      decisions with a reward, by the size of what they add; below about 25 asymptotic intervals cover too
+                      seldom, however large the others are (study `ope-coverage`)
     mean_weight       and `mean_weight_z` standard errors from 1 (clustered by nothing: a martingale); 0 where nothing varies
     clipped_share     of slots, above the cap;   largest: the largest weight
     unsupported       decisions in which the target may show what the log could not
@@ -39,6 +42,7 @@ class Diagnostics:
     decisions: int
     ess: float
     design_ess: float
+    rewarded_ess: float
     mean_weight: float
     mean_weight_z: float
     clipped_share: float
@@ -92,6 +96,7 @@ def design_ess(logged: Logged, weighting: Weighting = "slot") -> float:
 def diagnose(logged: Logged, weighting: Weighting = "slot", cap: float = CLIP) -> Diagnostics:
     w = weights_of(logged, weighting)
     n, present = len(logged), logged.present
+    added = np.abs(w * logged.rewards).sum(axis=1)
     squares = (w**2).sum(axis=0)
     ess = np.divide(w.sum(axis=0) ** 2, squares, out=np.zeros(len(squares)), where=squares > 0)
     spread = w.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(w.shape[1])
@@ -104,6 +109,7 @@ def diagnose(logged: Logged, weighting: Weighting = "slot", cap: float = CLIP) -
         decisions=n,
         ess=float(ess.min()),
         design_ess=design_ess(logged, weighting),
+        rewarded_ess=float(added.sum() ** 2 / (added**2).sum()) if added.any() else 0.0,
         mean_weight=float(w[:, worst].mean()),
         mean_weight_z=float(z[worst]),
         clipped_share=float((w > cap)[present].sum() / slots),

@@ -15,6 +15,7 @@ Source   methods.md §5; `confidence` for the sequence; Waudby-Smith et al. 2022
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -81,7 +82,8 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`estimate` and the bounds are rewards of a decision (the sum over its slots); `worse` is only a canary's to find."""
+    """`estimate` and the bounds are rewards of a decision (the sum over its slots), above 0 where the candidate is better, also
+    when lower rewards are; `worse` is only a canary's to find. The other fields as in the state."""
 
     outcome: Outcome
     estimate: float
@@ -175,20 +177,23 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """State of a canary, each (…): evidence on 1 + c d and 1 − c d, c = min(s, 1 − s), and on all rewards (for r̂)."""
+    """State of a canary, each (…): evidence on 1 + c d and 1 − c d, c = min(s, 1 − s), and on all rewards (for r̂);
+    `outside` counts rewards that were clipped to the range."""
 
     better: Evidence
     worse: Evidence
     rewards: Evidence
+    outside: int = 0
 
 
 def open_canary(shape: tuple[int, ...] = ()) -> Compared:
-    return Compared(*(confidence.start(shape, guess) for guess in (1.0, 1.0, 0.5)))
+    better, worse, rewards = (confidence.start(shape, guess) for guess in (1.0, 1.0, 0.5))
+    return Compared(better, worse, rewards)
 
 
 def compare(canary: Canary, state: Compared, candidate: Mask, rewards: F64) -> Compared:
     """After n more decisions: whom they went to (…, n), and their rewards (…, n), in their order, clipped to the range."""
-    r, _ = scaled(rewards, canary.bounds)
+    r, outside = scaled(rewards, canary.bounds)
     if canary.lower_is_better:
         r = 1.0 - r
     seen = state.rewards.count[..., None] + np.arange(r.shape[-1])
@@ -199,6 +204,7 @@ def compare(canary: Canary, state: Compared, candidate: Mask, rewards: F64) -> C
         confidence.update(state.better, 1.0 + d),
         confidence.update(state.worse, 1.0 - d),
         confidence.update(state.rewards, r),
+        state.outside + outside,
     )
 
 
@@ -217,7 +223,7 @@ def concluded(canary: Canary, state: Compared) -> Verdict:
     outcome: Outcome = "promote" if low > canary.margin else "worse" if high < canary.margin else "wait"
     n = int(state.rewards.count)
     alpha = spent(canary.alpha, canary.candidate)
-    return Verdict(outcome, estimate, low, high, alpha, n, float(n), 0, 0, ON_POLICY)
+    return Verdict(outcome, estimate, low, high, alpha, n, float(n), 0, state.outside, ON_POLICY)
 
 
 def canary_size(
@@ -226,8 +232,6 @@ def canary_size(
     """Decisions (both arms together) after which a canary promotes a candidate that is better by `difference` a decision, with
     about this power, when one reward has this variance. None when more than `largest` are needed.
     """
-    from statistics import NormalDist
-
     s, unit = canary.share, canary.bounds[1] - canary.bounds[0]
     alpha, c = spent(canary.alpha, canary.candidate), min(s, 1 - s)
     edge = c * (difference - canary.margin) / unit
@@ -235,10 +239,11 @@ def canary_size(
         return None
     spread = c**2 * variance / unit**2 / (s * (1 - s))
 
+    z = NormalDist().inv_cdf(power)
+
     def enough(n: float) -> bool:
-        return edge * n - float(confidence.boundary(np.array(spread * n), alpha)) >= NormalDist().inv_cdf(
-            power
-        ) * math.sqrt(spread * n)
+        beyond = edge * n - float(confidence.boundary(np.array(spread * n), alpha))
+        return beyond >= z * math.sqrt(spread * n)
 
     low, high = 1.0, 2.0
     while not enough(high):

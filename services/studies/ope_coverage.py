@@ -9,6 +9,7 @@ not which arm pays in which context, so the model is wrong.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -164,12 +165,27 @@ def run(quick: bool, seeds: int | None, data: Path | None) -> Study:
         (*columns, "≥ 95%"),
         finite,
     )
+    misses(study, asymptotic, finite)
     blindness(study, 10 if quick else min(runs, 300))
     study.note("Coverage with its 95% interval (Wilson). `≥ 95%` is refuted when that interval lies below 95%.")
     study.note(
         "Worlds, sizes and seeds were fixed before the first whole run; options of estimators are their defaults."
     )
     return study
+
+
+def misses(study: Study, asymptotic: list[tuple[Any, ...]], finite: list[tuple[Any, ...]]) -> None:
+    """Say by how much 93-97% was missed, and what stood behind the number there."""
+    for world, size in dict.fromkeys((row[0], row[1]) for row in asymptotic if row[-1] is False):
+        shares = [row[5] for row in asymptotic if row[:2] == (world, size)]
+        value = next(row[4] for row in asymptotic if row[0] == world)
+        wide = next(row[8] for row in asymptotic if row[:2] == (world, size) and row[3] == "snips, delta")
+        safe = next(row for row in finite if row[:2] == (world, size) and row[3] == "betting")
+        study.note(
+            f"Missed: {world}, design ESS {size}: {min(shares):.1%} to {max(shares):.1%}. About {size * value:.0f} rewarded "
+            "decisions stand behind the number there (`rewarded_ess` of the diagnostics), and a normal law of so few is "
+            f"skewed. Betting covered {safe[5]:.1%} on the same logs, {safe[8] / wide:.1f} times as wide as snips, delta."
+        )
 
 
 def blindness(study: Study, runs: int) -> None:

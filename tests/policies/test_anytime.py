@@ -253,6 +253,8 @@ def test_the_canary_by_hand() -> None:
     state = gate.compare(CANARY, gate.open_canary(), np.array([True, False]), np.array([1.0, 0.5]))
     # r̂ = ½, then (½ + 1)/2 = ¾;  d = (1 − ½)/½ = 1, then −(½ − ¾)/½ = ½
     assert float(gate.differences(CANARY, state)[0]) == pytest.approx((1 + 0.5) / 2)
+    beyond = gate.compare(CANARY, state, np.array([True, False]), np.array([7.0, 0.5]))
+    assert gate.concluded(CANARY, beyond).outside == 1
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])

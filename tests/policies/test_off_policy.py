@@ -164,6 +164,8 @@ def test_repeated_units_widen_the_interval() -> None:
 def test_effective_sizes_by_hand() -> None:
     seen = diagnose(HAND, cap=1.5)
     assert seen.ess == pytest.approx(3.5**2 / 5.25)
+    assert seen.rewarded_ess == pytest.approx(2.5**2 / 4.25)
+    assert diagnose(replace(HAND, rewards=np.zeros((4, 1)))).rewarded_ess == 0
     assert math.isnan(seen.design_ess)
     assert seen.clipped_share == 1 / 4
     assert seen.unmatched_share == 1 / 4
