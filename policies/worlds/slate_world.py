@@ -60,7 +60,7 @@ class SlateWorld:
         self.centres: F64 = self._rng.standard_normal((groups, dimension))
         self.group: I64 = np.arange(items) % groups
         self.vectors: F64 = self._near(self.group)
-        self.state: F64 = self._near(self._rng.integers(groups, size=users))
+        self.state: F64 = SPREAD * self._rng.standard_normal((users, dimension))
         self._made = items
         self.ids: list[str] = [f"item-{i}" for i in range(items)]
 
