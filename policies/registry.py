@@ -11,6 +11,7 @@ from policies.algorithms import (
     linucb,
     logistic_thompson,
     popular,
+    recurrent_slate,
     softmax,
     squarecb,
     uniform,
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "bootstrap": bootstrap.ALGORITHM,
     "logistic_thompson": logistic_thompson.ALGORITHM,
     "constrained_actor_critic": constrained_actor_critic.ALGORITHM,
+    "recurrent_slate": recurrent_slate.ALGORITHM,
 }
 
 

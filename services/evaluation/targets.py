@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from policies.bundle import item_rows
+from policies.bundle import item_inputs
 from policies.errors import Rejected
 from policies.evaluation.conditionals import conditionals
 from policies.features import Encoder
@@ -21,7 +21,8 @@ from policies.types import F32, F64, DrawSettings, item_hashes
 from services.evaluation.decisions import LoggedDecision
 from services.scoring.decide import Served
 
-KNOWN = frozenset({"context", "items", "item_rows", "weights"})  # graph inputs that a logged decision answers
+# graph inputs that a logged decision answers
+KNOWN = frozenset({"context", "items", "item_rows", "group_rows", "item_keys", "weights"})
 EVEN = DrawSettings(floor=0.0)
 
 
@@ -123,7 +124,7 @@ class Scored:
         inputs: dict[str, Any] = {"context": decision.context, "items": items}
         served = self.served
         if served.known_items is not None:
-            inputs["item_rows"] = item_rows(served.known_items, item_hashes(decision.candidates))
+            inputs |= item_inputs(served.known_items, items, item_hashes(decision.candidates))
         if served.weights is not None:
             asked = decision.weights
             same = asked is not None and list(asked) == list(served.signs)

@@ -105,7 +105,7 @@ def inputs_of(served: Served, query: Query) -> Arrays:
         hashes = np.fromiter(map(_item_hashes.__getitem__, query.ids), np.uint64, len(query.ids))
         inputs |= item_inputs(served.known_items, query.items, hashes)
     inputs["history"] = query.items[:0] if query.past is None else query.past
-    if query.past is not None and served.known_items is not None:
+    if served.known_items is not None:
         hashes = np.fromiter(map(_item_hashes.__getitem__, query.history), np.uint64, len(query.history))
         inputs["history_rows"] = item_rows(served.known_items, hashes)
     if served.weights is not None:

@@ -14,6 +14,10 @@ from rich.console import Console
 from services.studies.study import Study
 
 STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
+    "eide": (
+        "services.studies.eide",
+        "Eide's simulator: greedy and Thompson slates, flat and hierarchical, cold items.",
+    ),
     "regret": ("services.studies.regret", "One-slot algorithms beside Vowpal Wabbit and MABWiser: who wins where."),
     "experiments": (
         "services.studies.experiments",

@@ -129,6 +129,7 @@ def query(problem: Problem, arrays: Arrays, *, items: F32 | None = None, seed: i
     }
     if "item_hashes" in arrays:
         made |= bundle.item_inputs(arrays, made["items"], hashes)
+        made["history_rows"] = bundle.item_rows(arrays, CATALOGUE.hashes[[3, 1, 4]])
     return made
 
 

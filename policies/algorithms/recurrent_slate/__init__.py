@@ -121,6 +121,7 @@ ALGORITHM = Algorithm(
     trainer=trainer,
     publish=publish,
     reference=reference,
+    shaping=("group", "state", "size", "hidden"),
     inputs=("context", "item_rows", "group_rows", "item_keys", "history_rows"),
     traits=frozenset({"trains", "contextual", "uses_draws"}),
 )

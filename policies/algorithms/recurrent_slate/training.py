@@ -214,7 +214,7 @@ class SlateTrainer:
         items = drawn("item_mean", "item_log_scale")
         start = drawn("start", "start_log_scale") + torch.from_numpy(self._replay["context"][rows]) @ mine["of_context"]
         gamma = torch.sigmoid(drawn("gamma", "gamma_log_scale"))
-        past = self._replay["past"][rows]
+        past = np.asarray(self._replay["past"][rows], np.int64)
         longest = int((past >= 0).sum(axis=1).max(initial=0))
         state = self._state(items, start, gamma, past[:, :longest])
         shown = torch.from_numpy(self._replay["shown"][rows])
