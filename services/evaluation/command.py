@@ -2,10 +2,14 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from policies.errors import Rejected
+
+if TYPE_CHECKING:
+    from policies.evaluation.anytime import Method
 
 TIMES = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
 TRAINED = 0.5  # of the log, for a policy that learns, unless said
@@ -27,6 +31,14 @@ TRAINED = 0.5  # of the log, for a policy that learns, unless said
 @click.option("--objective", help="Whose reward; needed where the log has several.")
 @click.option("--estimator", "estimators", multiple=True, help="Only these; default: all that apply.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="1 − the level of the intervals.")
+@click.option(
+    "--finite-sample",
+    "method",
+    type=click.Choice(["empirical_bernstein", "betting"]),
+    default="empirical_bernstein",
+    show_default=True,
+    help="betting is narrower, and takes the value to be the same all along.",
+)
 @click.option("--range", "span", type=(float, float), help="Least and largest reward of a slot, where no surface says.")
 @click.option(
     "--config", type=click.Path(exists=True, path_type=Path), help="Folder of surface documents with the policy."
@@ -56,6 +68,7 @@ def command(
     objective: str | None,
     estimators: tuple[str, ...],
     alpha: float,
+    method: "Method",
     span: tuple[float, float] | None,
     config: Path | None,
     train_share: float | None,
@@ -107,6 +120,7 @@ def command(
         alpha=alpha,
         span=span,
         partial_support=partial_support,
+        method=method,
     )
     if html is not None:
         from services.evaluation.page import page

@@ -89,6 +89,7 @@ class Log:
 
     kind        experiences | obd | dsjson | hillstrom
     objectives  names of the columns of `rewards`;  ranges  objective → (low, high) of one slot's reward, where known
+    whole       the reward is of the whole slate, and stands on its last slot
     encoder     what `context` and `items` were encoded by; None: the log has no features, or none were asked for
     """
 
@@ -100,6 +101,7 @@ class Log:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     encoder: Encoder | None = None
     notes: list[str] = field(default_factory=list)
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.decisions)

@@ -83,7 +83,7 @@ def read_dsjson(file: Path, encoder: Encoder | None = None, *, sampled: bool = F
     if not file.is_file():
         raise Rejected(f"There is no {file.name}", at="$.log", code="no_log")
     rejected, decisions, seen, ids = Rejections(), [], set[str](), set[str]()
-    at, partial = 0.0, 0
+    at, partial, whole = 0.0, 0, False
     for number, line in _lines(file):
         where = f"line {number}"
         try:
@@ -110,13 +110,14 @@ def read_dsjson(file: Path, encoder: Encoder | None = None, *, sampled: bool = F
             rejected.add("features_unknown", where)
         else:
             decisions.append(one)
+            whole |= event.outcomes is not None and event.cost is not None
     if encoder is not None and (rejected.counts["features_unknown"] or decisions):
         _all_there(encoder, seen)
     if rejected.counts["features_unknown"]:
         raise no_features(rejected.counts["features_unknown"], len(decisions) + rejected.total)
     decisions.sort(key=lambda one: one.at)
     notes = [f"{partial} events without the probabilities of all actions left out, by --sampled"] if partial else []
-    return Log("dsjson", file.name, decisions, rejected, (OBJECTIVE,), {}, encoder if decisions else None, notes)
+    return Log("dsjson", file.name, decisions, rejected, (OBJECTIVE,), {}, encoder if decisions else None, notes, whole)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:

@@ -1,18 +1,23 @@
 """Every estimator's word on a target, with intervals, what it assumes, and what speaks against believing it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policies.errors import Rejected
+from policies.evaluation.anytime import Method, martingale
 from policies.evaluation.diagnostics import Diagnostics, diagnose
-from policies.evaluation.estimate import Estimate, mean_of
+from policies.evaluation.estimate import Estimate, Weighting, mean_of
 from policies.evaluation.estimators import ESTIMATORS, estimator
 from policies.evaluation.intervals import Interval, delta
+from policies.evaluation.logged import Logged
+from policies.evaluation.slates import SLATES
+from policies.evaluation.tails import TAILS
 from services.evaluation.assembling import Assembled, assemble
 from services.evaluation.decisions import Log
 from services.evaluation.targets import Target
 
+WHOLE = "the log has one reward for the whole slate, and this estimator wants one for each slot"
 ENOUGH = 200.0  # design effective sample size below which no gate decides (methods.md 5)
 
 
@@ -56,14 +61,15 @@ def evaluate(
     alpha: float = 0.05,
     span: tuple[float, float] | None = None,
     partial_support: bool = False,
+    method: Method = "empirical_bernstein",
 ) -> Evaluation:
-    """`names`: estimators, default all that apply; `span`: (low, high) of one slot's reward, default the objective's.
+    """`names`: estimators, default all that apply; `span`: (low, high) of one slot's reward, default the objective's;
+    `method` of the finite-sample intervals, which are those of the target's value under the weights of the estimator.
 
     Raises Rejected: see `assemble`; for a target that may show what the log could not, unless `partial_support`.
     """
     if not 0.0 < alpha < 1.0:
         raise Rejected(f"Expected a number between 0 and 1, got {alpha:g}", at="--alpha", code="bad_alpha")
-    wanted = [estimator(name, "--estimator") for name in names] or list(ESTIMATORS.values())
     found = assemble(log, target, objective)
     outside = found.outside
     if outside > 1e-9 and not partial_support:  # rounding of probabilities that sum to one
@@ -74,15 +80,25 @@ def evaluate(
             code="outside_support",
         )
     logged = found.logged
+    one_slot = logged.rewards.shape[1] == 1  # estimators for slates are those of slots then
+    all_that_apply = [each for each in ESTIMATORS.values() if not (one_slot and each in SLATES)]
+    wanted = [estimator(name, "--estimator") for name in names] or all_that_apply
     level = 1.0 - alpha
     limits = span or log.ranges.get(objective)
     own = Estimate("logged", (mean_of(logged.totals),), logged.units)
-    baseline = Line("logged", "none: what was logged", "mean Σ_t r_t", own, delta(own, level))
+    own_logged = replace(logged, target=logged.behaviour)
+    finite, refused = _finite(own_logged, limits, "slot", level, method)
+    baseline = Line(
+        "logged", "none: what was logged", "mean Σ_t r_t", own, delta(own, level), finite, finite_refused=refused
+    )
     lines: list[Line] = []
-    looked: dict[str, Diagnostics] = {}
+    looked: dict[Weighting, Diagnostics] = {}
+    bounded: dict[Weighting, tuple[Interval | None, str]] = {}
     for each in wanted:
         line: dict[str, Any] = {"name": each.name, "assumption": each.assumption, "formula": each.formula}
         try:
+            if log.whole and each.weighting in ("slot", "marginal") and not one_slot:
+                raise Rejected(WHOLE, at="--estimator", code="whole_reward")
             estimate = each(logged)
         except Rejected as error:
             if names:
@@ -92,8 +108,22 @@ def evaluate(
         line |= {"estimate": estimate, "interval": delta(estimate, level)}
         if each.weighting not in looked:
             looked[each.weighting] = diagnose(logged, each.weighting)
+            bounded[each.weighting] = _finite(logged, limits, each.weighting, level, method)
+        finite, refused = (None, "") if each in TAILS or each.weighting == "none" else bounded[each.weighting]
+        line |= {"finite": finite, "finite_refused": refused}
         lines.append(Line(**line, weighting=each.weighting, diagnostics=looked[each.weighting]))
     return Evaluation(log, target.name, objective, level, limits, baseline, lines, found, _warnings(log, found, lines))
+
+
+def _finite(
+    logged: Logged, limits: tuple[float, float] | None, weighting: Weighting, level: float, method: Method
+) -> tuple[Interval | None, str]:
+    """The interval that holds at every size, or why there is none. A model's weights are none."""
+    if weighting == "none":
+        return None, ""
+    if limits is None:
+        return None, "needs a --range"
+    return martingale(logged, limits, weighting, level, method), ""
 
 
 def _warnings(log: Log, found: Assembled, lines: Sequence[Line]) -> list[str]:

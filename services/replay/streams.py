@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from policies.types import F32, F64, I64
+from policies.worlds.replay_world import Rounds
 from services.replay import jester
 from services.replay.datasets import located
 from services.replay.logged import hillstrom_rows
@@ -57,6 +58,11 @@ class Stream:
         kept = np.argsort(rng.random(self.candidates.shape), axis=1)[:, :count]
         candidates, rewards = np.take_along_axis(self.candidates, kept, 1), np.take_along_axis(self.rewards, kept, 1)
         return Stream(self.name, self.context, self.arms, candidates, rewards)
+
+    def rounds(self) -> Rounds:
+        """The same data for `policies.worlds.replay_world`; what is logged was logged uniformly."""
+        even = None if self.logged is None else np.full(len(self), 1.0 / self.candidates.shape[1])
+        return Rounds(self.context, self.arms, self.candidates, self.rewards, self.logged, even)
 
 
 def jester_stream(data: Path | None) -> Stream:
