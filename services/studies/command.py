@@ -25,6 +25,7 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
     ),
     "gate": ("services.studies.gate", "Promotion gate and canary: how often the wrong one is let through."),
     "ope-coverage": ("services.studies.ope_coverage", "Intervals of off-policy estimates: coverage and width."),
+    "obd": ("services.studies.obd", "Off-policy estimates on the Open Bandit Dataset beside the published ones."),
 }
 
 
