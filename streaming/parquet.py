@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from streaming.events import Decision, Floats, floats
+from streaming.events import Decision, Floats, Inside, floats
 from streaming.experiences import Experience, Told
 
 FORMAT = 1  # raised when a column changes its meaning or goes; new columns may come without
@@ -38,6 +38,19 @@ _goal = pa.struct(
         ("propensity", pa.float64()),
         ("bundle", pa.string()),
         ("drawn_at_decision", pa.string()),
+    ]
+)
+
+_codes = pa.list_(pa.list_(pa.int64()))
+_within = pa.struct(
+    [
+        ("names", _strings),
+        ("ops", pa.list_(pa.int64())),
+        ("codes", _codes),
+        ("limits", _codes),
+        ("weights", _doubles),
+        ("covers", _codes),
+        ("vectors", pa.list_(_floats)),
     ]
 )
 
@@ -101,6 +114,8 @@ _COLUMNS: list[tuple[str, pa.DataType, bool]] = [  # name, type, may be null
     ("boosts", _doubles, True),
     ("masks", pa.list_(_flags), True),
     ("pins", pa.map_(pa.int32(), pa.int32()), True),
+    ("acted", _strings, True),
+    ("within", _within, True),
 ]
 SCHEMA = pa.schema(
     [pa.field(name, kind, nullable) for name, kind, nullable in _COLUMNS],
@@ -170,6 +185,11 @@ def table_of(experiences: Sequence[Experience]) -> pa.Table:
             pa.bool_(),
         ),
         "pins": [None if s is None else list(s.pins.items()) for s in samples],
+        "acted": [d.acted or None for _, d in made],
+        "within": [
+            None if s is None or s.within is None else _inside(s.within, len(d.candidates), d.asked)
+            for s, (_, d) in zip(samples, made, strict=True)
+        ],
     }
     arrays = []
     for field in SCHEMA:
@@ -216,6 +236,19 @@ def _matrices(matrices: Sequence[Vector | None], kind: pa.DataType) -> Any:
     rows = [row for m in matrices if m is not None for row in m]
     offsets = _offsets([0 if m is None else len(m) for m in matrices])
     return pa.ListArray.from_arrays(offsets, _lists(rows, kind), mask=_missing(matrices))
+
+
+def _inside(inside: Inside, n: int, k: int) -> dict[str, Any]:
+    """Arrays of what depended on the slots before, as lists: by constraint or coverage, then by candidate or slot."""
+    return {
+        "names": inside.names,
+        "ops": np.frombuffer(inside.ops, "<i8").tolist(),
+        "codes": np.frombuffer(inside.codes, "<i8").reshape(-1, n).tolist(),
+        "limits": np.frombuffer(inside.limits, "<i8").reshape(-1, k).tolist(),
+        "weights": np.frombuffer(inside.weights).tolist(),
+        "covers": np.frombuffer(inside.covers, "<i8").reshape(-1, n).tolist(),
+        "vectors": np.frombuffer(inside.vectors, "<f4").reshape(-1, n).tolist(),
+    }
 
 
 def _missing(values: Sequence[Vector | None]) -> Any:

@@ -42,7 +42,9 @@ def chance(item: str, device: str, slot: int) -> float:
     return (0.05 + 0.3 * i / 7 + 0.25 * liked) / (1 + 0.2 * slot)
 
 
-def served_log(folder: Path, count: int, one: Surface | None = None, seed: int = 1, catalogue: bool = True) -> Settings:
+def served_log(
+    folder: Path, count: int, one: Surface | None = None, seed: int = 1, catalogue: bool = True, pins: bool = True
+) -> Settings:
     """A data folder with `count` decisions of `home-ts`, every fifth with a pin, and one click feedback for each click."""
     settings = Settings.load({}, data=folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,7 @@ def served_log(folder: Path, count: int, one: Surface | None = None, seed: int =
             "context": {"device": ("ios", "web")[i % 2], "hour": i % 24},
             "candidates": ITEMS,
         }
-        if i % PIN_EVERY == 0:
+        if pins and i % PIN_EVERY == 0:
             request["pins"] = {"1": ITEMS[i % 3]}
         scoring.decide(msgspec.json.encode(request))
     scoring.close()

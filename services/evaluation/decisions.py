@@ -8,6 +8,7 @@ import numpy as np
 
 from policies.errors import Rejected
 from policies.features import Encoder
+from policies.reranking.within import Within
 from policies.types import F32, F64, I64, DrawSettings, Mask
 
 
@@ -24,7 +25,7 @@ class LoggedDecision:
     distributions (k, n)  what was drawn from, given the slots before; None: not in the log
     greedy (k,)         row of the greedy item given the slots before; None: not in the log
     settings            of the draw; None: not in the log
-    boosts (n,), masks (asked, n)  what acted on the draw, where the log has it
+    boosts (n,), masks (asked, n), within (of `asked` slots)  what acted on the draw, where the log has it
     weights             objective → weight of the request
     slot_weight         what a slot's example counts
     remaining (k,)      candidates that could have been drawn; None: not in the log
@@ -48,6 +49,8 @@ class LoggedDecision:
     settings: DrawSettings | None = None
     boosts: F64 | None = None
     masks: Mask | None = None
+    within: Within | None = None
+    asked: int | None = None
     weights: dict[str, float] | None = None
     slot_weight: float = 1.0
     policy: str = ""
@@ -135,6 +138,16 @@ def sound(decision: LoggedDecision) -> str:
         if (np.abs(full[np.arange(len(rows)), rows] - p) > 1e-4 * p).any():
             return "bad_distribution"
     return ""
+
+
+def no_rules(without: int, of: int) -> Rejected:
+    """What is said where rules acted on draws, and the log does not say how."""
+    return Rejected(
+        f"On {without} of {of} decisions rules acted (masks, boosts, constraints or diversity), and only sampled decisions hold what "
+        "they did: evaluate these alone with --sampled",
+        at="$.acted",
+        code="rules_unknown",
+    )
 
 
 def no_features(without: int, of: int) -> Rejected:

@@ -11,7 +11,7 @@ Set aside, and counted:
     never_shown         prefetched, and nobody saw it
     features_unknown    a target that reads features, and candidates of which the log has only ids
     features_changed    the catalogue has been written since
-    rules_unknown       fewer candidates were left than the record explains: masks acted, and only samples hold them
+    rules_unknown       rules acted on the draw, and only samples hold what they did
     and those of `decisions.sound`
 """
 
@@ -23,8 +23,9 @@ import numpy as np
 
 from policies.errors import Rejected
 from policies.features import Encoder
+from policies.reranking.within import Within
 from policies.types import F32, F64, I64, DrawSettings, Mask
-from services.evaluation.decisions import Log, LoggedDecision, Rejections, no_features, sound
+from services.evaluation.decisions import Log, LoggedDecision, Rejections, no_features, no_rules, sound
 from services.scoring.catalogue import KIND, Catalogue
 from streaming.ports import State
 
@@ -86,6 +87,7 @@ class Reader:
     rejected: Rejections
     encoder: Encoder | None
     needs_features: bool
+    needs_rules: bool
     items: KnownItems | None = None
     without_features: int = 0
     modes: dict[str, int] = field(default_factory=dict)
@@ -114,8 +116,8 @@ class Reader:
         n = len(row["candidates"])
         if len(rows) != len(row["slate"]) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n:
             return "bad_slate"
-        boosts, masks = _array(row["boosts"], np.float64), _array(row["masks"], np.bool_)
-        if masks is None and not _explained(row["remaining"], n, pinned, row["pins"]):
+        acted = bool(row["acted"]) or not _explained(row["remaining"], n, pinned)
+        if acted and row["sample_rate"] is None and self.needs_rules:
             return "rules_unknown"
         known = self._features(row)
         if self.needs_features and isinstance(known, str):
@@ -126,7 +128,7 @@ class Reader:
         names = list(version.surface.objectives)
         k = len(row["slate"])
         full = row["distributions"]
-        if full is None and row["policy"] == "uniform" and masks is None:
+        if full is None and row["policy"] == "uniform" and not acted:
             full = uniform_over(rows, n, pinned)
         return LoggedDecision(
             decision_id=row["decision_id"],
@@ -144,8 +146,10 @@ class Reader:
             distributions=None if full is None else np.array(full, float).reshape(k, n),
             greedy=np.array(row["greedy"], np.int64),
             settings=DrawSettings(row["head"], row["epsilon"], row["max_share"], row["temperature"]),
-            boosts=boosts,
-            masks=masks,
+            boosts=_array(row["boosts"], np.float64),
+            masks=_array(row["masks"], np.bool_),
+            within=_within(row["within"], n, row["asked"]),
+            asked=row["asked"],
             weights=row["weights"],
             slot_weight=row["weight"],
             policy=row["policy"],
@@ -194,16 +198,18 @@ def read_experiences(
     name: str,
     encoder: Encoder | None = None,
     needs_features: bool = False,
+    needs_rules: bool = False,
     items: KnownItems | None = None,
     sampled: bool = False,
 ) -> Log:
-    """Rows of one surface. `needs_features`: the target reads them; `sampled`: only decisions logged with all the draw read.
+    """Rows of one surface. `needs_features`: the target reads them; `needs_rules`: it follows what acted on the logged draw;
+    `sampled`: only decisions logged with all the draw read.
 
-    Raises Rejected for rows of several surfaces, of objectives that differ, and where a target that reads features meets
-    decisions that have none.
+    Raises Rejected for rows of several surfaces, of objectives that differ, and where a target meets decisions that lack what
+    it needs.
     """
     rejected, seen = Rejections(), 0
-    reader = Reader(versions, rejected, encoder, needs_features, items)
+    reader = Reader(versions, rejected, encoder, needs_features, needs_rules, items)
     surface = objectives = None
     decisions = []
     ranges: dict[str, tuple[float, float]] = {}
@@ -230,6 +236,8 @@ def read_experiences(
         one = reader.read(row)
         if one is not None:
             decisions.append(one)
+    if rejected.counts["rules_unknown"]:
+        raise no_rules(rejected.counts["rules_unknown"], seen)
     if reader.without_features:
         raise no_features(reader.without_features, seen)
     decisions.sort(key=lambda one: one.at)
@@ -253,7 +261,7 @@ def uniform_over(rows: I64, n: int, pinned: Mask) -> F64:
     return out
 
 
-def _explained(remaining: list[int], n: int, pinned: Mask, pins: Any) -> bool:
+def _explained(remaining: list[int], n: int, pinned: Mask) -> bool:
     """Whether as many candidates were left at every slot as without masks."""
     left = n - int(pinned.sum())
     for count, pin in zip(remaining, pinned.tolist(), strict=True):
@@ -263,6 +271,24 @@ def _explained(remaining: list[int], n: int, pinned: Mask, pins: Any) -> bool:
             return False
         left -= 1
     return True
+
+
+def _within(said: Mapping[str, Any] | None, n: int, k: int) -> Within | None:
+    if said is None:
+        return None
+    codes = {
+        name: np.array(said[name], np.int64).reshape(-1, width)
+        for name, width in (("codes", n), ("limits", k), ("covers", n))
+    }
+    vectors = np.array(said["vectors"], np.float32).reshape(-1, n)
+    return Within(
+        np.array(said["ops"], np.int64),
+        codes["codes"],
+        codes["limits"],
+        np.array(said["weights"], float),
+        codes["covers"],
+        vectors,
+    )
 
 
 def _array(values: Any, kind: type[np.generic]) -> Any:

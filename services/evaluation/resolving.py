@@ -50,6 +50,10 @@ class Asked:
         return None if self.policy is None else self.policy.problem.encoder
 
     @property
+    def follows(self) -> bool:
+        return self.target is None or self.target.follows
+
+    @property
     def learns(self) -> bool:
         return self.policy is not None and self.policy.algorithm.learner is not None
 
@@ -224,6 +228,7 @@ def _experiences(
         name=surface or Path(log).name,
         encoder=asked.encoder,
         needs_features=asked.encoder is not None,
+        needs_rules=asked.follows,
         items=items,
         sampled=sampled,
     )

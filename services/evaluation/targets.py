@@ -8,7 +8,7 @@ a bundle, or a policy fitted on the earlier part of the log: its own scores, thr
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,13 +27,16 @@ EVEN = DrawSettings(floor=0.0)
 
 
 class Target(Protocol):
-    """`encoder` None: it reads no features."""
+    """`encoder` None: it reads no features. `follows`: it draws under whatever acted on the logged draw, which must be known."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def encoder(self) -> Encoder | None: ...
+
+    @property
+    def follows(self) -> bool: ...
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         """(k, n) its distribution at each slot given the logged slots before. Raises Rejected, whose code is the reason."""
@@ -45,11 +48,18 @@ def unknown(reason: str, message: str) -> Rejected:
 
 @dataclass(frozen=True)
 class Uniform:
+    """Masks and constraints hold for it too; boosts and diversity do not make it prefer anything."""
+
     name: str = "uniform"
     encoder: Encoder | None = None
+    follows: bool = True
 
     def conditionals(self, decision: LoggedDecision) -> F64:
-        return forced(np.zeros((len(decision.candidates), 1), np.float32), decision, EVEN)
+        within = decision.within
+        if within is not None:
+            within = replace(within, weights=np.zeros_like(within.weights))
+        alone = replace(decision, boosts=None, within=within)
+        return forced(np.zeros((len(decision.candidates), 1), np.float32), alone, EVEN)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Greedy:
 
     name: str = "greedy"
     encoder: Encoder | None = None
+    follows: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         k, n = len(decision.rows), len(decision.candidates)
@@ -78,6 +89,7 @@ class Behaviour:
 
     name: str = "logged"
     encoder: Encoder | None = None
+    follows: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         if decision.distributions is not None:
@@ -95,6 +107,7 @@ class Positions:
     items: tuple[str, ...]
     distribution: F64
     encoder: Encoder | None = None
+    follows: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         if tuple(decision.candidates) != self.items:
@@ -111,6 +124,7 @@ class Scored:
     name: str
     served: Served
     encoder: Encoder
+    follows: bool = True
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         return forced(self.served.scores(self._inputs(decision)), decision, self.served.settings)
@@ -142,6 +156,8 @@ def forced(scores: F32, decision: LoggedDecision, settings: DrawSettings) -> F64
         boosts=decision.boosts,
         masks=decision.masks,
         pins=decision.pins,
+        within=decision.within,
+        asked=decision.asked,
     )
 
 

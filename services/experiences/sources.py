@@ -80,7 +80,18 @@ def _tables(opened: Any, name: str) -> Iterator[pa.Table]:
     if said != str(FORMAT):
         raise Corrupt("format", f"{name} has experiences of format {said or 'unknown'}, this build reads {FORMAT}")
     for batch in file.iter_batches(PAGE):
-        yield pa.Table.from_batches([batch]).cast(SCHEMA)
+        yield complete(pa.Table.from_batches([batch])).cast(SCHEMA)
+
+
+def complete(table: pa.Table) -> pa.Table:
+    """Columns that came after a file was written: null, or an empty list where they may not be."""
+    for place, field in enumerate(SCHEMA):
+        if field.name not in table.column_names:
+            n = table.num_rows
+            table = table.add_column(
+                place, field, pa.nulls(n, field.type) if field.nullable else pa.array([[]] * n, field.type)
+            )
+    return table.select(SCHEMA.names)
 
 
 def narrowed(

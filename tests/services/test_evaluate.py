@@ -9,15 +9,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from evaluation_setup import ITEMS, chance, served_log
+from evaluation_setup import ITEMS, chance, made, served_log
 
 from policies.errors import Rejected
 from policies.evaluation.conditionals import conditionals
 from policies.features import Encoder
 from policies.slate import draw
-from policies.surface import FeatureSpec, Number
+from policies.surface import Diversity, FeatureSpec, Number, Rule
 from services.cli import main
 from services.evaluation import bernoulli, dsjson, tabular
 from services.evaluation.decisions import Log
@@ -151,6 +152,39 @@ def test_a_bundle_is_not_judged_on_what_it_was_trained_on(served: Settings) -> N
     assert any("trained on" in note for note in fresh.notes)
     with pytest.raises(Rejected, match="trained on all"):
         after_training(log, ends)
+
+
+def test_rules_of_the_logged_draw_hold_for_the_target_too(tmp_path: Path) -> None:
+    """At most one item of each genre but the last, and diversity: what acted is in the sampled records."""
+    ruled = made(slots=2, rules=[Rule(cap=1, by="genre")], diversity=Diversity(mmr=0.5))
+    settings = served_log(tmp_path / "data", 200, ruled, pins=False)
+    refused = run(settings.data, "--policy", "uniform", "--unsettled")
+    assert refused.exit_code == 1
+    assert "rules acted" in refused.output
+    own = told(settings.data, "--policy", "home/home-ts", "--unsettled", "--sampled")
+    assert 60 < own["log"]["decisions"] < 140
+    assert by_name(own)["rips"]["value"] == pytest.approx(own["baseline"]["value"], rel=1e-12)
+    assert by_name(own)["rips"]["diagnostics"]["largest"] == pytest.approx(1.0, rel=1e-12)
+    log = read_all(settings, asked_for("uniform", data=None, config=None), sampled=True)
+    for one in log.decisions:
+        law = Uniform().conditionals(one)
+        other = [i for i in range(len(ITEMS)) if i % 2 != one.rows[0] % 2]
+        assert law[1, other].tolist() == [0.25] * 4
+        assert law[0].tolist() == [1 / 8] * 8
+    words = ["--format", "parquet", "--unsettled", "--data", str(settings.data), "--out", str(tmp_path / "x.parquet")]
+    assert CliRunner().invoke(main, ["export", *words]).exit_code == 0
+    files = told(tmp_path / "x.parquet", "--policy", "home/home-ts", "--data", settings.data, "--sampled")
+    assert by_name(files) == by_name(own)
+
+
+def test_files_from_before_a_column_was_added_are_read(served: Settings, tmp_path: Path) -> None:
+    words = ["--format", "parquet", "--unsettled", "--data", str(served.data), "--out", str(tmp_path / "x.parquet")]
+    assert CliRunner().invoke(main, ["export", *words]).exit_code == 0
+    table = pq.read_table(tmp_path / "x.parquet").drop_columns(["acted", "within"])
+    (tmp_path / "old").mkdir()
+    pq.write_table(table, tmp_path / "old" / "x.parquet")
+    before = told(tmp_path / "old", "--policy", "uniform", "--data", served.data)
+    assert by_name(before) == by_name(told(tmp_path / "x.parquet", "--policy", "uniform", "--data", served.data))
 
 
 # policies of a config folder
@@ -302,6 +336,11 @@ def write(folder: Path, lines: list[Any]) -> Path:
 def test_contextual_bandit_lines_give_the_value_by_hand(tmp_path: Path) -> None:
     found = told(write(tmp_path, [cb(i) for i in range(30)]), "--policy", "uniform")
     assert by_name(found)["ips"]["value"] == pytest.approx((10 / 30) * (1 / 3) / 0.2)
+    assert "needs a --range" in by_name(found)["ips"]["finite_sample_refused"]
+    bounded = told(tmp_path / "log.dsjson", "--policy", "uniform", "--range", "0", "1")
+    interval = by_name(bounded)["ips"]["finite_sample"]
+    assert interval["low"] < by_name(found)["ips"]["value"] < interval["high"]
+    assert run(tmp_path / "log.dsjson", "--policy", "uniform", "--range", "1", "0").exit_code == 1
     assert found["baseline"]["value"] == pytest.approx(1 / 3)
     greedy = told(tmp_path / "log.dsjson", "--policy", "greedy")
     assert by_name(greedy)["ips"]["value"] == 0.0  # the likeliest action never paid
@@ -336,6 +375,12 @@ def test_slates_weigh_the_whole_reward_by_the_whole_slate(tmp_path: Path) -> Non
     uniform = Uniform().conditionals(one)
     assert uniform.tolist() == [[1 / 3, 1 / 3, 1 / 3, 0, 0], [0, 0, 0, 0.5, 0.5]]
     assert one.distributions is None  # the first slot says its own action's share only
+    found = told(tmp_path / "log.dsjson", "--policy", "uniform")
+    by = by_name(found)
+    assert by["slate_ips"]["value"] == pytest.approx(2.0 * (1 / 3) * 0.5 / (0.8 * 0.6))
+    assert by["rips"]["value"] == pytest.approx(by["slate_ips"]["value"])
+    assert "one reward for the whole slate" in by["ips"]["refused"]
+    assert run(tmp_path / "log.dsjson", "--policy", "uniform", "--estimator", "snips").exit_code == 1
 
 
 BROKEN = {
@@ -435,8 +480,9 @@ def test_raw_features_are_found_in_any_namespace_and_missed_aloud(tmp_path: Path
 
 
 def test_the_open_bandit_quickstart_is_reproduced_to_the_digit(datasets: Path) -> None:
-    found = told(datasets / "obd/random/all", "--policy", "bernoulli_ts")
-    truth = told(datasets / "obd/bts/all", "--policy", "logged")["baseline"]["value"]
+    found = told(datasets / "obd/random/all", "--policy", "bernoulli_ts", "--estimator", "ips")
+    with (datasets / "obd/bts/all/all.csv").open(newline="") as file:
+        truth = float(np.mean([float(row["click"]) for row in csv.DictReader(file)]))
     value = by_name(found)["ips"]["value"]
     assert f"{value:.6f}" == "0.004553"
     assert f"{abs(value - truth) / truth:.6f}" == "0.084019"
