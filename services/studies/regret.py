@@ -47,14 +47,14 @@ Players = dict[str, Callable[[Stream, int], Player]]
 
 
 def run(quick: bool, seeds: int | None, data: Path | None) -> Study:
-    """`quick`: two seeds of 150 rounds in the worlds alone."""
+    """`quick`: two seeds of 50 rounds in the worlds alone."""
     count = seeds or (2 if quick else 10)
     players: Players = {name: partial(Slatewise, name=name, every=EVERY) for name in OURS}
     players |= PEERS
     study = Study("Regret of one-slot algorithms, beside Vowpal Wabbit and MABWiser")
     found: dict[str, dict[str, F64]] = {}
     floors: dict[str, dict[str, F64]] = {}
-    for name, make in (worlds(150) if quick else worlds() | public(data)).items():
+    for name, make in (worlds(50) if quick else worlds() | public(data)).items():
         extra: Players = {FORGETS: _forgetting} if name == "drift" else {}
         found[name], floors[name] = played(make, players | extra, range(count))
     _tables(study, found, floors)
@@ -179,7 +179,7 @@ def _forgetting(stream: Stream, seed: int) -> Slatewise:
 def _notes(count: int, quick: bool) -> list[str]:
     return [
         f"{count} seeds; rounds a seed: "
-        + ("150 of each world" if quick else ", ".join(f"{n} {rounds}" for n, rounds in ROUNDS.items())),
+        + ("50 of each world" if quick else ", ".join(f"{n} {rounds}" for n, rounds in ROUNDS.items())),
         f"ours: a bundle every {EVERY} decisions that were heard about; the peers learn after every decision, which is to their "
         "advantage",
         "the best peer is chosen by its mean over these seeds, which is to its advantage; 'our best' is chosen likewise, so its "

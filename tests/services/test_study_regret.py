@@ -60,7 +60,7 @@ def test_a_choice_is_judged_by_its_worth_and_learned_from_its_reward() -> None:
 @pytest.mark.parametrize("name", regret.OURS)
 def test_every_algorithm_plays(name: str) -> None:
     """And earns more than uniform choice in the linear world, four standard errors above it over its rounds."""
-    stream = regret.worlds(400)["linear"](2)
+    stream = regret.worlds(300)["linear"](2)
     gain = np.array(play(stream, Slatewise(stream, 2, name=name, every=20))) - stream.worth.mean(axis=1)  # type: ignore[union-attr] - a world knows
     assert gain.mean() > 4 * gain.std() / np.sqrt(len(gain))
 
