@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rich.table import Table
 from policies.errors import Rejected, Unavailable
 from services.cli import _settings, settings_options
 from services.trials import Trials, told
+
+PIPED_COLUMNS = 160  # where nobody says how wide it is, nothing is cut off
 
 
 @click.group()
@@ -94,7 +97,7 @@ def report(name: str, as_json: bool, **flags: Any) -> None:
     if as_json:
         click.echo(msgspec.json.format(answer.content).decode())
         return
-    show(answer.json(), Console())
+    show(answer.json(), Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS))
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -260,6 +260,8 @@ class Readouts:
                 if str(error) != said:
                     log.warning("readouts", extra={"error": str(error)})
                 said = str(error)
+            except Exception:  # a fault of ours: the thread must live, or no guardrail would be watched
+                log.exception("fault", extra={"what": "readouts"})
             if not busy:
                 self._stop.wait(TURN_SECONDS)
 

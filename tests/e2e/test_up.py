@@ -7,9 +7,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from e2e.running import Up, up, wait_for
 
 from policies.bundle import Manifest, read_manifest
+from services.cli import main
 from services.client import Slatewise
 from services.wiring import open_bundles, open_log
 from streaming.events import Feedback, decode
@@ -213,3 +215,7 @@ def test_an_experiment_ends_by_its_guardrail_and_says_what_is_true(running: Up) 
     assert click["low"] < true < click["high"]
     assert click["high"] - click["low"] < 1.0  # an interval of everything would cover too
     assert any("average over the run" in note for note in report["notes"])
+    arguments = ["experiment", "report", "shuffled", "--control-http", running.settings.control_http]
+    said = CliRunner().invoke(main, arguments).output
+    assert "stopped: guardrail play" in said
+    assert "breached" in said
