@@ -334,6 +334,34 @@ def test_the_schedule_ends_it_and_open_windows_are_waited_for(tmp_path: Path) ->
     assert house.log.end(0)[0] > 0
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_an_experiment_after_a_gap_begins_with_what_the_log_has(house: House, again: bool) -> None:
+    """Nobody reads the log between experiments, so its retention may pass what was settled; but never one's own units."""
+    house.decide(unit("ann"), START + 1, "control")
+    house.move(START + 100)
+    house.drain()
+    if not again:
+        house.trials.stop("ts", "ann")
+        house.move(START + 200)  # its windows close
+        house.drain()
+    house.move(START + 1000)
+    for partition in range(PARTITIONS):
+        house.log.trim(partition, house.log.end(partition)[0])
+    if again:
+        house.drain()
+        assert len(house.readouts.report("ts")["missing"]) == PARTITIONS
+        return
+    house.trials.create(msgspec.json.encode({**DOCUMENT, "experiment": "next"}), "ann")
+    house.trials.start("next", "ann")
+    for i in range(40):
+        name = unit(f"unit-{i}")
+        house.decide(name, house.trials.get("next")[0].start + 1, ARMS[i % 2], said={"name": "next"})
+    house.move(START + 1200)
+    house.drain()
+    report = house.readouts.report("next")
+    assert (report["missing"], report["complete"]) == ([], {"control": 20, "treatment": 20})
+
+
 def test_without_experiments_nothing_is_opened(house: House) -> None:
     house.trials.stop("ts", "ann")
     house.state.put([("experiment", "ts", None)])
