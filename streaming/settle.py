@@ -104,6 +104,25 @@ class Settler:
         self._state()
         self._kept.written = number
 
+    def begin_anew(self) -> None:
+        """Give up what was open and go on with what the log still has; numbers go on too. For those who know that nobody
+        wants what lies between. Raises Rejected('fenced')."""
+        loaded = self._checkpoints.load(self._epoch)
+        kept = msgspec.msgpack.decode(loaded.extra, type=Kept) if loaded.extra else Kept()
+        after = Kept(b"", self._log.identity, kept.next_number, kept.next_number)
+        offset = first_offset(self._log, self._partition)
+        self._checkpoints.commit(
+            Commit(
+                partition=self._partition,
+                offset=offset,
+                clock=loaded.clock,
+                epoch=self._epoch,
+                extra=_encode(after),
+                restart=True,
+            )
+        )
+        self._joiner = None
+
     def step(self, now: float | None = None) -> SettleReport:
         """One batch. Raises Unavailable, Corrupt('offset_out_of_range' …) and Rejected('fenced')."""
         joiner = self._state()

@@ -27,7 +27,7 @@ from services.trials import Trials
 from streaming.configuration import Compiled, Configs
 from streaming.experiences import Experiences
 from streaming.experiments import DECISIONS
-from streaming.ports import Commit, Log
+from streaming.ports import Log
 from streaming.settle import Settlements, Settler, SettleReport
 from streaming.totals import Totals, fold
 
@@ -69,7 +69,7 @@ class Readouts:
         self._seats: list[Seat] = []
         self._opening, self._following = threading.Lock(), threading.Lock()
         self._next_judging: dict[str, float] = {}
-        self._next_trim, self._epoch = 0.0, 0
+        self._next_trim = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="readouts", daemon=True)
 
@@ -111,7 +111,7 @@ class Readouts:
         if not active:
             return False
         totals, busy = self._open(), False
-        for seat in list(self._seated()):  # one may be begun anew
+        for seat in self._seated():
             if not seat.stopped:
                 busy |= self._settled(seat, active, totals, now)
         for trial in active:
@@ -142,19 +142,13 @@ class Readouts:
             if error.reason == "offset_out_of_range" and not any(
                 totals.cursor(trial.document.experiment, partition)[1] for trial in active
             ):  # nobody's units are in the gap: no experiment ran while it was made
-                self._begin_anew(seat)
+                seat.settler.begin_anew()
+                log.info("readouts begin anew", extra={"partition": partition})
                 return True
             seat.stopped = str(error)
             log.error("readouts stopped", extra={"partition": partition, "error": str(error)})
             return False
         return bool(report.lag_records or report.settled)
-
-    def _begin_anew(self, seat: Seat) -> None:
-        """Settle from what the log still has, numbered above all that was."""
-        partition = seat.settler.partition
-        seat.outbox.commit(Commit(partition=partition, offset=0, clock=0.0, epoch=self._epoch, restart=True))
-        self._seats[self._seats.index(seat)] = self._seat(partition)
-        log.info("readouts begin anew", extra={"partition": partition})
 
     def _fold(self, trial: Trial, seat: Seat, totals: Totals) -> None:
         name, partition = trial.document.experiment, seat.settler.partition
@@ -247,13 +241,13 @@ class Readouts:
 
     def _seated(self) -> list[Seat]:
         if not self._seats:
-            self._epoch = take_epoch(self._trials.state, EPOCH)
-            self._seats = [self._seat(partition) for partition in range(self._events.partitions)]
+            epoch = take_epoch(self._trials.state, EPOCH)
+            self._seats = [self._seat(partition, epoch) for partition in range(self._events.partitions)]
         return self._seats
 
-    def _seat(self, partition: int) -> Seat:
+    def _seat(self, partition: int, epoch: int) -> Seat:
         outbox = self._settlements(partition)
-        settler = Settler(partition, self._events, outbox, self._configs, epoch=self._epoch, refresh=self._follow)
+        settler = Settler(partition, self._events, outbox, self._configs, epoch=epoch, refresh=self._follow)
         return Seat(settler, outbox, Experiences(partition, outbox, self._events))
 
     def _run(self) -> None:
