@@ -27,6 +27,7 @@ class LoggedDecision:
     settings            of the draw; None: not in the log
     boosts (n,), masks (asked, n), within (of `asked` slots)  what acted on the draw, where the log has it
     weights             objective → weight of the request
+    history (h), past (h, d)   items of the unit's last interactions, oldest first, and what they were encoded to
     slot_weight         what a slot's example counts
     remaining (k,)      candidates that could have been drawn; None: not in the log
     place               (partition, offset) of the record in our log
@@ -52,6 +53,8 @@ class LoggedDecision:
     within: Within | None = None
     asked: int | None = None
     weights: dict[str, float] | None = None
+    history: Sequence[str] = ()
+    past: F32 | None = None
     slot_weight: float = 1.0
     policy: str = ""
     remaining: I64 | None = None

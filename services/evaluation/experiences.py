@@ -151,11 +151,20 @@ class Reader:
             within=_within(row["within"], n, row["asked"]),
             asked=row["asked"],
             weights=row["weights"],
+            history=row["history_items"],
+            past=None if isinstance(known, str) else self._past(row),
             slot_weight=row["weight"],
             policy=row["policy"],
             remaining=np.array(row["remaining"], np.int64),
             place=(row["log_partition"], row["log_offset"]),
         )
+
+    def _past(self, row: Row) -> F32 | None:
+        """(h, d) of the unit's interactions, in the target's columns."""
+        columns, own = self._columns[row["config"]], self._encoders[row["config"]]
+        if row["history"] is None or not len(columns.items):
+            return None
+        return np.array(row["history"], np.float32).reshape(-1, own.item_size)[:, columns.items]
 
     def _features(self, row: Row) -> tuple[F32, F32 | Callable[[], F32]] | str:
         version = self.versions.of(row)
@@ -199,11 +208,12 @@ def read_experiences(
     encoder: Encoder | None = None,
     needs_features: bool = False,
     needs_rules: bool = False,
+    needs_history: bool = False,
     items: KnownItems | None = None,
     sampled: bool = False,
 ) -> Log:
     """Rows of one surface. `needs_features`: the target reads them; `needs_rules`: it follows what acted on the logged draw;
-    `sampled`: only decisions logged with all the draw read.
+    `needs_history`: it reads what units did before; `sampled`: only decisions logged with all the draw read.
 
     Raises Rejected for rows of several surfaces, of objectives that differ, and where a target meets decisions that lack what
     it needs.
@@ -213,7 +223,7 @@ def read_experiences(
     surface = objectives = None
     decisions = []
     ranges: dict[str, tuple[float, float]] = {}
-    unsampled = 0
+    unsampled, remembered = 0, False
     for row in rows:
         seen += 1
         if surface is not None and row["surface"] != surface:
@@ -236,10 +246,18 @@ def read_experiences(
         one = reader.read(row)
         if one is not None:
             decisions.append(one)
+            remembered |= bool(one.history)
     if rejected.counts["rules_unknown"]:
         raise no_rules(rejected.counts["rules_unknown"], seen)
     if reader.without_features:
         raise no_features(reader.without_features, seen)
+    if needs_history and decisions and not remembered:
+        raise Rejected(
+            "The target reads what units did before, and no decision of the log holds a history: its surface had no policy that "
+            "reads them, or nobody had done anything yet",
+            at="--policy",
+            code="no_history",
+        )
     decisions.sort(key=lambda one: one.at)
     notes = [f"{n} decisions of mode {mode}" for mode, n in sorted(reader.modes.items())]
     if unsampled:

@@ -19,7 +19,7 @@ from policies.errors import Corrupt, Rejected, Unavailable
 from policies.features import Encoder
 from services.evaluation import bernoulli, dsjson, tabular
 from services.evaluation.decisions import Log
-from services.evaluation.targets import Behaviour, Greedy, Positions, Scored, Target, Uniform, check_inputs
+from services.evaluation.targets import HISTORY, Behaviour, Greedy, Positions, Scored, Target, Uniform, check_inputs
 from services.scoring.live import served
 from services.settings import Settings
 from streaming.configuration import Compiled, CompiledPolicy, Configs, compile_surface, load_folder
@@ -52,6 +52,10 @@ class Asked:
     @property
     def follows(self) -> bool:
         return self.target is None or self.target.follows
+
+    @property
+    def remembers(self) -> bool:
+        return self.target is not None and self.target.remembers
 
     @property
     def learns(self) -> bool:
@@ -125,14 +129,11 @@ def _configured(name: str, folder: Path) -> Asked:
 
 
 def scored(compiled: Compiled, policy: CompiledPolicy, published: Published, name: str = "") -> Scored:
-    """A policy as it was published, as scoring would serve it."""
-    arrays, found = published.arrays, published.temperature
+    """A policy after a publish, as scoring would serve it."""
     scorer = Scorer(policy.algorithm.graph(policy.config, policy.problem).SerializeToString())
-    return Scored(
-        name or policy.name,
-        served(policy, compiled.surface, scorer.bind(arrays).scores, arrays, temperature=found),
-        policy.problem.encoder,
-    )
+    bound = scorer.bind(published.arrays).scores
+    live = served(policy, compiled.surface, bound, published.arrays, temperature=published.temperature)
+    return Scored(name or policy.name, live, policy.problem.encoder, remembers=bool(HISTORY & set(scorer.inputs)))
 
 
 def _bundle(name: str, data: Path) -> Asked:
@@ -160,6 +161,7 @@ def _bundle(name: str, data: Path) -> Asked:
         f"{manifest.surface}/{manifest.policy} {manifest.bundle}",
         served(policy, compiled.surface, scorer.bind(found.arrays).scores, found.arrays, manifest),
         compiled.encoder,
+        remembers=bool(HISTORY & set(scorer.inputs)),
     )
     through = {int(partition): offset for partition, offset in manifest.trained_through.items()}
     return Asked(name, target, compiled, trained_through=through)
@@ -178,6 +180,10 @@ def read(
     unsettled: bool,
 ) -> Log:
     """The log, encoded for the target."""
+    if asked.remembers and kind != "experiences":
+        raise Rejected(
+            f"{asked.name} reads what units did before, which this log does not hold", at="--policy", code="no_history"
+        )
     if kind == "obd":
         return tabular.read_obd(Path(log), asked.encoder)
     if kind == "hillstrom":
@@ -229,6 +235,7 @@ def _experiences(
         encoder=asked.encoder,
         needs_features=asked.encoder is not None,
         needs_rules=asked.follows,
+        needs_history=asked.remembers,
         items=items,
         sampled=sampled,
     )

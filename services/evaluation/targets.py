@@ -13,21 +13,29 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from policies.bundle import item_inputs
 from policies.errors import Rejected
 from policies.evaluation.conditionals import conditionals
 from policies.features import Encoder
-from policies.types import F32, F64, DrawSettings, item_hashes
+from policies.types import F32, F64, DrawSettings
 from services.evaluation.decisions import LoggedDecision
-from services.scoring.decide import Served
+from services.scoring.decide import Served, inputs_of
+from services.scoring.query import Query
 
-# graph inputs that a logged decision answers
-KNOWN = frozenset({"context", "items", "item_rows", "group_rows", "item_keys", "weights"})
+HISTORY = frozenset({"history", "history_rows"})
+KNOWN = HISTORY | {
+    "context",
+    "items",
+    "item_rows",
+    "item_keys",
+    "group_rows",
+    "weights",
+}  # inputs of graphs that a log answers
 EVEN = DrawSettings(floor=0.0)
 
 
 class Target(Protocol):
-    """`encoder` None: it reads no features. `follows`: it draws under whatever acted on the logged draw, which must be known."""
+    """`encoder` None: it reads no features. `follows`: it draws under whatever acted on the logged draw, which must be known.
+    `remembers`: it reads what the unit did before."""
 
     @property
     def name(self) -> str: ...
@@ -37,6 +45,9 @@ class Target(Protocol):
 
     @property
     def follows(self) -> bool: ...
+
+    @property
+    def remembers(self) -> bool: ...
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         """(k, n) its distribution at each slot given the logged slots before. Raises Rejected, whose code is the reason."""
@@ -53,6 +64,7 @@ class Uniform:
     name: str = "uniform"
     encoder: Encoder | None = None
     follows: bool = True
+    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         within = decision.within
@@ -69,6 +81,7 @@ class Greedy:
     name: str = "greedy"
     encoder: Encoder | None = None
     follows: bool = False
+    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         k, n = len(decision.rows), len(decision.candidates)
@@ -90,6 +103,7 @@ class Behaviour:
     name: str = "logged"
     encoder: Encoder | None = None
     follows: bool = False
+    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         if decision.distributions is not None:
@@ -108,6 +122,7 @@ class Positions:
     distribution: F64
     encoder: Encoder | None = None
     follows: bool = False
+    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         if tuple(decision.candidates) != self.items:
@@ -125,24 +140,24 @@ class Scored:
     served: Served
     encoder: Encoder
     follows: bool = True
+    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         return forced(self.served.scores(self._inputs(decision)), decision, self.served.settings)
 
     def _inputs(self, decision: LoggedDecision) -> Mapping[str, Any]:
+        """Those of a request that asks for this decision."""
         items = decision.matrix
         if items is None or decision.context is None:
             raise unknown(
                 "features_unknown", "The log has only the ids of the candidates, and this target reads features"
             )
-        inputs: dict[str, Any] = {"context": decision.context, "items": items}
-        served = self.served
-        if served.known_items is not None:
-            inputs |= item_inputs(served.known_items, items, item_hashes(decision.candidates))
-        if served.weights is not None:
-            asked = decision.weights
-            same = asked is not None and list(asked) == list(served.signs)
-            inputs["weights"] = np.array(list(asked.values()), np.float32) if asked and same else served.weights
+        ids, past = decision.candidates, decision.past
+        query = Query(ids, items, decision.context, len(decision.rows), False, None, None, decision.history, past)
+        inputs = inputs_of(self.served, query)
+        asked = decision.weights
+        if self.served.weights is not None and asked and list(asked) == list(self.served.signs):
+            inputs["weights"] = np.array(list(asked.values()), np.float32)  # as the request weighed its objectives
         return inputs
 
 
