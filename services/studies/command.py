@@ -18,6 +18,7 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "services.studies.eide",
         "Eide's simulator: greedy and Thompson slates, flat and hierarchical, cold items.",
     ),
+    "guardrails": ("services.studies.guardrails", "One objective raised while others hold, by seven ways of learning."),
     "regret": ("services.studies.regret", "One-slot algorithms beside Vowpal Wabbit and MABWiser: who wins where."),
     "experiments": (
         "services.studies.experiments",
