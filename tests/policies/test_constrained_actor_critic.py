@@ -227,6 +227,20 @@ def test_one_bad_transition_is_refused_and_the_rest_is_learned_from() -> None:
     rewards = batch.rewards.copy()
     rewards[3, 0, 0] = np.inf
     said = trainer.train(replace(batch, rewards=rewards))
-    assert said["refused_transitions"] == 1
+    assert (said["refused_transitions"], said["skipped"]) == (1, 1)
     assert said["replay"] == len(batch) - 1
     assert said["updates"] >= 1
+
+
+def test_a_loss_that_overflows_takes_no_step() -> None:
+    """Weights so large that the gradient is not finite stay as they are, moments too, and every such update is counted."""
+    trainer = constrained_actor_critic.trainer(CONFIG, PROBLEM)
+    trainer.train(lived())
+    arrays = trainer.arrays()
+    trainer.load({**arrays, **{n: np.sign(arrays[n]) * np.float32(1e30) for n in network.WEIGHTS}})
+    before = trainer.arrays()
+    said = trainer.train(lived(seed=2))
+    assert said["skipped"] == said["updates"] - arrays["counts"][0] > 0
+    after = trainer.arrays()
+    for name in (*network.WEIGHTS, *(f"mean.{n}" for n in network.WEIGHTS), "moment.deviation", "moment.kappa"):
+        assert np.array_equal(after[name], before[name]), name

@@ -65,6 +65,7 @@ ALGORITHM = Algorithm(
     trainer=trainer,
     publish=publish,
     reference=reference,
+    shaping=("main", "keep", "hidden", "attention", "embedding"),
     inputs=("context", "items", "history", "weights"),
     traits=frozenset({"trains", "contextual"}),
 )
