@@ -15,7 +15,7 @@ import numpy as np
 from policies.reranking.within import Constraint, Within, packed
 from policies.types import F32, F64, I64, Mask
 
-LOOKED_AT = 8
+LOOKED_AT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +84,4 @@ def spread(scores: F32) -> float:
     """
     n, m = scores.shape
     draws = np.sort(scores[:, :: max(1, m // LOOKED_AT)].T, axis=1)
-    return float((draws[:, (3 * n) // 4] - draws[:, n // 4]).mean(dtype=np.float64)) if n > 1 else 0.0
+    return float((draws[:, (3 * n) // 4] - draws[:, n // 4]).sum(dtype=np.float64)) / len(draws) if n > 1 else 0.0

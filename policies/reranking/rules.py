@@ -17,7 +17,7 @@ importance, the last rule yields first. An item without the attribute is of no k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -93,14 +93,28 @@ def inside(rule: Named, codes: I64, k: int) -> Constraint:
     """The constraint of a cap, quota or spacing. codes (n,): kinds of the candidates, −1 none; of a quota: 0 for members."""
     match rule.key:
         case "cap":
-            return Constraint(rule.name, "most", codes, np.full(k, rule.rule.cap, np.int64))
+            return Constraint(rule.name, "most", codes, _level(rule.rule.cap or 0, k))
         case "spacing":
-            return Constraint(rule.name, "spacing", codes, np.full(k, rule.rule.spacing, np.int64))
-    wanted = np.zeros(k, np.int64)
-    wanted[-1:] = rule.rule.quota.min if rule.rule.quota else 0
-    return Constraint(rule.name, "least", codes, wanted)
+            return Constraint(rule.name, "spacing", codes, _level(rule.rule.spacing or 0, k))
+    return Constraint(rule.name, "least", codes, _at_the_end(rule.rule.quota.min if rule.rule.quota else 0, k))
 
 
 def left_out(rule: Named, gone: Mask, k: int) -> Constraint:
     """The constraint of `seen` and `frequency`: gone (n,) should not be shown."""
-    return Constraint(rule.name, "mask", np.where(gone, 0, -1), np.zeros(k, np.int64))
+    return Constraint(rule.name, "mask", gone.astype(np.int64) - 1, _level(0, k))
+
+
+@lru_cache(4_096)
+def _level(limit: int, k: int) -> I64:
+    """The same limit in every slot; shared, so read only."""
+    limits = np.full(k, limit, np.int64)
+    limits.flags.writeable = False
+    return limits
+
+
+@lru_cache(4_096)
+def _at_the_end(limit: int, k: int) -> I64:
+    limits = np.zeros(k, np.int64)
+    limits[-1:] = limit
+    limits.flags.writeable = False
+    return limits

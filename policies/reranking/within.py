@@ -30,6 +30,7 @@ from policies.types import F32, F64, I64, Mask
 Op = Literal["mask", "most", "least", "spacing"]
 MASK, MOST, LEAST, SPACING = 0, 1, 2, 3
 OPS: dict[Op, int] = {"mask": MASK, "most": MOST, "least": LEAST, "spacing": SPACING}
+SHORTEST = np.float32(1e-18)  # a vector below it is like nothing; its square is still a float32
 HEAVIEST = 1e30  # weight of diversity: float32 scores stay finite under it
 NOTHING, ACTED, PASSED_OVER = (
     0,
@@ -76,15 +77,17 @@ class Within:
     def check(self, n: int, k: int) -> None:
         """Raises ValueError for arrays that do not fit n candidates and k slots, or each other."""
         lines, covers = len(self.ops), len(self.covers)
-        shapes = {"codes": (lines, n), "limits": (lines, k), "weights": (1 + covers,)}
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} of the constraints must be {shape}, got {getattr(self, name).shape}")
+        if self.codes.shape != (lines, n):
+            raise ValueError(f"codes of the constraints must be {(lines, n)}, got {self.codes.shape}")
+        if self.limits.shape != (lines, k):
+            raise ValueError(f"limits of the constraints must be {(lines, k)}, got {self.limits.shape}")
+        if self.weights.shape != (1 + covers,):
+            raise ValueError(f"weights of diversity must be {1 + covers}, got {self.weights.shape}")
         if covers and self.covers.shape[1] != n:
             raise ValueError(f"covers must be codes of {n} candidates, got {self.covers.shape}")
         if self.weights[0] and self.vectors.shape[1:] != (n,):
             raise ValueError(f"vectors must be columns of {n} candidates, got {self.vectors.shape}")
-        if not ((self.weights >= 0.0) & (self.weights <= HEAVIEST)).all():
+        if not all(0.0 <= weight <= HEAVIEST for weight in self.weights.tolist()):
             raise ValueError(f"weights of diversity must be from 0 to {HEAVIEST:g}, got {self.weights}")
 
 
@@ -216,10 +219,14 @@ def packed(
 
 def unit_columns(vectors: F32) -> F32:
     """(n, v) → (v, n) with columns of length 1; a vector of zeros, which is like nothing, stays so."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    columns: F32 = np.ascontiguousarray((vectors / np.where(lengths > 0.0, lengths, 1.0)[:, None]).T, np.float32)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    columns: F32 = np.empty(vectors.shape[::-1], np.float32)
+    np.divide(vectors.T, np.maximum(lengths, SHORTEST), out=columns)
     return columns
 
 
 def _stacked(rows: Sequence[I64], width: int) -> I64:
-    return np.stack(rows).astype(np.int64, copy=False) if rows else np.empty((0, width), np.int64)
+    table = np.empty((len(rows), width), np.int64)
+    for place, row in enumerate(rows):
+        table[place] = row
+    return table

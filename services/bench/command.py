@@ -10,7 +10,20 @@ from rich.console import Console
 
 from services.bench.report import Report
 
-PARTS = ("decide", "http", "learn", "algorithms", "settle", "publish", "freshness", "peers", "open", "kafka", "stack")
+PARTS = (
+    "decide",
+    "rules",
+    "http",
+    "learn",
+    "algorithms",
+    "settle",
+    "publish",
+    "freshness",
+    "peers",
+    "open",
+    "kafka",
+    "stack",
+)
 
 
 @click.command()
@@ -45,7 +58,19 @@ def command(out: Path | None, parts: tuple[str, ...], quick: bool, seconds: floa
 
 
 def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Report], None]]:
-    from services.bench import algorithms, decide, freshness, http, kafka, many, peers, publish, settling, stacked
+    from services.bench import (
+        algorithms,
+        decide,
+        freshness,
+        http,
+        kafka,
+        many,
+        peers,
+        publish,
+        ruled,
+        settling,
+        stacked,
+    )
 
     def http_part(report: Report) -> None:
         if quick:
@@ -55,6 +80,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
 
     return {
         "decide": lambda report: decide.measure(report, 1 if quick else 15),
+        "rules": lambda report: ruled.measure(report, 1 if quick else 25),
         "http": http_part,
         "learn": lambda report: _learn(report, quick),
         "algorithms": lambda report: algorithms.measure(*((report, 1, 1, 20) if quick else (report,))),

@@ -5,6 +5,7 @@ Everything that acts on the distribution acts in `policies.slate.draw`; nothing 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from policies.experiments.assignment import Choice
 from policies.reranking.acting import NOTHING_ACTS, Acting, Ready
 from policies.reranking.within import ACTED, PASSED_OVER, Within
 from policies.slate import draw, uniforms
-from policies.types import F32, F64, I64, Arrays, DrawSettings, Slate
+from policies.types import F32, F64, I64, Arrays, DrawSettings, Mask, Slate
 from services.scoring.admission import Recent
 from services.scoring.query import Query
 from services.scoring.ruling import Ruled
@@ -65,7 +66,10 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A slate with what made it: `acting` by source, `ready` as the draw took it, under `settings`."""
+    """A slate with what made it: `acting` by source, `ready` as the draw took it, under `settings`.
+
+    relaxed  constraint → slots for which it was passed over
+    """
 
     served: Served
     scores: F32
@@ -76,15 +80,7 @@ class Drawn:
     goal: Goal | None = None
     acting: Acting = NOTHING_ACTS
     ready: Ready = field(default_factory=Ready)
-
-    @property
-    def relaxed(self) -> dict[str, list[int]]:
-        """Constraint → slots for which it was passed over."""
-        acts = self.slate.acts
-        if acts is None:
-            return {}
-        passed = zip(self.acting.constraints, acts == PASSED_OVER, strict=True)
-        return {one.name: np.flatnonzero(slots).tolist() for one, slots in passed if slots.any()}
+    relaxed: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -140,11 +136,28 @@ def drawn_from(
         slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled)
         return Drawn(served, scores, slate, u, sampled, settings, goal)
     if ruled.max_share is not None:
-        settings = replace(settings, max_share=ruled.max_share)
+        settings = _capped(settings, ruled.max_share)
     acting = ruled.on(scores)
     ready = acting.ready(len(query.ids), query.slots)
     slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled, **ready.arguments)
-    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready)
+    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, _relaxed(slate, acting))
+
+
+@lru_cache(256)
+def _capped(settings: DrawSettings, max_share: float) -> DrawSettings:
+    return replace(settings, max_share=max_share)
+
+
+def _relaxed(slate: Slate, acting: Acting) -> dict[str, list[int]]:
+    acts = slate.acts
+    if acts is None or PASSED_OVER not in acts:
+        return {}
+    passed: Mask = acts == PASSED_OVER
+    return {
+        one.name: np.flatnonzero(slots).tolist()
+        for one, slots in zip(acting.constraints, passed, strict=True)
+        if slots.any()
+    }
 
 
 def answer_of(
@@ -233,7 +246,7 @@ def record_of(
         experiment=experiment,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
         acted=[] if query.ruled is None else acted(drawn, query.ruled),
-        relaxed=drawn.relaxed,
+        relaxed=dict(drawn.relaxed),
         skipped=dict(drawn.acting.skipped),
     )
 
@@ -243,8 +256,7 @@ def acted(drawn: Drawn, ruled: Ruled) -> list[str]:
     acting, acts = drawn.acting, drawn.slate.acts
     found = [*ruled.acted, *acting.masks, *(source for source, boost in acting.boosts.items() if boost.any())]
     if acts is not None:
-        narrowed = (acts == ACTED).any(axis=1).tolist()
-        found += [one.name for one, did in zip(acting.constraints, narrowed, strict=True) if did]
+        found += [one.name for one, did in zip(acting.constraints, acts.tolist(), strict=True) if ACTED in did]
     if acting.mmr is not None and acting.mmr[0]:
         found.append("mmr")
     if any(weight for weight, _ in acting.coverage):

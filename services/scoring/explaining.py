@@ -55,7 +55,7 @@ def rules_explained(drawn: Drawn, query: Query) -> RulesExplained | None:
     if ruled is None:
         return None
     removed = {name: list(ids) for name, ids in ruled.removed.items()}
-    return RulesExplained(acted(drawn, ruled), drawn.relaxed, dict(drawn.acting.skipped), removed)
+    return RulesExplained(acted(drawn, ruled), dict(drawn.relaxed), dict(drawn.acting.skipped), removed)
 
 
 def _inside(drawn: Drawn, pins: dict[int, int], n: int, k: int) -> tuple[list[tuple[str, Mask]], F64]:

@@ -50,7 +50,10 @@ class Shown:
         if frequency is not None and frequency.per == "item":
             counted = self.items.get(rule.name)
             counts = counted(ids) if counted else None
-            return None if counts is None else np.array([counts.get(item, 0.0) >= frequency.cap for item in ids], bool)
+            if counts is None:
+                return None
+            rest = {item for item in counts.keys() & set(ids) if counts[item] >= frequency.cap}
+            return np.array([item in rest for item in ids], bool) if rest else np.zeros(len(ids), bool)
         if self.unit is None:
             return None
         most = 1 if frequency is None else frequency.cap
@@ -70,7 +73,7 @@ class _Items:
 
     def __init__(self, prefix: str, window: int) -> None:
         self.prefix, self.window = prefix, window
-        self.wanted: OrderedDict[str, None] = OrderedDict()
+        self.wanted: dict[str, None] = {}
         self.counts: Mapping[str, float] = {}
         self.read_at = float("-inf")
 
@@ -114,10 +117,17 @@ class Exposures:
                 counts[rule.name] = self._counted(surface, window_seconds(frequency.window))
         return Shown(now, self._unit(unit) if asked else (), counts)
 
-    def refresh(self, now: float) -> None:
-        """Read the counts of items when it is time; `now` in epoch seconds. Run in a thread, one at a time."""
+    def expect(self, surface: str, rules: Sequence[Named], ids: Sequence[str]) -> None:
+        """Candidates that are likely: counted from the next reading on, before anybody asks."""
+        for rule in rules:
+            frequency = rule.rule.frequency
+            if frequency is not None and frequency.per == "item":
+                self._counted(surface, window_seconds(frequency.window))(ids)
+
+    def refresh(self, now: float, *, at_once: bool = False) -> None:
+        """Read the counts of items when it is time, or `at_once`; `now` in epoch seconds. In a thread, one at a time."""
         stores, clock = self._stores, self._clock()
-        if stores is None or clock < self._next:
+        if stores is None or (clock < self._next and not at_once):
             return
         self._next = clock + REFRESH_SECONDS
         for items in list(self._items.values()):
@@ -128,7 +138,8 @@ class Exposures:
             except Unavailable:
                 return
             pairs = zip(wanted, values[0::2], values[1::2], strict=True)
-            items.counts = {item: sliding(one, other, items.window, now) for item, one, other in pairs}
+            seen = {item: sliding(one, other, items.window, now) for item, one, other in pairs if one or other}
+            items.counts = seen
             items.read_at = clock
 
     def _counted(self, surface: str, window: int) -> Counted:
@@ -136,10 +147,9 @@ class Exposures:
 
         def counted(ids: Sequence[str]) -> Mapping[str, float] | None:
             wanted = items.wanted
-            for item in ids:
-                wanted[item] = None
+            wanted.update(dict.fromkeys(ids))
             while len(wanted) > MOST_ITEMS:
-                wanted.popitem(last=False)
+                del wanted[next(iter(wanted))]
             return items.counts if self._clock() - items.read_at < STALE_SECONDS else None
 
         return counted

@@ -36,7 +36,7 @@ from services.scoring.decide import (
     record_of,
 )
 from services.scoring.explaining import explanation_of, rules_explained
-from services.scoring.exposures import Exposures, Shown
+from services.scoring.exposures import MOST_ITEMS, Exposures, Shown
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.live import Follower, Live, LiveSurface
@@ -374,7 +374,7 @@ class Scoring:
             log.warning("started_without_bundles", extra={"error": str(error)})
             self.swap(self._follower.poll(self.live, {}))
         with suppress(Unavailable):  # rules that ask are skipped until it is there, and `rule_skips_total` says so
-            self.refresh()
+            self.refresh(list(islice(self.catalogue.index, MOST_ITEMS)))
         rehearse(self.live, self.make, list(islice(self.catalogue.index, CANDIDATES)))
 
     def _start_items(self) -> None:
@@ -397,11 +397,19 @@ class Scoring:
                 self._encoded.setdefault(surface.schema, self.catalogue.encode_for(surface.reader.encoder))
         return live
 
-    def refresh(self) -> None:
-        """What was shown before, as far as rules ask for it; in a thread, one at a time. Raises Unavailable."""
-        if self.exposures is not None and any(found.reader.ruler.remembers for found in self.live.surfaces.values()):
-            self.exposures.open()
-            self.exposures.refresh(self.clock())
+    def refresh(self, expected: Sequence[str] = ()) -> None:
+        """What was shown before, as far as rules ask for it; in a thread, one at a time. Raises Unavailable.
+
+        expected  items to count before anybody asks, at a start
+        """
+        asking = {name: found.reader.ruler.remembers for name, found in self.live.surfaces.items()}
+        if self.exposures is None or not any(asking.values()):
+            return
+        self.exposures.open()
+        if expected:
+            for name, rules in asking.items():
+                self.exposures.expect(name, rules, expected)
+        self.exposures.refresh(self.clock(), at_once=bool(expected))
 
     def swap(self, live: Live) -> None:
         """Serve from a value; on the event loop."""

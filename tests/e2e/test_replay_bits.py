@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scoring_setup import decisions, installed, serving, surface
 
-from policies.surface import Exploration, Logging, PolicySpec
+from policies.surface import Diversity, Exploration, Logging, PolicySpec, Quota, Rule, Segment
 from services.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -52,12 +52,28 @@ def test_sampled_decisions_recompute_bit_for_bit(tmp_path: Path) -> None:
         "home-ts": PolicySpec("linear_thompson", objectives={"click": 1.0, "watch": 0.3}, options={"floor": 0.05}),
         "popular": PolicySpec("popular", objective="click"),
     }
-    live = surface(policies=policies, exploration=Exploration(0.5), logging=Logging(0.5))
-    other = surface(surface="side", policies=policies, live="popular", logging=Logging(1.0))
+    rules = [
+        Rule(filter="price != 5"),
+        Rule(cap=1, by="creator"),
+        Rule(quota=Quota(2, "genre", "rock")),
+        Rule(spacing=2, by="genre"),
+        Rule(pin="i3", slot=1),
+    ]
+    diversity = Diversity(mmr=1.0, coverage=0.5, by="genre")
+    exploration = Exploration(0.5, [Segment("hour < 6", 0.1)])
+    live = surface(policies=policies, exploration=exploration, logging=Logging(0.5), rules=rules, diversity=diversity)
+    other = surface(surface="side", policies=policies, live="popular", logging=Logging(1.0), rules=rules[1:3])
     plain = surface(surface="plain", policies=policies, live="given_order", logging=Logging(1.0))
     settings = installed(tmp_path, [live, other, plain])
     with serving(settings) as server, server.client() as client:
-        items = [{"id": f"i{i}", "features": {"price": i, "genre": "jazz"}} for i in range(10)]
+        items = [
+            {
+                "id": f"i{i}",
+                "features": {"price": i, "genre": ("jazz", "rock")[i % 2]},
+                "attributes": {"creator": f"c{i % 4}"},
+            }
+            for i in range(10)
+        ]
         client.put("/v1/items", json=items).raise_for_status()
         for start in range(0, ASKED, 200):
             requests = [ask(i) for i in range(start, start + 200)]
@@ -68,6 +84,9 @@ def test_sampled_decisions_recompute_bit_for_bit(tmp_path: Path) -> None:
     assert len(logged) == ASKED
     assert len(sampled) > 0.5 * ASKED
     assert {decision.surface for decision in sampled} == {"home", "side", "plain"}
+    acted = {name for decision in sampled for name in decision.acted}
+    assert acted >= {"filter", "cap:creator", "quota:genre=rock", "spacing:genre", "pin:1", "mmr", "coverage"}
+    assert any(decision.relaxed for decision in sampled)
     assert recomputed(settings) == (len(sampled), 0)
 
 
@@ -85,6 +104,8 @@ def ask(i: int) -> dict[str, object]:
         request["objectives"] = {"click": 0.2, "watch": 2.0}
     if i % 7 == 0:
         request["pins"] = {"2": "i1" if i % 3 else "n1"}
+    if i % 4 == 1:
+        request["diversity"] = {"mmr": 0.2, "coverage": 3.0}
     if i % 11 == 0:
         del request["candidates"]
         request.pop("pins", None)

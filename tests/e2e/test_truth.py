@@ -1,23 +1,53 @@
 """The propensity that was answered and logged is the probability that was drawn from: over HTTP, with everything on."""
 
+import time
 from collections.abc import Callable
 
-import httpx
 import msgspec
 import numpy as np
 import pytest
 from scoring_setup import decisions, installed, serving, surface
 
 from policies.evaluation.truth import Truth
-from policies.surface import Exploration, Logging, PolicySpec
+from policies.surface import (
+    Diversity,
+    Exploration,
+    Frequency,
+    Logging,
+    PolicySpec,
+    Quota,
+    Rule,
+    Seen,
+    Segment,
+)
 from policies.types import F64
 from services.keys import KEY_BYTES
 from services.scoring.wire import DecisionAnswer
-from streaming.events import Decision
+from services.settings import Settings
+from services.wiring import open_derived, open_state
+from streaming.events import Decision, unit_hash
+from streaming.index import id_hash
+from streaming.partition import partition_of
+from streaming.ports import Mark
+from streaming.shown import shown_key, window_names, with_decision
 
 pytestmark = pytest.mark.slow
 DECISIONS, BATCH, N, SLOTS = 20_480, 256, 12, 4
 IDS = [f"item-{i:02d}" for i in range(N)]
+WINDOW = 30 * 86_400
+RULES = [
+    Rule(available=True),
+    Rule(filter="price < 8 or genre == 'jazz'"),
+    Rule(exclude=["never-seen"]),
+    Rule(seen=Seen("1d")),
+    Rule(frequency=Frequency(50, WINDOW, "item")),
+    Rule(frequency=Frequency(2, "1d")),
+    Rule(cap=2, by="creator"),
+    Rule(quota=Quota(1, "genre", "jazz")),
+    Rule(spacing=3, by="creator"),
+    Rule(cap=1, by="creator", name="one-each"),
+    Rule(cap=1, by="genre", name="two-genres"),  # of which there are four slots: it has to yield
+]
 Answers = dict[str, DecisionAnswer]
 
 
@@ -30,12 +60,16 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answers, list[Decisi
     made = surface(
         slots=SLOTS,
         policies={"home-ts": PolicySpec("linear_thompson", objective="click", options={"floor": 0.1})},
-        exploration=Exploration(0.3),
+        exploration=Exploration(0.3, [Segment("device == 'web'", 0.2)]),
         logging=Logging(1.0),
+        rules=RULES,
+        diversity=Diversity(mmr=0.5, coverage=0.3, by="genre"),
     )
     answers: Answers = {}
-    with serving(installed(folder, [made], examples=30)) as server, server.client() as client:
-        put(client)
+    settings = installed(folder, [made], examples=30)
+    put(settings)
+    shown_before(settings)
+    with serving(settings) as server, server.client() as client:
         for start in range(0, DECISIONS, BATCH):
             asked = [ask(i) for i in range(start, start + BATCH)]
             response = client.post("/v1/decisions:batch", json={"requests": asked}).raise_for_status()
@@ -44,12 +78,33 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answers, list[Decisi
     return answers, decisions(folder)
 
 
-def put(client: httpx.Client) -> None:
+def shown_before(settings: Settings) -> None:
+    """Every third user has seen two items lately, and one item was shown to everybody more often than it may be."""
+    counters, profiles = open_derived(settings, settings.partitions)
+    salt, now = bytes(KEY_BYTES), time.time()
+    units: dict[int, dict[str, bytes]] = {}
+    for i in range(0, 97, 3):
+        unit = unit_hash(f"user-{i}", salt)
+        seen = with_decision(None, i, now, [id_hash(IDS[i % 7]), id_hash(IDS[(i + 3) % 7])])
+        units.setdefault(partition_of(unit.encode(), settings.partitions), {})[shown_key(unit)] = seen
+    for partition, found in units.items():
+        profiles.write(partition, Mark(1, 1), found, None)
+    name, _ = window_names(IDS[5], WINDOW, now)
+    following, _ = window_names(IDS[5], WINDOW, now + WINDOW)  # should the window end meanwhile
+    counters.write(0, Mark(1, 1), {f"default/home/{one}/exposures": 60.0 for one in (name, following)}, None)
+
+
+def put(settings: Settings) -> None:
     """Items whose features differ, so that no two have the same chance."""
     items = [
-        {"id": item, "features": {"price": 10 * i / N, "genre": ("jazz", "rock")[i % 2]}} for i, item in enumerate(IDS)
+        {
+            "id": item,
+            "features": {"price": 10 * i / N, "genre": ("jazz", "rock")[i % 2]},
+            "attributes": {"creator": f"c{i % 5}"},
+        }
+        for i, item in enumerate(IDS)
     ]
-    client.put("/v1/items", json=items).raise_for_status()
+    open_state(settings).put([("item", str(item["id"]), msgspec.json.encode(item)) for item in items])
 
 
 def ask(i: int) -> dict[str, object]:
@@ -68,14 +123,14 @@ def ask(i: int) -> dict[str, object]:
     return request
 
 
-def heard(records: list[Decision], said: Callable[[int, F64], F64] = lambda slot, p: p) -> Truth:
+def heard(records: list[Decision], said: Callable[[Decision, int, F64], F64] = lambda record, slot, p: p) -> Truth:
     """The statistic fed with the log, in which distributions are what `said` makes of them."""
     truth = Truth()
     for record in records:
         assert record.sample is not None
         distributions = np.frombuffer(record.sample.distributions).reshape(len(record.slots), -1)
         for slot, row, p in zip(record.slots, record.rows, distributions, strict=True):
-            logged = said(slot, p)
+            logged = said(record, slot, p)
             arms = dict(zip(record.candidates, logged.tolist(), strict=True))
             truth.add(slot, arms, record.candidates[row], float(logged[row]))
     return truth
@@ -96,9 +151,11 @@ def test_every_answer_is_logged_as_it_was_given(told: tuple[Answers, list[Decisi
         assert [float(p[row]) for p, row in zip(distributions, record.rows, strict=True)] == record.propensities
         assert np.allclose(distributions.sum(axis=1), 1)
         greedy = distributions[np.arange(len(record.slots)), record.greedy]
-        free = [slot not in record.pinned for slot in record.slots]
-        assert (1 - greedy[free] <= 0.3 + 1e-9).all()  # the cap, where one item leads
-        assert (distributions[free].max(axis=1) < 1).all()  # the floor
+        free = np.array([slot not in record.pinned for slot in record.slots])
+        assert record.max_share == (0.3, 0.2)[int(record.decision_id.removeprefix("truth-")) % 2]
+        assert (1 - greedy[free] <= record.max_share + 1e-9).all()  # the cap, where one item leads
+        chosen = free & (np.array(record.remaining) > 1)
+        assert (distributions[chosen].max(axis=1) < 1).all()  # the floor
         capped += record.alphas is not None
     assert capped > DECISIONS / 10  # the cap was not only switched on, it acted
 
@@ -116,6 +173,41 @@ def test_pins_and_excludes_are_kept(told: tuple[Answers, list[Decision]]) -> Non
         assert len({slot.id for slot in slate}) == SLOTS
 
 
+def test_rules_are_kept_or_said_to_be_relaxed(told: tuple[Answers, list[Decision]]) -> None:
+    for record in told[1]:
+        places = [IDS.index(item) for item in record.slate]
+        creators = [place % 5 for place in places]
+        pinned = [record.slots.index(slot) for slot in record.pinned]
+        free = [place for i, place in enumerate(places) if i not in pinned]
+        assert all(10 * place / N < 8 or place % 2 == 0 for place in places)
+        assert "one-each" in record.relaxed or max(map(creators.count, creators)) == 1
+        assert "cap:creator" in record.relaxed or max(map(creators.count, creators)) <= 2
+        assert "quota:genre=jazz" in record.relaxed or any(place % 2 == 0 for place in places)
+        assert "frequency:item" in record.relaxed or 5 not in free
+        apart = [j - i for j in range(SLOTS) for i in range(j) if creators[i] == creators[j]]
+        assert "spacing:creator" in record.relaxed or min(apart, default=9) >= 3
+        assert not record.skipped
+    acted = {name for record in told[1] for name in record.acted}
+    assert acted >= {"filter", "seen", "frequency:item", "spacing:creator", "one-each", "mmr", "coverage"}
+    assert sum(bool(record.relaxed) for record in told[1]) > 0
+
+
+def test_the_share_that_is_not_greedy_is_the_one_expected(told: tuple[Answers, list[Decision]]) -> None:
+    """In every slot: as often as its probability says (4 standard errors), which the cap bounds."""
+    strayed, expected, variance, most = np.zeros((4, SLOTS))
+    for record in told[1]:
+        assert record.sample is not None
+        distributions = np.frombuffer(record.sample.distributions).reshape(len(record.slots), -1)
+        for slot, row, greedy, p in zip(record.slots, record.rows, record.greedy, distributions, strict=True):
+            share = 1.0 - p[greedy]
+            strayed[slot] += row != greedy
+            expected[slot] += share
+            variance[slot] += share * (1.0 - share)
+            most[slot] += record.max_share
+    assert (expected <= most + 1e-6).all()
+    assert (abs(strayed - expected) < 4 * np.sqrt(variance)).all()
+
+
 def test_what_was_drawn_is_what_was_logged(told: tuple[Answers, list[Decision]]) -> None:
     truth = heard(told[1])
     assert len(truth.z) > 0.8 * SLOTS * N  # the rest was drawn too seldom for a z of its own
@@ -125,15 +217,24 @@ def test_what_was_drawn_is_what_was_logged(told: tuple[Answers, list[Decision]])
 
 @pytest.mark.parametrize("slot", range(SLOTS))
 def test_an_arm_that_is_a_fifth_off_is_caught(told: tuple[Answers, list[Decision]], slot: int) -> None:
-    first = np.frombuffer(next(r for r in told[1] if slot not in r.pinned).sample.distributions)  # type: ignore[union-attr]
-    arm = int(first.reshape(SLOTS, -1)[slot].argmax())
+    def could(p: float) -> bool:
+        return 0.05 <= p < 1.0
 
-    def off(at: int, p: F64) -> F64:
-        if at != slot or len(p) <= arm or not 0.05 <= p[arm] < 0.83:
+    mass = dict.fromkeys(IDS, 0.0)  # the arm that the fault touches most often
+    for record in told[1]:
+        assert record.sample is not None
+        p = np.frombuffer(record.sample.distributions).reshape(len(record.slots), -1)[record.slots.index(slot)]
+        for item, one in zip(record.candidates, p.tolist(), strict=True):
+            mass[item] += one * could(one)
+    arm = max(IDS, key=mass.__getitem__)
+
+    def off(record: Decision, at: int, p: F64) -> F64:
+        row = record.candidates.index(arm) if at == slot and arm in record.candidates else -1
+        if row < 0 or not could(p[row]):
             return p
         wrong = p.copy()
-        wrong[arm] *= 1.2
-        wrong[np.arange(len(p)) != arm] *= (1 - wrong[arm]) / (1 - p[arm])
+        wrong[row] *= 0.8
+        wrong[np.arange(len(p)) != row] *= (1 - wrong[row]) / (1 - p[row])
         return wrong
 
     assert heard(told[1], off).worst_z > 4
