@@ -21,10 +21,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple
 from urllib.parse import quote
 
-import msgspec
 import numpy as np
 
 from policies.surface import Category
@@ -33,6 +31,7 @@ from streaming.index import id_hash
 from streaming.join import Touched
 from streaming.joined import SHOWN, Terms, in_force
 from streaming.ledger import Ledger
+from streaming.profiles import read_acts, write_profile
 from streaming.shown import item_windows, remembers_units, shown_key, window_names, with_decision
 
 PREFIX = "derived/"  # of the keys in a commit's statistics; no learner key begins so
@@ -41,30 +40,12 @@ EXPOSURES = "exposures"
 HISTORY = 20  # interactions kept of a unit where no surface reads more
 
 
-class Interaction(NamedTuple):
-    """One thing a person did. `decision` is the hash of the decision's id."""
-
-    at: float
-    item: str
-    kind: str
-    value: float
-    decision: int
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Interaction]).decode
-_decode_plain = msgspec.msgpack.Decoder(list[tuple[float, str, str, float, int]]).decode  # the same, a third cheaper
 _quoted = lru_cache(100_000)(quote)
 
 
 def counter_name(*parts: str) -> str:
     """`default/home/item/a%2Fb/exposures`: parts may hold anything."""
     return "/".join([_quoted(part, "") for part in parts])
-
-
-def read_profile(profile: bytes) -> list[Interaction]:
-    """Oldest first; empty for a unit that is not known."""
-    return _decode(profile) if profile else []
 
 
 class Derived:
@@ -181,13 +162,13 @@ class Derived:
         assert drawn is not None  # only decisions are touched
         decision, until = id_hash(join.key), drawn.at + one.terms.horizon
         before = self.profiles.get(drawn.unit)
-        kept = [act for act in _decode_plain(before) if act[4] != decision] if before else []
+        kept = [act for act in read_acts(before) if act[4] != decision] if before else []
         for versions in join.heard.values():
             said = in_force(versions, until)
             if said is not None and said.kind != SHOWN and len(said.positions) == 1:
                 kept.append((said.at, drawn.slate[said.positions[0]], said.kind, said.value, decision))
         if kept:
-            profile = _encode(sorted(kept)[-self._history() :] if len(kept) > 1 else kept)
+            profile = write_profile(sorted(kept)[-self._history() :] if len(kept) > 1 else kept)
             if profile != before:
                 self.profiles.put(drawn.unit, profile)
         else:

@@ -17,60 +17,58 @@ from policies.types import F32, I64
 from services.scoring.catalogue import Catalogue
 from services.scoring.wire import Interaction
 from streaming.breaker import Admission, Breaker
-from streaming.derived import Interaction as Act
-from streaming.derived import read_profile
 from streaming.ports import Profiles
+from streaming.profiles import last_items
 
 FRESH_SECONDS = 0.25  # shards tell what is new every 0.1 s
-MOST_UNITS = 20_000  # remembered, some 100 MB when each has done 50 things
+MOST_ITEMS = 2_000_000  # remembered, of all units: some 20 MB, and what their ids take
 SLOW_SECONDS = 0.25  # two reads beyond it and nobody asks for a while: the event loop waits meanwhile
 COOL_SECONDS = 1.0
 
 
 class Histories:
-    """Profiles by unit, remembered for a moment. Belongs to the event loop, but for `open`."""
+    """Items that units did something with, remembered for a moment. Belongs to the event loop, but for `open`."""
 
     def __init__(self, opened: Callable[[], Profiles], clock: Callable[[], float] = time.monotonic) -> None:
         self._opened, self._clock = opened, clock
         self._breaker = Breaker(clock, failures=2, slow_seconds=SLOW_SECONDS, cool_seconds=COOL_SECONDS)
         self._store: Profiles | None = None
-        self._known: OrderedDict[str, tuple[float, list[Act]]] = OrderedDict()
+        # (unit, surface version) → (until, items): ids alone, for a million small tuples would be the garbage collector's
+        self._known: OrderedDict[tuple[str, str], tuple[float, list[str]]] = OrderedDict()
+        self._held = 0
 
     def open(self) -> None:
         """Connect to the store, once; run in a thread. Raises Unavailable."""
         if self._store is None:
             self._store = self._opened()
 
-    def of(self, unit: str) -> tuple[list[Act], str]:
-        """(what the unit did, oldest first; cached | read | away)."""
-        now = self._clock()
-        known = self._known.get(unit)
+    def of(self, unit: str, surface: Surface, config: str) -> tuple[Sequence[str], str]:
+        """(items as `last_items` of its profile, cached | read | away). `config` is the hash of the surface's version."""
+        now, name = self._clock(), (unit, config)
+        known = self._known.get(name)
         if known is not None and now < known[0]:
             return known[1], "cached"
         admission = self._breaker.admit() if self._store is not None else Admission.REFUSE
         if self._store is None or admission is Admission.REFUSE:
-            return [], "away"
+            return (), "away"
         began = perf_counter()
         try:
             [profile] = self._store.read([unit])
         except Unavailable:
             self._breaker.ended(False, perf_counter() - began, admission)
-            return [], "away"
+            return (), "away"
         self._breaker.ended(True, perf_counter() - began, admission)
-        acts = read_profile(profile)
-        self._known[unit] = now + FRESH_SECONDS, acts
-        self._known.move_to_end(unit)
-        while len(self._known) > MOST_UNITS:
-            self._known.popitem(last=False)
-        return acts, "read"
+        items = last_items(profile, surface.history_kinds, surface.history)
+        self._remember(name, now + FRESH_SECONDS, items)
+        return items, "read"
 
-
-def items_of(acts: Sequence[Act], surface: Surface) -> list[str]:
-    """The items of a unit's last interactions as policies read them: of the surface's kinds, what was done to one item of one
-    decision once, at the time of the first."""
-    kinds = surface.history_kinds
-    seen = dict.fromkeys((act.decision, act.item) for act in acts if not kinds or act.kind in kinds)
-    return [item for _, item in seen][-surface.history :]
+    def _remember(self, name: tuple[str, str], until: float, items: list[str]) -> None:
+        known = self._known.pop(name, None)
+        self._held += len(items) + 1 - (len(known[1]) + 1 if known else 0)
+        self._known[name] = until, items
+        while self._held > MOST_ITEMS and len(self._known) > 1:
+            _, (_, gone) = self._known.popitem(last=False)
+            self._held -= len(gone) + 1
 
 
 def given(history: Sequence[Interaction], surface: Surface) -> list[str]:

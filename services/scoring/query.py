@@ -18,7 +18,6 @@ from services.scoring.catalogue import Catalogue
 from services.scoring.exposures import Shown
 from services.scoring.ruling import Ruled, Ruler
 from services.scoring.wire import MAX_CANDIDATES, Candidate, Columns, DecisionRequest
-from streaming.derived import Interaction as Act
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +63,12 @@ class Reader:
         }  # where each feature stands in an encoded item
 
     def read(
-        self, request: DecisionRequest, catalogue: Catalogue, acts: Sequence[Act] = (), shown: Shown | None = None
+        self, request: DecisionRequest, catalogue: Catalogue, known: Sequence[str] = (), shown: Shown | None = None
     ) -> Query:
-        """`acts`: the unit's interactions, where the request brings none; `shown`: what was shown before. Raises Rejected with the path of what is wrong."""
+        """`known`: items of the unit's history, where the request brings none; `shown`: what was shown before.
+
+        Raises Rejected with the path of what is wrong.
+        """
         context = self.encoder.context(request.context)
         weights = self._weights(request.objectives) if request.objectives else None
         candidates = request.candidates
@@ -131,7 +133,7 @@ class Reader:
             ruled = self.ruler.ruled(
                 request, ids, rows, items, columns, given, slots, catalogue, shown, narrowed, held, skipped
             )
-        history, past = self._past(request, catalogue, acts, ids, items)
+        history, past = self._past(request, catalogue, known, ids, items)
         return Query(
             ids,
             items,
@@ -146,14 +148,14 @@ class Reader:
         )
 
     def _past(
-        self, request: DecisionRequest, catalogue: Catalogue, acts: Sequence[Act], ids: Sequence[str], items: F32
+        self, request: DecisionRequest, catalogue: Catalogue, known: Sequence[str], ids: Sequence[str], items: F32
     ) -> tuple[Sequence[str], F32 | None]:
         """(items, (h, d) encoded) of what the unit did before."""
         if request.history is not None:
-            history = histories.given(request.history, self._surface)
+            history: Sequence[str] = histories.given(request.history, self._surface)
             histories.check_known(request.history, catalogue, ids)
         elif self.reads_history:
-            history = histories.items_of(acts, self._surface)
+            history = known
         else:
             return (), None
         return history, histories.encoded(history, catalogue, self.encoder.schema, ids, items)

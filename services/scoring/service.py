@@ -47,7 +47,6 @@ from services.scoring.wire import DecisionAnswer, DecisionRequest, ExperimentArm
 from services.telemetry import Telemetry
 from streaming.configuration import Configs
 from streaming.copies import Copies
-from streaming.derived import Interaction
 from streaming.events import Feedback, Goal, unit_hash
 from streaming.events import encode as encode_event
 from streaming.ports import Bundles, Claims, State
@@ -131,10 +130,10 @@ class Scoring:
         if surface is None:
             raise Rejected("No such surface", at="$.surface", code="unknown_surface", status=404)
         unit = unit_hash(request.unit, self._salt)
-        acts = self._acts(unit) if surface.reader.reads_history and request.history is None else ()
+        past = self._past(unit, surface) if surface.reader.reads_history and request.history is None else ()
         now = self.clock()
         shown = self._shown(surface, unit, now) if surface.reader.ruler.remembers else None
-        query = surface.reader.read(request, self.catalogue, acts, shown)
+        query = surface.reader.read(request, self.catalogue, past, shown)
         decision_id = self._identity(request, unit)
         policy, config, choice = surface.policy, surface.config, None
         if surface.splits:
@@ -247,11 +246,14 @@ class Scoring:
             )
         return own
 
-    def _acts(self, unit: str) -> Sequence[Interaction]:
-        """What the unit did before; nothing while nobody can be asked."""
-        acts, outcome = self.histories.of(unit) if self.histories is not None else ([], "away")
+    def _past(self, unit: str, surface: LiveSurface) -> Sequence[str]:
+        """Items the unit did something with before; none while nobody can be asked."""
+        items: Sequence[str] = ()
+        outcome = "away"
+        if self.histories is not None:
+            items, outcome = self.histories.of(unit, surface.surface, surface.config)
         self.telemetry.add("history_reads_total", outcome)
-        return acts
+        return items
 
     def _shown(self, surface: LiveSurface, unit: str, now: float) -> Shown | None:
         """What rules may ask about before; None where nobody can be asked."""

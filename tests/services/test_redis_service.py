@@ -17,8 +17,9 @@ from services.settings import Settings
 from services.stack.redis import RedisServer
 from services.wiring import open_bundles, open_derived, open_log, open_state
 from streaming.configuration import Configs
-from streaming.derived import counter_name, read_profile
+from streaming.derived import counter_name
 from streaming.events import Decision, Feedback, encode
+from streaming.profiles import read_profile
 from tests.redis_setup import namespace, started
 
 UNIT = "00000000000000aa"

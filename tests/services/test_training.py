@@ -15,24 +15,27 @@ from policies.errors import Rejected, Unavailable
 from policies.surface import Bool, FeatureSpec, Logging, Number, Objective, PolicySpec, Surface
 from services.cli import main
 from services.learning.app import Learning, derived_is_read
+from services.learning.beside import Beside
 from services.learning.inline import InlineShards
 from services.learning.shards import open_shards
 from services.learning.training import Course, Turn
+from services.retaining import Retaining
 from services.scoring import feedback as feedbacks
 from services.scoring.histories import Histories
 from services.scoring.serve import open_scoring
 from services.scoring.service import Scoring
 from services.settings import Settings
 from services.telemetry import Telemetry
-from services.wiring import open_bundles, open_forwarder, open_state
+from services.wiring import open_bundles, open_forwarder, open_log, open_state
 from streaming.configuration import Configs, publish_surface
 from streaming.events import Decision
 from streaming.experiences import Experience
 from streaming.parquet import table_of
 from streaming.parquet_reading import experiences_of
+from streaming.partition import partition_of
 from streaming.publish import Publisher
 from streaming.replay import recompute
-from tests.scoring_setup import decisions, in_memory
+from tests.scoring_setup import decisions, in_memory, until
 from tests.training_setup import registered
 
 HORIZON = 0.2  # seconds of real time that a settled decision waits for
@@ -117,6 +120,13 @@ class House:
             pass
         time.sleep(0.15)  # the feed tells at most every 0.1 s
         self.learning.turn(self.shards)
+
+    def visit_log(self) -> None:
+        """A record straight into every partition of the log: its clock moves on."""
+        log = open_log(self.settings)
+        for partition in range(2):
+            key = next(b"%d" % i for i in range(100) if partition_of(b"%d" % i, 2) == partition)
+            log.append([(key, b"{}")])
 
     def settled(self) -> list[Experience]:
         return [one for box in self.course._outboxes for one in box.pull(*box.numbers())]
@@ -301,3 +311,65 @@ def asked(history: object) -> bytes:
         "candidates": ["item-0", {"id": "new-one", "features": {"price": 8, "new": True}}],
     }
     return msgspec.json.encode(body | ({} if history is None else {"history": history}))
+
+
+def test_a_thread_trains_beside_and_says_what_became_of_it(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for unit in range(4):
+        house.visit(f"u-{unit}")
+    house.forward()
+    house.scoring.close()
+    time.sleep(HORIZON)
+    house.visit_log()  # a record that moves the log's clock past the horizon of those before
+    beside = Beside(house.start)
+    beside.start()
+    taught = []
+
+    def trained() -> bool:
+        taught.extend(beside.report(house.telemetry))
+        training = house.course._training
+        return bool(taught) and training is not None and sum(training.through.values()) > 0
+
+    until(trained, "rows to be trained from")
+    older = house.course
+    newer = Beside(house.start)  # another service takes over
+    newer.start()
+    until(lambda: house.course is not older and bool(newer.report(house.telemetry)), "the newer one to hand out")
+    house.visit_log()
+    until(lambda: bool(beside.failed), "the older one to be shut out")
+    assert "epoch" in beside.failed
+    newer.stop()
+    assert not newer.failed
+    assert {one.key.split("/")[2] for one in taught} == {"agent"}
+    said = house.telemetry.text().decode()
+    assert 'slatewise_train_lag_rows{partition="0"}' in said
+
+
+def test_what_cannot_start_takes_nothing_with_it() -> None:
+    def broken() -> Course:
+        raise ImportError("no torch here")
+
+    beside, telemetry = Beside(broken), Telemetry()
+    beside.start()
+    until(lambda: bool(beside.failed), "the thread to end")
+    assert beside.report(telemetry) == []
+    assert "no torch here" in beside.failed
+    assert "slatewise_train_failed 1.0" in telemetry.text().decode()
+    beside.stop()
+
+
+def test_records_that_trainers_need_are_kept(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for unit in range(3):
+        house.visit(f"u-{unit}")
+    house.forward()
+    house.scoring.close()
+    state = open_state(house.settings)
+    retaining = Retaining(house.settings, state, house.configs, 1)
+    assert retaining._settling_from(0, 0.0) == 0.0  # trainers have not said how far they are
+    house.turn(time.time())
+    house.course._next_trim = 0.0  # said once a minute
+    [turn] = house.turn(time.time())
+    retaining.training = turn.needed
+    read = [p for p in range(2) if open_log(house.settings).end(p)[0]]
+    assert all(0.0 < retaining._settling_from(p, 0.0) <= time.time() for p in read)

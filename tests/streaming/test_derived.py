@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from policies.errors import Unavailable
 from policies.surface import Category, FeatureSpec, Number
 from streaming.adapters.memory_tables import MemoryCounters, MemoryProfiles, MemoryTable
-from streaming.derived import Derived, counter_name, read_profile
+from streaming.derived import Derived, counter_name
 from streaming.events import encode
 from streaming.feed import Feed
 from streaming.ledger import Ledger
 from streaming.ports import Commit, Mark, Record
+from streaming.profiles import read_profile
 from streaming.shard import Shard
 from streaming.uploads import Uploads
 from tests.streaming.joining import EPOCH0, UNIT, Abort, Ports, TallyConfigs, decision, drain, feedback, surface
