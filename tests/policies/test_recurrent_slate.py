@@ -21,8 +21,7 @@ from policies.slate import draw
 from policies.surface import Category, FeatureSpec, Number, Objective
 from policies.types import Arrays, DrawSettings, item_hashes
 from policies.worlds.slate_world import NONE, SlateWorld
-from services.studies import eide
-from services.studies.eide import Player, Pool, Variant, lived
+from services.studies.eide import Player, Pool, Scale, Variant, lived
 from streaming.scorer import score
 
 STATES = ("linear", "gru")
@@ -201,7 +200,7 @@ def test_a_new_item_is_drawn_from_its_group() -> None:
 
 def world_of(users: int = 300, steps: int = 40) -> tuple[SlateWorld, Player]:
     world = SlateWorld(4, users=users, items=40, groups=4, slots=4)
-    return world, Player(world, Variant("in-slate TS", True, "linear"), steps, 4)
+    return world, Player(world, Variant("in-slate TS", True, "linear"), Scale(users, steps, 2_000), 4)
 
 
 def test_training_makes_what_happened_likelier_also_what_it_was_not_told() -> None:
@@ -332,7 +331,7 @@ def test_the_studys_slates_are_those_of_the_draw(strategy: Any, head: Any) -> No
 
     inputs: Any = {
         "context": np.zeros(0, np.float32),
-        **eide.bundle_inputs(pool.arrays, player.encoded, player.hashes),
+        **bundle.item_inputs(pool.arrays, player.encoded, player.hashes),
         "history_rows": bundle.item_rows(pool.arrays, player.hashes[past[0]]),
     }
     scores = recurrent_slate.reference(pool.config, player.problem, pool.arrays, inputs)

@@ -235,22 +235,11 @@ class SlateTrainer:
             weights = (1 - gamma) * gamma**later * lived
             return gamma**count * start + (weights[:, :, None] * vectors).sum(dim=1)
         mine = self._parameters
-        state, out = start, start
-        steps = torch.cat(
-            [
-                torch.zeros_like(vectors[:, :1]) if past.shape[1] else vectors.new_zeros(len(past), 1, items.shape[1]),
-                vectors,
-            ],
-            dim=1,
-        )
-        inputs = steps @ mine["gru_W"].T + mine["gru_b"]
-        for t in range(steps.shape[1]):
-            r_x, u_x, n_x = inputs[:, t].chunk(3, dim=1)
-            r_h, u_h, n_h = (state @ mine["gru_R"].T + mine["gru_c"]).chunk(3, dim=1)
-            update = torch.sigmoid(u_x + u_h)
-            state = (1 - update) * torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h) + update * state
-            out = torch.where(count >= t, state, out)
-        return out @ mine["out"] + mine["out_b"]
+        steps = torch.cat([vectors.new_zeros(len(past), 1, vectors.shape[2]), vectors], dim=1)
+        weights = [mine[name] for name in ("gru_W", "gru_R", "gru_b", "gru_c")]
+        states, _ = torch.gru(steps, start[None], weights, True, 1, 0.0, True, False, True)  # one layer, batch first
+        last = states[torch.arange(len(past)), count[:, 0]]
+        return last @ mine["out"] + mine["out_b"]
 
     def _divergence(self) -> Tensor:
         """KL of q from the prior, and −log prior of the point estimates, up to constants."""
