@@ -4,8 +4,8 @@
     after a click on i: h ← γ h + (1 − γ) vᵢ;   after none: h stays
 
 Paper     5,000 users, 500 items in 10 groups, dimension 2, β = 5, γ = 0.9, b₀ = 0, 20 steps
-Ours      slates of 5 (`slots`); group centres N(0, I); items N(centre, 0.3² I), 50 a group; a user starts at N(centre, 0.3² I)
-          of a group drawn uniformly: groups lie about three times as far apart as their items
+Ours      slates of 5 (`slots`); group centres N(0, I), items N(centre, 0.3² I), 50 a group, users start at N(0, 0.3² I): from much
+          the same place, and go where they click
 Optimum   the slate of the k nearest items has the largest chance of a click of all slates (each term grows as an item comes
           nearer), so regret is exact: that chance minus the shown slate's, in the state the user is in. What a click does to
           later states is in no regret; the oracle that shows the best slate at every step says what it comes to

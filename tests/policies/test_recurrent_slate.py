@@ -3,11 +3,16 @@
 import io
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from scoring_setup import CALM, publish, surface
+from scoring_setup import decisions as recorded
 
 from policies import bundle
 from policies.algorithm import Problem
@@ -18,11 +23,17 @@ from policies.algorithms.recurrent_slate.training import SlateTrainer
 from policies.features import Encoder
 from policies.sequences import Transitions
 from policies.slate import draw
-from policies.surface import Category, FeatureSpec, Number, Objective
+from policies.surface import Category, FeatureSpec, Logging, Number, Objective, PolicySpec
 from policies.types import Arrays, DrawSettings, item_hashes
 from policies.worlds.slate_world import NONE, SlateWorld
+from services.keys import Keys
+from services.scoring.service import Scoring
 from services.studies.eide import Player, Pool, Scale, Variant, lived
+from streaming.adapters.memory import MemoryBundles, MemoryClaims, MemoryState
+from streaming.publish import Publisher
+from streaming.replay import recompute
 from streaming.scorer import score
+from streaming.spool import Spool
 
 STATES = ("linear", "gru")
 SPEC = FeatureSpec(context={"age": Number(0, 1)}, items={"genre": Category(["folk", "jazz"])})
@@ -310,6 +321,46 @@ def test_scoring_never_loads_torch() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert said.stdout.strip() == "False"
+
+
+def test_the_service_scores_with_the_history_of_a_request_and_recomputes_what_it_drew(tmp_path: Path) -> None:
+    """Other clicks, other chances; without any a slate as well; and the record gives the same slate again, bit for bit."""
+    policy = PolicySpec("recurrent_slate", objective="click", options={"group": "genre", "size": 2})
+    document = surface(policies={"home-r": policy}, live="home-r", logging=Logging(1.0), history=4)
+    state, bundles = MemoryState(), MemoryBundles()
+    configs = publish(state, bundles, document)
+    compiled = configs.current("home")
+    assert compiled is not None
+    mine = compiled.policies["home-r"]
+    learned = model.initial(mine.config, mine.problem)  # type: ignore[arg-type] - its own config
+    rng = np.random.default_rng(2)
+    learned |= {
+        "item_hashes": np.sort(item_hashes([f"c{i}" for i in range(6)])),
+        "item_group": np.zeros(6, np.int64),
+        "item_mean": rng.standard_normal((6, 2)).astype(np.float32),
+        "item_log_scale": np.full((6, 2), -2.0, np.float32),
+    }
+    assert Publisher(bundles, configs, 1).publish(mine, [learned], {}, time.time()).result == "published"
+    spool, keys = Spool(tmp_path / "spool", quota_bytes=1 << 30), Keys.load(tmp_path)
+    scoring = Scoring(state=state, claims=MemoryClaims(), bundles=bundles, spool=spool, keys=keys, patience=CALM)
+    scoring.start()
+    candidates = [{"id": f"c{i}", "features": {"genre": ["jazz", "rock"][i % 2], "price": i}} for i in range(8)]
+    for history in ([], ["c0"], ["c3", "c3", "c1"]):
+        past = [{"item": item, "kind": "click"} for item in history]
+        body = {"surface": "home", "unit": "u", "context": {}, "candidates": candidates, "history": past}
+        assert msgspec.json.decode(scoring.decide(msgspec.json.encode(body)))["mode"] == "live"
+    scoring.close()
+    made, first = recorded(tmp_path), list[Any]()
+    assert len(made) == 3
+    for decision in made:
+        held = bundle.read(decision.bundle, bundles.get)
+        slate = recompute(decision, held)
+        assert slate.items.tolist() == decision.rows
+        assert slate.propensities.tolist() == decision.propensities
+        assert slate.distributions is not None
+        first.append(slate.distributions[0])
+    assert not np.allclose(first[0], first[1])
+    assert not np.allclose(first[1], first[2])
 
 
 # the study draws as the service does

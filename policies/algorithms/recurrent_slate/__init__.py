@@ -11,7 +11,8 @@ Scores     (n, m): m draws, the same of an item whether it is scored or was clic
            see `policies.item_draws`. An item nobody learned is drawn from its group's prior; clicks on such items say nothing yet
 Slates     greedy: draws 1 · Thompson: head one_draw · in-slate Thompson: head draws
 Learn      `training.py`, torch: Adam on reparametrised gradients over the newest decisions. A click is a slot whose weighted
-           reward is above 0; slots not seen are in no likelihood
+           reward is above 0; slots not seen are in no likelihood. The state follows the unit's history as the surface keeps it
+           (`history`, `history_kinds`): have it keep clicks. O(N size) a step for N items, whatever the batch
 Source     Eide, Leslie & Frigessi 2021 (arXiv 2104.15046); Kingma & Welling, ICLR 2014; Cho et al. 2014 (GRU)
 """
 
