@@ -14,17 +14,17 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from policies import forgetting, graphs
+from policies import forgetting, graphs, item_sums
 from policies.algorithm import Addend, Algorithm, Config, Problem, Published
 from policies.carrying import index_at, places, relevant, scaled
 from policies.errors import Corrupt
+from policies.item_sums import Hashes
 from policies.types import F32, F64, Arrays, Changes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 ADDED = ("n", "B")
-Hashes = NDArray[np.uint64]
 Sums = dict[str, F64]  # ADDED, and `index`, `half_life` of `policies.forgetting`
 
 
@@ -56,21 +56,14 @@ class PopularLearner:
         index = forgetting.index_for(float(ages.max()), float(self.sums["index"][0]))
         self.sums = forgetting.move(self.sums, ADDED, index)
         hashes, place = np.unique(changes.item_hashes, return_inverse=True)
-        self._widen(hashes)
+        table, self.hashes = item_sums.widened({name: self.sums[name] for name in ADDED}, self.hashes, hashes)
+        self.sums = self.sums | table
         w = changes.weights * np.exp2(ages - index)
         rows = np.searchsorted(self.hashes, hashes)
         entered = w * (changes.present_after - changes.present_before)
         self.sums["n"][rows] += np.bincount(place, entered, len(hashes))
         for o, change in enumerate((changes.rewards_after - changes.rewards_before).T):
             self.sums["B"][rows, o] += np.bincount(place, w * change, len(hashes))
-
-    def _widen(self, hashes: Hashes) -> None:
-        if len(self.hashes):
-            at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-            hashes = hashes[self.hashes[at] != hashes]
-        if len(hashes):  # seldom, once a catalogue has been seen
-            every = np.union1d(self.hashes, hashes)
-            self.sums, self.hashes = spread_out(self.sums, self.hashes, every), every
 
     def arrays(self) -> Arrays:
         return {**self.sums, "item_hashes": self.hashes}
@@ -97,10 +90,7 @@ def empty(objectives: int, half_life: float) -> Sums:
 
 def spread_out(sums: Sums, hashes: Hashes, every: Hashes) -> Sums:
     """The sums in the rows of a larger sorted set of hashes."""
-    rows = np.searchsorted(every, hashes)
-    n, B = np.zeros(len(every)), np.zeros((len(every), sums["B"].shape[1]))
-    n[rows], B[rows] = sums["n"], sums["B"]
-    return sums | {"n": n, "B": B}
+    return sums | item_sums.spread_out({name: sums[name] for name in ADDED}, hashes, every)
 
 
 def merge(parts: Sequence[Arrays]) -> Arrays:
@@ -111,14 +101,9 @@ def merge(parts: Sequence[Arrays]) -> Arrays:
         raise ValueError("sums of different half-lives do not add")
     each = [(sums_of(part), part["item_hashes"].astype(np.uint64)) for part in parts]
     index = max(float(sums["index"][0]) for sums, _ in each)
-    every = np.unique(np.concatenate([hashes for _, hashes in each]))
-    level = [spread_out(forgetting.move(sums, ADDED, index), hashes, every) for sums, hashes in each]
-    added: Arrays = {name: np.sum([sums[name] for sums in level], axis=0) for name in ADDED}
-    return added | {
-        "index": np.array([index]),
-        "half_life": parts[0]["half_life"].copy(),
-        "item_hashes": every,
-    }
+    level = [(forgetting.move(sums, ADDED, index), hashes) for sums, hashes in each]
+    added, every = item_sums.added([({name: sums[name] for name in ADDED}, hashes) for sums, hashes in level])
+    return {**added, "index": np.array([index]), "half_life": parts[0]["half_life"].copy(), "item_hashes": every}
 
 
 def carry(config: Popular, problem: Problem, own: Arrays, addends: Sequence[Addend], now: float) -> Arrays:
