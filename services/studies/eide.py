@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from policies import item_draws
 from policies.algorithm import Problem
 from policies.algorithms import recurrent_slate
+from policies.algorithms.recurrent_slate import model
 from policies.algorithms.recurrent_slate.config import RecurrentSlate
 from policies.bundle import item_inputs
 from policies.features import Encoder
@@ -196,18 +197,11 @@ class Pool:
                 state = np.where((rows != NONE)[:, None] & self.known[rows][:, None], moved, state)
             return state
         weights = recurrent_slate.unordered(self.arrays)
-        state = self._gru(weights, self.starts[drawn], np.zeros((len(past), self.config.size)))
+        state = model.gru_step(weights, self.starts[drawn], np.zeros((len(past), self.config.size)))
         for rows in past.T:
-            moved = self._gru(weights, state, self.vectors[drawn, rows])
+            moved = model.gru_step(weights, state, self.vectors[drawn, rows])
             state = np.where((rows != NONE)[:, None] & self.known[rows][:, None], moved, state)
-        return np.asarray(state @ np.asarray(weights["out"], float) + np.asarray(weights["out_b"], float))
-
-    @staticmethod
-    def _gru(weights: Arrays, state: F64, x: F64) -> F64:
-        r_x, u_x, n_x = np.split(x @ np.asarray(weights["gru_W"], float).T + weights["gru_b"], 3, axis=1)
-        r_h, u_h, n_h = np.split(state @ np.asarray(weights["gru_R"], float).T + weights["gru_c"], 3, axis=1)
-        update = 1 / (1 + np.exp(-(u_x + u_h)))
-        return np.asarray((1 - update) * np.tanh(n_x + 1 / (1 + np.exp(-(r_x + r_h))) * n_h) + update * state)
+        return model.gru_read(weights, state)
 
     def slates(self, past: I64, drawn: I64, k: int, among: I64 | None, rng: np.random.Generator) -> I64:
         """(U, k): for each column of drawn (U, k) the best remaining item; of one column (U, 1) its k best. Ties by chance."""

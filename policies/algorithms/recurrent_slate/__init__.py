@@ -59,7 +59,7 @@ def publish(config: RecurrentSlate, problem: Problem, sums: Arrays, now: float, 
     }
     if config.state == "linear":
         logits = held["gamma"] + spread * np.exp(held["gamma_log_scale"]) * opposite(rng, m, 1)[:, 0]
-        parts["gammas"] = 1 / (1 + np.exp(-logits))
+        parts["gammas"] = model.sigmoid(logits)
     else:
         order = [1, 0, 2]  # ONNX has update before reset
         blocks = {name: np.stack(np.split(held[name], 3))[order] for name in ("gru_W", "gru_R", "gru_b", "gru_c")}
@@ -70,7 +70,7 @@ def publish(config: RecurrentSlate, problem: Problem, sums: Arrays, now: float, 
     arrays: Arrays = {name: np.ascontiguousarray(part, np.float32) for name, part in parts.items()}
     arrays |= {"keys": item_draws.keys_of(hashes), "turn": item_draws.turn(seed)}
     arrays |= {"item_hashes": hashes.copy(), "group_columns": columns}
-    diagnostics = {"items": float(len(hashes)), "gamma": float(1 / (1 + np.exp(-held["gamma"][0])))}
+    diagnostics = {"items": float(len(hashes)), "gamma": float(model.sigmoid(held["gamma"])[0])}
     return Published(arrays, diagnostics=diagnostics)
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import TensorProto
 
 from policies import graphs, item_draws
 from policies.algorithm import Problem
@@ -77,38 +78,18 @@ def graph(config: RecurrentSlate, problem: Problem) -> "ModelProto":
         last = add("Squeeze", ["last_state", "first"], "last")
         state = add("Add", [add("MatMul", [last, "out"], "read"), "out_b"], "state")
     else:
-        del shapes["keys"]
-        shapes["keys"] = ("known",)
         changing["gammas"] = np.full(m, 0.5, np.float32)
-        constants |= {
-            "one": np.ones(1, np.float32),
-            "zero": graphs.whole(0),
-            "ones": graphs.whole(1),
-            "scalar": graphs.whole(),
-        }
+        constants |= {"one": np.ones(1, np.float32), "zero": graphs.whole(0), "ones": graphs.whole(1)}
+        constants["down"] = np.array(-1, np.int64)
         count = add("Shape", [past], "count")
-        n = add("Squeeze", [count], "clicks")
-        constants |= {"nought": np.array(0, np.int64), "step": np.array(1, np.int64)}
-        upward = add("Range", ["nought", n, "step"], "upward")
-        powers = add("Sub", [add("Sub", [count, "ones"], "before_last"), upward], "powers")
+        newest = add("Squeeze", [add("Sub", [count, "ones"], "before_last")], "clicks_after_first")
+        later = add("Range", [newest, "down", "down"], "clicks_after")  # h − 1 … 0
         exponents = add(
-            "Unsqueeze",
-            [
-                add(
-                    "Cast",
-                    [
-                        powers,
-                    ],
-                    "exponents_f",
-                    to=1,
-                ),
-                "ones",
-            ],
-            "exponents",
+            "Unsqueeze", [add("Cast", [later], "exponents", to=TensorProto.FLOAT), "ones"], "exponents_column"
         )
         decay = add("Pow", ["gammas", exponents], "decay")
         share = add("Mul", [decay, add("Sub", ["one", "gammas"], "rest")], "share")
-        own = add("Pow", ["gammas", add("Cast", [count], "count_f", to=1)], "own")
+        own = add("Pow", ["gammas", add("Cast", [count], "all_clicks", to=TensorProto.FLOAT)], "own")
         weights = add("Concat", [add("Unsqueeze", [own, "zero"], "own_row"), share], "weights_of", axis=0)
         rows = add("Concat", [add("Unsqueeze", [start, "zero"], "start_row"), clicked], "path", axis=0)
         weighted = add("Mul", [rows, add("Unsqueeze", [weights, "final"], "weights_column")], "weighted")

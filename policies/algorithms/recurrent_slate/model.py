@@ -99,13 +99,27 @@ def linear_state(gamma: F64, start: F64, clicked: F64) -> F64:
 
 
 def gru_state(weights: Mapping[str, NDArray[np.generic]], start: F64, clicked: F64) -> F64:
-    """z (m, size) after clicks (h, m, size) from hidden states start (m, hidden). Gates in the order reset, update, new; a
-    first step without a click goes before the first click."""
-    W, R, b, c, out, out_b = (np.asarray(weights[name], np.float64) for name in WEIGHTS["gru"])
-    state = start
-    for x in (np.zeros_like(clicked[:1]).sum(axis=0) if len(clicked) else np.zeros((len(start), W.shape[1])), *clicked):
-        r_x, u_x, n_x = np.split(x @ W.T + b, 3, axis=1)
-        r_h, u_h, n_h = np.split(state @ R.T + c, 3, axis=1)
-        reset, update = 1 / (1 + np.exp(-(r_x + r_h))), 1 / (1 + np.exp(-(u_x + u_h)))
-        state = (1 - update) * np.tanh(n_x + reset * n_h) + update * state
-    return state @ out + out_b
+    """z (m, size) after clicks (h, m, size) from hidden states start (m, hidden). A step without a click goes before the first."""
+    state = gru_step(weights, start, np.zeros((len(start), weights["gru_W"].shape[1])))
+    for vectors in clicked:
+        state = gru_step(weights, state, vectors)
+    return gru_read(weights, state)
+
+
+def gru_step(weights: Mapping[str, NDArray[np.generic]], state: F64, x: F64) -> F64:
+    """Hidden states (m, hidden) after inputs x (m, size). Gates in the order reset, update, new."""
+    W, R, b, c = (np.asarray(weights[name], np.float64) for name in ("gru_W", "gru_R", "gru_b", "gru_c"))
+    r_x, u_x, n_x = np.split(x @ W.T + b, 3, axis=1)
+    r_h, u_h, n_h = np.split(state @ R.T + c, 3, axis=1)
+    update = sigmoid(u_x + u_h)
+    return np.asarray((1 - update) * np.tanh(n_x + sigmoid(r_x + r_h) * n_h) + update * state)
+
+
+def gru_read(weights: Mapping[str, NDArray[np.generic]], state: F64) -> F64:
+    """z (m, size) of hidden states (m, hidden)."""
+    return np.asarray(state @ np.asarray(weights["out"], np.float64) + np.asarray(weights["out_b"], np.float64))
+
+
+def sigmoid(x: F64) -> F64:
+    """1/(1 + e^(−x)), which here cannot overflow."""
+    return np.asarray((1 + np.tanh(x / 2)) / 2)
