@@ -7,10 +7,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scoring_setup import decisions, in_memory, surface
 
 from policies import bundle as bundling
 from policies.errors import Rejected, Unavailable
+from policies.reranking.rules import named
 from policies.surface import (
     Diversity,
     Exploration,
@@ -27,6 +30,7 @@ from services.scoring.exposures import Exposures
 from services.scoring.service import Scoring
 from services.scoring.wire import DecisionAnswer, Item, encode
 from streaming.adapters.memory_tables import MemoryCounters, MemoryProfiles
+from streaming.configuration import ConfigInvalid
 from streaming.index import id_hash
 from streaming.ports import Mark, Versioned
 from streaming.replay import recompute
@@ -312,3 +316,67 @@ def test_items_that_were_shown_often_enough_rest(tmp_path: Path) -> None:
     scoring.refresh()
     ask(scoring, 1)
     assert list(decisions(tmp_path)[-1].skipped) == ["frequency:item"]  # too old to be believed
+
+
+BY = st.sampled_from(["creator", "genre", "tags", "nothing"])
+SOME_RULES = st.lists(
+    st.one_of(
+        st.builds(lambda item, slot: Rule(pin=item, slot=slot), st.sampled_from(IDS), st.integers(0, 3)),
+        st.builds(lambda items: Rule(exclude=items), st.lists(st.sampled_from(IDS), min_size=1, max_size=4)),
+        st.just(Rule(available=True)),
+        st.builds(
+            lambda text: Rule(filter=text),
+            st.sampled_from(["price < 6", "genre == 'jazz'", "'old' in tags", "not creator == 'c0'", "nothing == 1"]),
+        ),
+        st.builds(lambda cap, by: Rule(cap=cap, by=by), st.integers(1, 3), BY),
+        st.builds(lambda n, by: Rule(spacing=n, by=by), st.integers(2, 6), BY),
+        st.builds(
+            lambda n, pair: Rule(quota=Quota(n, *pair)),
+            st.integers(1, 4),
+            st.sampled_from(
+                [("genre", "rock"), ("genre", "jazz"), ("creator", "c1"), ("tags", "new"), ("nothing", 1.0)]
+            ),
+        ),
+        st.just(Rule(seen=Seen("1h"))),
+    ),
+    max_size=7,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SOME_RULES, st.integers(0, 9))
+def test_any_rules_leave_a_valid_slate_or_say_why(tmp_path: Path, rules: list[Rule], seed: int) -> None:
+    """Never an item that a rule forbids which never yields, never an error, and what cannot be kept is said to be relaxed."""
+    folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    try:
+        scoring = scoring_under(folder, *rules)
+    except ConfigInvalid as error:
+        if "pinned twice" not in str(error):
+            raise
+        return
+    try:
+        answer = ask(scoring, seed, candidates=IDS, explain=True)
+    except Rejected as error:
+        if error.code != "no_candidates":
+            raise
+        return
+    [record] = decisions(folder)
+    assert record.sample is not None
+    drawn = np.frombuffer(record.sample.distributions).reshape(len(record.slots), -1)
+    assert drawn.sum(axis=1) == pytest.approx(np.ones(len(drawn)))
+    assert answer.rules is not None or not rules
+    removed = {item for ids in answer.rules.removed.values() for item in ids} if answer.rules else set()
+    assert removed.isdisjoint(shown(answer))
+    assert removed.isdisjoint(record.candidates)
+    assert len(answer.slate) == min(4, len(record.candidates))  # what yields never leaves a slot empty
+    for rule in named(rules):
+        if rule.name in record.relaxed or rule.name in record.skipped:
+            continue
+        kinds = {"creator": creators(answer), "genre": [int(item[1:]) % 3 > 0 for item in shown(answer)]}
+        if rule.key == "cap" and rule.by in kinds:
+            free = [kind for slot, kind in enumerate(kinds[rule.by]) if slot not in record.pinned]
+            assert max(map(free.count, free), default=0) <= (rule.rule.cap or 0)
+        if rule.rule.quota and rule.by == "genre":
+            assert kinds["genre"].count(rule.rule.quota.value == "jazz") >= rule.rule.quota.min
+    scoring.close()
