@@ -97,6 +97,8 @@ class Ruler:
         found = Narrowed()
         for rule in self._hard:
             passing = self._passing(rule, ids, rows, given, catalogue)
+            if passing.all():
+                continue
             gone = ~passing if keep is None else keep & ~passing
             if gone.any():
                 found.acted.append(rule.name)
