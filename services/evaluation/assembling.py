@@ -13,7 +13,7 @@ from policies.evaluation.models import with_model
 from policies.evaluation.truth import Truth
 from policies.ridge import columns, phi
 from policies.types import F64, I64
-from services.evaluation.decisions import Log, LoggedDecision
+from services.evaluation.decisions import Log, LoggedDecision, nothing_left
 from services.evaluation.targets import Target
 
 ARMS = 50  # item identities a reward model tells apart where the log has no item features
@@ -80,8 +80,7 @@ def assemble(log: Log, target: Target, objective: str) -> Assembled:
         kept.append(decision)
         laws.append(law)
     if not kept:
-        said = "; ".join(log.rejected.lines()) or "it holds no decisions"
-        raise Rejected(f"No decision of the log can be used: {said}", at="$.log", code="empty_log")
+        raise nothing_left(log)
     n, k = len(kept), max(len(decision.rows) for decision in kept)
     rewards, behaviour, hit = np.zeros((n, k)), np.ones((n, k)), np.ones((n, k))
     present, design, outside = np.zeros((n, k), bool), np.ones((n, k)), np.zeros((n, k))

@@ -86,6 +86,7 @@ def command(
 ) -> None:
     """The value of a policy on a log it did not make: estimates, intervals, diagnostics. Formats and columns: docs/evaluation.md."""
     from services.evaluation import report
+    from services.evaluation.decisions import nothing_left
     from services.evaluation.evaluating import evaluate
     from services.evaluation.fitting import fitted
     from services.evaluation.resolving import after_training, asked_for, kind_of, read, ready, share_split
@@ -104,6 +105,8 @@ def command(
         sampled=sampled,
         unsettled=unsettled,
     )
+    if not len(found):
+        raise nothing_left(found)
     if asked.learns or train_share is not None:
         first, found = share_split(found, TRAINED if train_share is None else train_share)
         found.notes.append(f"{len(first)} earlier decisions are not part of the estimate")

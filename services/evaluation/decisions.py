@@ -143,6 +143,14 @@ def sound(decision: LoggedDecision) -> str:
     return ""
 
 
+def nothing_left(log: Log) -> Rejected:
+    """What is said of a log without a decision that can be used."""
+    said = "; ".join(log.rejected.lines()) or "it holds none"
+    if log.kind == "experiences" and not log.rejected.total:
+        said += " that has settled; --unsettled adds those whose horizon has not passed"
+    return Rejected(f"No decision of the log can be used: {said}", at="$.log", code="empty_log")
+
+
 def no_rules(without: int, of: int) -> Rejected:
     """What is said where rules acted on draws, and the log does not say how."""
     return Rejected(

@@ -247,8 +247,6 @@ def ready(asked: Asked, log: Log) -> Target:
         return asked.target
     if log.kind != "obd":
         raise Rejected("bernoulli_ts is a policy of the Open Bandit Dataset", at="--policy", code="unknown_policy")
-    if not log.decisions:
-        raise Rejected("No decision of the log can be used", at="$.log", code="empty_log")
     law, items = bernoulli.distribution(log.name.rpartition("/")[2]), tuple(log.decisions[0].candidates)
     if len(law) != len(items):
         raise Rejected(
@@ -278,8 +276,6 @@ def share_split(log: Log, share: float) -> tuple[Log, Log]:
     if not 0.0 < share < 1.0:
         raise Rejected(f"Expected a share between 0 and 1, got {share:g}", at="--train-share", code="bad_share")
     times = np.array([one.at for one in log.decisions])
-    if not len(times):
-        raise Rejected("No decision of the log can be used", at="$.log", code="empty_log")
     cut = int(np.searchsorted(times, times[min(int(share * len(times)), len(times) - 1)], side="left"))
     if cut == 0:
         raise Rejected(f"The first {share:g} of the log holds no decision", at="--train-share", code="empty_log")

@@ -10,6 +10,7 @@ A line that is no row of its file is counted by reason with its number, and set 
 
 import csv
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def read_obd(folder: Path, encoder: Encoder | None = None) -> Log:
             return "unknown_item"
         if not 1 <= int(row["position"]) <= LAST_POSITION:
             return "bad_position"
-        replay.obd_of([row], catalogue, behaviour, campaign)
+        datetime.fromisoformat(row["timestamp"])
+        for name in ("click", "propensity_score", f"user-item_affinity_{int(row['item_id'])}"):
+            float(row[name])
         return ""
 
     rows = _rows(file, check, rejected)

@@ -66,15 +66,15 @@ def test_of_full_information_every_round_counts_and_regret_is_exact() -> None:
     "law", [np.full(N, 1 / N), np.array([0.05, 0.1, 0.1, 0.2, 0.25, 0.3])], ids=["uniform", "skewed"]
 )
 def test_rejection_replay_is_unbiased_and_without_the_rejection_it_is_not(law: F64) -> None:
-    known = full(rounds=8_000)
+    known = full(rounds=4_000)
     truth = float(np.where(known.context[:, 0] > 0, known.rewards[:, -1], known.rewards[:, 0]).mean())
     rewards, _, _ = played(ReplayWorld(logged(known, law)))
     error = np.std(rewards) / np.sqrt(len(rewards))
     assert abs(np.mean(rewards) - truth) <= 4 * error
-    expected = 8_000 * law.min()
+    expected = 4_000 * law.min()
     assert abs(len(rewards) - expected) <= 4 * np.sqrt(expected)
     if law[0] < law[-1]:  # without the rejection, people who like the last item would count six times as often
-        naive, _, _ = played(ReplayWorld(replace(logged(known, law), propensities=np.full(8_000, law.min()))))
+        naive, _, _ = played(ReplayWorld(replace(logged(known, law), propensities=np.full(4_000, law.min()))))
         assert abs(np.mean(naive) - truth) > 4 * np.std(naive) / np.sqrt(len(naive))
 
 
@@ -124,7 +124,7 @@ def test_drift_moves_rewards_by_its_own_size_and_stays_in_the_range() -> None:
     flat = replace(known, rewards=np.full(known.rewards.shape, 0.5))
     flat.rewards[0, 0], flat.rewards[0, 1] = 0.0, 1.0  # the range
     moved = []
-    for seed in range(60):
+    for seed in range(40):
         world = ReplayWorld(flat, seed, switches=Switches(drift=0.01))
         world.reset(seed=seed)
         for _ in range(100):
@@ -133,7 +133,7 @@ def test_drift_moves_rewards_by_its_own_size_and_stays_in_the_range() -> None:
         assert (world.rewards() >= 0).all()
         assert (world.rewards() <= 1).all()
     spread = np.std(np.concatenate(moved))
-    assert spread == pytest.approx(0.01 * np.sqrt(100), rel=4 / np.sqrt(2 * 60 * N))
+    assert spread == pytest.approx(0.01 * np.sqrt(100), rel=4 / np.sqrt(2 * 40 * N))
 
 
 def test_turnover_brings_items_under_names_never_used() -> None:

@@ -31,13 +31,19 @@ from services.settings import Settings
 from services.wiring import open_log, open_state
 from streaming.events import Decision, decode, encode
 
-DECISIONS = 800
+DECISIONS = 500
 WRONG = 7  # the item that is drawn most
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return served_log(tmp_path_factory.mktemp("served") / "data", DECISIONS)
+
+
+@pytest.fixture(scope="module")
+def whole(served: Settings) -> Log:
+    """The log with all features, in the encoding of its surface."""
+    return read_all(served, asked_for("home/other", data=served.data, config=None))
 
 
 def run(*words: object) -> Result:
@@ -94,7 +100,7 @@ def test_estimates_are_within_four_errors_of_what_the_law_of_clicks_says(served:
             assert line.interval is not None
             error = line.interval.width / 2 / 1.96
             assert abs(line.estimate.value - truth) <= 4 * error, line.name
-            assert error < 0.06
+            assert error < 0.08
 
 
 def test_a_target_through_one_draw_is_followed_along_the_logged_slate(served: Settings) -> None:
@@ -141,6 +147,12 @@ def test_decisions_whose_items_were_written_since_are_counted_and_left_out(tmp_p
     assert set(counts) == {"features_changed"}
     assert found["log"]["decisions"] + counts["features_changed"] == 60
     assert any("features_changed" in warning for warning in found["warnings"])
+
+
+def test_decisions_that_have_not_settled_are_no_log_yet(served: Settings) -> None:
+    result = run(served.data, "--policy", "uniform")
+    assert result.exit_code == 1
+    assert "--unsettled adds those" in result.output
 
 
 def test_a_bundle_is_not_judged_on_what_it_was_trained_on(served: Settings) -> None:
@@ -226,11 +238,11 @@ ONE_PASS = sorted(n for n, a in ALGORITHMS.items() if a.learner and not a.traine
 
 @pytest.mark.parametrize("algorithm", ONE_PASS)
 def test_every_algorithm_that_learns_in_one_pass_can_be_fitted_and_asked(
-    served: Settings, tmp_path: Path, algorithm: str
+    whole: Log, tmp_path: Path, algorithm: str
 ) -> None:
     (tmp_path / "home.yaml").write_text(CONFIG.replace("algorithm: linear_thompson", f"algorithm: {algorithm}"))
     asked = asked_for("fresh", data=None, config=tmp_path)
-    first, rest = share_split(read_all(served, asked), 0.2)
+    first, rest = share_split(whole, 0.2)
     law = fitted(asked, first).conditionals(rest.decisions[1])
     assert law.shape == (3, len(ITEMS))
     assert law.sum(axis=1) == pytest.approx(np.ones(3))
@@ -299,7 +311,7 @@ def planted(settings: Settings, folder: Path, factor: float) -> Path:
 
 def test_a_wrong_propensity_in_a_real_log_is_caught_by_the_command(served: Settings, tmp_path: Path) -> None:
     right = told(planted(served, tmp_path / "right", 1.0), "--policy", "uniform", "--unsettled")
-    wrong = told(planted(served, tmp_path / "wrong", 0.75), "--policy", "uniform", "--unsettled")
+    wrong = told(planted(served, tmp_path / "wrong", 0.7), "--policy", "uniform", "--unsettled")
     assert right["calibration"]["ok"]
     assert not any("propensities" in warning for warning in right["warnings"])
     assert not wrong["calibration"]["ok"]
@@ -461,24 +473,21 @@ def test_a_target_outside_the_support_is_refused_or_said(tmp_path: Path) -> None
     assert "outside the log's support" in " ".join(found["warnings"])
 
 
-@pytest.mark.parametrize("name", ["uniform", "home/other"])
-def test_our_own_export_gives_the_same_estimates_as_the_log(served: Settings, tmp_path: Path, name: str) -> None:
+def test_our_own_export_gives_the_same_estimates_as_the_log(served: Settings, tmp_path: Path) -> None:
     file = tmp_path / "log.dsjson"
     words = ["--format", "dsjson", "--out", str(file), "--unsettled", "--data", str(served.data)]
     assert CliRunner().invoke(main, ["export", *words]).exit_code == 0
-    more = ["--sampled"] if name != "uniform" else []  # the others' distributions are in sampled records alone
-    ours = told(served.data, "--policy", name, "--unsettled", *more)
-    theirs = told(file, "--policy", name, "--data", served.data, *more)
-    assert theirs["rejected"]["counts"] == {}
-    assert theirs["log"]["decisions"] == ours["log"]["decisions"]
-    for estimator, line in by_name(theirs).items():
-        if estimator in ("ips", "snips"):
-            mine = by_name(ours)[estimator]
+    for name, more in (("uniform", []), ("home/other", ["--sampled"])):  # features of all are in sampled records alone
+        ours = told(served.data, "--policy", name, "--unsettled", *more)
+        theirs = told(file, "--policy", name, "--data", served.data, *more)
+        assert theirs["rejected"]["counts"] == {}
+        assert theirs["log"]["decisions"] == ours["log"]["decisions"]
+        for estimator in ("ips", "snips", "rips", "slate_ips"):
+            line, mine = by_name(theirs)[estimator], by_name(ours)[estimator]
             assert line["value"] == pytest.approx(mine["value"], rel=1e-9)
             assert line["asymptotic"]["low"] == pytest.approx(mine["asymptotic"]["low"], rel=1e-6)
-    if name == "home/other":
-        refused = run(file, "--policy", name, "--data", served.data)
-        assert "only the ids of the candidates" in refused.output
+    refused = run(file, "--policy", "home/other", "--data", served.data)
+    assert "only the ids of the candidates" in refused.output
 
 
 def test_raw_features_are_found_in_any_namespace_and_missed_aloud(tmp_path: Path) -> None:
