@@ -40,12 +40,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return served_log(tmp_path_factory.mktemp("served") / "data", DECISIONS)
 
 
-@pytest.fixture(scope="module")
-def whole(served: Settings) -> Log:
-    """The log with all features, in the encoding of its surface."""
-    return read_all(served, asked_for("home/other", data=served.data, config=None))
-
-
 def run(*words: object) -> Result:
     return CliRunner(env={"COLUMNS": "200"}).invoke(main, ["evaluate", *map(str, words)])
 
@@ -231,6 +225,14 @@ def test_a_policy_is_fitted_on_the_first_part_and_judged_on_the_rest(served: Set
     better = by_name(found)["dr"]["asymptotic"]["low"]
     assert better > by_name(uniform)["dr"]["value"]  # it has learned who likes what
     assert told(*words, "--policy", "home/as-given")["log"]["decisions"] == DECISIONS
+
+
+@pytest.fixture(scope="module")
+def whole(served: Settings, tmp_path_factory: pytest.TempPathFactory) -> Log:
+    """The log in the encoding of the config folder."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "home.yaml").write_text(CONFIG)
+    return read_all(served, asked_for("fresh", data=None, config=folder))
 
 
 ONE_PASS = sorted(n for n, a in ALGORITHMS.items() if a.learner and not a.trainer and set(a.inputs) <= KNOWN)
