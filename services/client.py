@@ -9,12 +9,14 @@ Raises Rejected when the service refuses the request (the request must change) a
 not enough for an answer (try later, or show what you would show without us).
 """
 
+import os
 import random
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -84,6 +86,7 @@ class Batch(Struct, frozen=True):
 class Slatewise:
     """A connection to the scoring service. Not to be shared between threads that close it; safe to call from several.
 
+    key      an API key with the scopes of what is called; None: `SLATEWISE_API_KEY`, if that is set
     timeout  seconds a call may take in all, its retries included
     retries  further attempts after the first
     """
@@ -92,12 +95,15 @@ class Slatewise:
         self,
         url: str = "http://127.0.0.1:8080",
         *,
+        key: str | None = None,
         timeout: float = 2.0,
         retries: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout, self._retries = timeout, retries
-        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+        key = os.environ.get("SLATEWISE_API_KEY", "") if key is None else key
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +180,7 @@ class Slatewise:
 
     def delete_item(self, item: str) -> int:
         """Remove a catalogue item; the version from which decisions no longer see it."""
-        return int(self._call("DELETE", f"/v1/items/{item}", None, dict)["version"])
+        return int(self._call("DELETE", f"/v1/items/{quote(item, safe='')}", None, dict)["version"])
 
     def metrics(self) -> str:
         """The Prometheus text of the service."""

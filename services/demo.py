@@ -89,7 +89,9 @@ def run(settings: Settings, *, seconds: float, rate: float, seed: int, keep: boo
         settings = replace(settings, http=_free(settings.http), control_http=_free(settings.control_http))
         started = time.monotonic()
         stack.enter_context(_up(settings))
-        slatewise = stack.enter_context(Slatewise(f"http://{settings.http}", timeout=10.0))
+        slatewise = stack.enter_context(
+            Slatewise(f"http://{settings.http}", key=settings.api_key or settings.admin_key, timeout=10.0)
+        )
         world = TasteWorld(seed)
         first = _first_decision(slatewise, world, started, stop)
         if first is None:

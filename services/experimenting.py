@@ -88,7 +88,9 @@ def report(name: str, as_json: bool, **flags: Any) -> None:
     """The readout of NAME as it stands, from the control service."""
     settings = _settings(flags)
     try:
-        answer = httpx.get(f"http://{settings.control_http}/v1/experiments/{name}/report", timeout=60.0)
+        answer = httpx.get(
+            f"http://{settings.control_http}/v1/experiments/{name}/report", headers=settings.bearer, timeout=60.0
+        )
     except httpx.HTTPError as error:
         raise Unavailable(f"the control service at {settings.control_http}: {error}") from error
     if answer.status_code != 200:

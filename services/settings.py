@@ -16,10 +16,11 @@ and releases then lies beside the log: on Kafka a compacted topic, else in `stat
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from dataclasses import field as described
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,8 @@ PREFIX = "SLATEWISE_"
 ACKNOWLEDGE = ("spool", "log")
 DERIVE = ("auto", "off", "on")
 NUMBERS = ("partitions", "workers", "spool_bytes", "publish_ms", "retention_seconds")
+SECRETS, LEAST_SECRET = ("admin_key", "bundle_key"), 32
+TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # a part of counters' and files' names
 LOGS = ("sqlite", "kafka", "kafka+confluent")
 STATES = ("sqlite", "redis", "rediss", "redis+sentinel", "redis+cluster")
 
@@ -53,6 +56,12 @@ class Settings:
     spool_bytes         quota of a host's spool
     ack                 spool: feedback is accepted when it is on this disk; log: when the log has it
     publish_ms          least time between two publishes of a policy
+    api_key             by which commands call a running service; empty: the admin key, if there is one
+    admin_key           an admin key without a record; with it listeners may be reached from elsewhere (`services.access`)
+    tenant              whose deployment this is: keys of others are refused
+    bundle_key          signs bundles where they are published and is asked for where they are drawn from; empty: neither
+    ops_user_header     header of a proxy that names the people it let in to `/ops`; empty: admin keys log in
+    ops_proxies         networks, beside loopback, from which that header is believed
     """
 
     http: str = "127.0.0.1:8080"
@@ -75,6 +84,12 @@ class Settings:
     ack: str = "spool"
     publish_ms: int = 100
     log_level: str = "info"
+    api_key: str = described(default="", repr=False)
+    admin_key: str = described(default="", repr=False)
+    tenant: str = "default"
+    bundle_key: str = described(default="", repr=False)
+    ops_user_header: str = ""
+    ops_proxies: str = ""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> "Settings":
@@ -95,11 +110,26 @@ class Settings:
     def _checked(self) -> "Settings":
         for name in ("http", "control_http"):
             host, _ = address(getattr(self, name), PREFIX + name.upper())
-            if not _loopback(host):
-                # no keys exist yet to tell callers apart, so nothing but this machine may reach a listener
+            if not _loopback(host) and not self.admin_key:
+                # nothing tells callers apart, so nothing but this machine may reach a listener
                 raise Rejected(
-                    f"Expected a loopback address while no keys are configured, got {host}", at=PREFIX + name.upper()
+                    f"Expected a loopback address while no {PREFIX}ADMIN_KEY is configured, got {host}",
+                    at=PREFIX + name.upper(),
                 )
+        for name in SECRETS:
+            if 0 < len(getattr(self, name)) < LEAST_SECRET or not getattr(self, name).isascii():
+                raise Rejected(f"Expected at least {LEAST_SECRET} ASCII characters", at=PREFIX + name.upper())
+        if not TENANT.fullmatch(self.tenant):
+            raise Rejected(f"Expected a to z, 0 to 9, _ and -, got {self.tenant!r}", at=PREFIX + "TENANT")
+        if not re.fullmatch(r"[A-Za-z0-9-]*", self.ops_user_header):
+            raise Rejected(
+                f"Expected the name of a header, got {self.ops_user_header!r}", at=PREFIX + "OPS_USER_HEADER"
+            )
+        for network in filter(None, map(str.strip, self.ops_proxies.split(","))):
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise Rejected(str(error), at=PREFIX + "OPS_PROXIES") from None
         for name in NUMBERS:
             if getattr(self, name) < 1:
                 raise Rejected(f"Expected at least 1, got {getattr(self, name)}", at=PREFIX + name.upper())
@@ -130,6 +160,12 @@ class Settings:
         """The same settings as environment variables, for a child process."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {PREFIX + name.upper(): str(value) for name, value in values if value is not None and value != ""}
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header by which commands call a running service."""
+        key = self.api_key or self.admin_key
+        return {"authorization": f"Bearer {key}"} if key else {}
 
     @property
     def http_address(self) -> tuple[str, int]:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,11 +24,15 @@ from starlette.exceptions import HTTPException
 
 from policies.errors import Corrupt, Rejected, Unavailable
 from policies.surface import Surface
+from services.access import Access
 from services.audit import Audit, Change, entry
 from services.configuring import applied, apply_folder
-from services.control import experiments
+from services.control import experiments, keyring, sessions
 from services.control.overview import Overview
 from services.control.readouts import Readouts
+from services.control.sessions import Sessions
+from services.guarding import Guarding
+from services.keys import Keys
 from services.releases import Releases, holds
 from services.settings import Settings
 from services.telemetry import share
@@ -39,7 +43,7 @@ from streaming.ports import DeadLetters
 
 log = logging.getLogger("slatewise.control")
 MOST_LETTERS = 1_000
-FOLDER_SECONDS = 2.0
+FOLDER_SECONDS, KEYS_SECONDS = 2.0, 0.5
 
 
 class Release(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +66,8 @@ class Control:
     trials: Trials
     readouts: Readouts
     audit: Audit
+    access: Access
+    sessions: Sessions
     config_folder: Path | None = None
 
     @classmethod
@@ -69,6 +75,10 @@ class Control:
         releases, dead, configs = Releases.of(settings), open_dead_letters(settings), Configs()
         configs.follow(releases.state)
         trials = Trials(releases.state, Configs())
+        access = Access(settings.tenant, settings.admin_key)
+        access.follow(releases.state)
+        secret = Keys.load(settings.keys_path, (settings.tenant,)).server
+        known = Sessions(access, secret, user_header=settings.ops_user_header, proxies=settings.ops_proxies)
         kept = settings.retention_seconds
         readouts = Readouts(trials, releases.events, lambda: open_totals(settings), retention_seconds=kept)
         return cls(
@@ -79,6 +89,8 @@ class Control:
             trials,
             readouts,
             Audit(releases.state),
+            access,
+            known,
             settings.config,
         )
 
@@ -90,18 +102,31 @@ def create_app(control: Control) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         stop = threading.Event()
         watch = threading.Thread(target=_watch, args=(control, stop), name="config-folder", daemon=True)
+        keys = threading.Thread(target=_follow_keys, args=(control, stop), name="keys", daemon=True)
         control.overview.start()
         control.readouts.start()
         watch.start()
+        keys.start()
         yield
         stop.set()
+        await run_in_threadpool(keys.join)
         await run_in_threadpool(control.readouts.stop)
         await run_in_threadpool(watch.join)
         await run_in_threadpool(control.overview.stop)
 
     app = FastAPI(title="Slatewise control", version="1", lifespan=lifespan)
+    app.add_middleware(
+        Guarding,
+        access=control.access,
+        scope_of=sessions.scope_of,
+        sessions=control.sessions,
+        harden=sessions.harden,
+    )
     app.include_router(experiments.router(control.trials, control.readouts, control.audit))
+    app.include_router(sessions.router(control.sessions))
+    app.include_router(keyring.router(control.releases.state, control.access))
     page = (files("services") / "control" / "ops.html").read_bytes()
+    policy = sessions.policy_for(page.decode())
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -109,7 +134,8 @@ def create_app(control: Control) -> FastAPI:
 
     @app.get("/ops", include_in_schema=False)
     def ops() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8", headers={"cache-control": "no-cache"})
+        headers = {"cache-control": "no-cache", "content-security-policy": policy}
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
     @app.get("/v1/overview")
     def overview() -> Response:
@@ -201,7 +227,9 @@ def run(settings: Settings) -> None:
     host, port = settings.control_address
     share(settings.metrics_path)
     app = create_app(Control.of(settings))
-    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    uvicorn.run(
+        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=5, proxy_headers=False
+    )
 
 
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
@@ -278,6 +306,13 @@ def _decoded(body: bytes) -> Release:
 
 async def _body(request: Request) -> bytes:
     return await experiments.body_of(request)
+
+
+def _follow_keys(control: Control, stop: threading.Event) -> None:
+    """Keys made or revoked elsewhere are known within a second; while the record is away, those known hold."""
+    while not stop.wait(KEYS_SECONDS):
+        with suppress(Unavailable):  # said by whoever writes
+            control.access.follow(control.releases.state)
 
 
 def _watch(control: Control, stop: threading.Event) -> None:

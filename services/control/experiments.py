@@ -4,6 +4,7 @@ Every change names the version it was made of by `If-Match` (the ETag of a read)
 a hand in a hurry. `X-Slatewise-Who` says who it was, for the audit.
 """
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,12 +15,13 @@ from starlette.concurrency import run_in_threadpool
 from policies.errors import Rejected
 from policies.experiments.document import Trial
 from policies.experiments.power import detectable, units_needed
+from services import guarding
 from services.audit import NOBODY, Audit
 from services.control.readouts import Readouts
 from services.trials import Trials, told
 
 WHO = "x-slatewise-who"
-LARGEST_BODY = 1 << 20
+LARGEST_BODY, BODY_SECONDS = 1 << 20, 10.0
 MOST_CHANGES = 1_000
 _BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -129,8 +131,12 @@ def router(trials: Trials, readouts: Readouts, audit: Audit) -> APIRouter:
 
 
 def who_of(request: Request) -> str:
-    """Who asks, as far as they say."""
-    return request.headers.get(WHO, "").strip()[:128] or NOBODY
+    """Who asks: as the door knows them; a key also says on whose behalf, and without keys they say so themselves."""
+    known: str | None = request.scope.get(guarding.WHO)
+    said = "".join(c for c in request.headers.get(WHO, "").strip()[:128] if c.isprintable())
+    if known is None:
+        return said or NOBODY
+    return f"{said} ({known})" if said and known.startswith("key:") else known
 
 
 def seen_of(request: Request) -> int | None:
@@ -146,13 +152,17 @@ def seen_of(request: Request) -> int | None:
 
 
 async def body_of(request: Request) -> bytes:
-    """Raises Rejected(413)."""
+    """Raises Rejected(408 | 413)."""
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > LARGEST_BODY:
-            raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > LARGEST_BODY:
+                    raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Rejected(f"The body took more than {BODY_SECONDS:g} s", code="slow", status=408) from None
     return b"".join(chunks)
 
 

@@ -12,14 +12,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from policies.errors import SlatewiseError
+from services.access import ADMIN
+from services.guarding import SAFE, Guarding
 from services.scoring import openapi, wire
 from services.scoring.deciding import DECISIONS, Deciding
-from services.scoring.front import FEEDBACK, Front
+from services.scoring.front import DECIDE, FEEDBACK, Front
 from services.scoring.intake import Intake
 from services.scoring.items import Items
 from services.scoring.replies import FAULT, JSON, body_of, json, refusal
 from services.scoring.service import Scoring
 from services.scoring.upkeep import Upkeep
+
+OPEN = frozenset({"/healthz", "/readyz", "/metrics"})  # what nobody needs a key for
 
 
 def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
@@ -87,4 +91,15 @@ def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
         body = wire.ErrorBody(wire.ErrorDetail(code, str(error.detail), "$"))
         return Response(wire.encode(body), error.status_code, error.headers, JSON)
 
-    return Front(deciding, app)
+    return Front(deciding, Guarding(app, scoring.access, scope_of))
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """What a route of the scoring service asks for; whatever else writes administers."""
+    if path in OPEN:
+        return None
+    if path == FEEDBACK or (path.startswith(f"{DECISIONS}/") and path.endswith("/shown")):
+        return "feedback"
+    if path.startswith(DECISIONS):
+        return DECIDE
+    return "read" if method in SAFE else ADMIN

@@ -12,11 +12,11 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import Protocol
 
-from policies.errors import SlatewiseError
-from services.scoring.admission import RETRY_AFTER_SECONDS, overloaded
+from policies.errors import Rejected, SlatewiseError
+from services.scoring.admission import overloaded
 from services.scoring.decide import Made
 from services.scoring.deciding import Deciding
-from services.scoring.replies import error_bytes, status_of
+from services.scoring.replies import error_bytes, more_of, status_of
 
 SLICE_SECONDS = 0.001
 HEAD = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n"
@@ -43,12 +43,21 @@ class Whole:
         "keep_alive",
         "more_body",
         "queued",
+        "refused",
         "response_complete",
     )
 
-    def __init__(self, connection: Connection, first_byte: float, keep_alive: bool, admitted: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        first_byte: float,
+        keep_alive: bool,
+        admitted: bool,
+        refused: Rejected | None = None,
+    ) -> None:
         self.connection, self.first_byte, self.keep_alive = connection, first_byte, keep_alive
         self.admitted, self.queued, self.body = admitted, False, b""
+        self.refused = refused
         self.more_body, self.response_complete, self.disconnected = True, False, False
 
     @property
@@ -71,7 +80,7 @@ class Queue:
     def put(self, whole: Whole) -> None:
         """A request that has come to its end."""
         if not whole.admitted:
-            self._reply(whole, self._deciding.failed(overloaded()))
+            self._reply(whole, self._deciding.failed(whole.refused or overloaded()))
             return
         whole.queued = True
         self._waiting.append(whole)
@@ -127,9 +136,9 @@ class Queue:
         more = b"" if keep else b"connection: close\r\n"
         status = 200
         if not isinstance(answer, bytes):
-            status, answer = status_of(answer), error_bytes(answer)
-            if status in (429, 503):
-                more += b"retry-after: %d\r\n" % RETRY_AFTER_SECONDS
+            error, status = answer, status_of(answer)
+            answer = error_bytes(error)
+            more += b"".join(f"{name}: {value}\r\n".encode() for name, value in more_of(error, status).items())
         whole.response_complete = True
         if not whole.disconnected:
             whole.connection.send(HEAD % (status, REASONS[status], len(answer), more) + answer, keep=keep)

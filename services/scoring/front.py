@@ -4,10 +4,12 @@ The front keeps `POST /v1/decisions` out of every middleware and router (half of
 or refuses each request before its body is read.
 """
 
+from collections.abc import Iterable
 from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from policies.errors import Rejected
 from services.scoring import wire
 from services.scoring.admission import overloaded
 from services.scoring.deciding import DECISIONS, FIRST_BYTE, Deciding
@@ -16,6 +18,7 @@ from services.scoring.replies import JSON, read_body, refuse
 
 ADMITTED = "slatewise.admitted"  # set by the protocol, which sees requests before their tasks run
 FEEDBACK = "/v1/feedback"
+DECIDE = "decide"  # the scope of a decision
 
 
 class Front:
@@ -25,6 +28,7 @@ class Front:
         self.deciding, self._rest = deciding, rest
         self.admission = deciding.scoring.admission
         self.queue = Queue(deciding)
+        self._access = deciding.scoring.access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,9 +52,18 @@ class Front:
         finally:
             self.admission.leave()
 
+    def refused(self, headers: Iterable[tuple[bytes, bytes]]) -> Rejected | None:
+        """Why a decision is refused whatever its body says; None: it is not."""
+        try:
+            self._access.check(headers, DECIDE)
+        except Rejected as error:
+            return error
+        return None
+
     async def _decide(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Requests that the protocol could not answer by itself: large, in chunks, behind others on one connection."""
         try:
+            self._access.check(scope["headers"], DECIDE)
             body = await read_body(scope, receive, wire.DECISION_BYTES)
             if body is None:
                 return

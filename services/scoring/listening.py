@@ -42,7 +42,9 @@ class Stamped(HttpToolsProtocol):
             cast(dict[str, Any], self.scope)[FIRST_BYTE] = self._first_byte
         elif self._usual():
             keep = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-            self.cycle = cast(Any, Whole(self, self._first_byte, keep, front.admission.enter()))
+            refused = front.refused(self.headers)
+            admitted = refused is None and front.admission.enter()
+            self.cycle = cast(Any, Whole(self, self._first_byte, keep, admitted, refused))
             return
         else:
             super().on_headers_complete()

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from policies.errors import Rejected, SlatewiseError
+from services.access import Limited
 from services.scoring import wire
 from services.scoring.admission import RETRY_AFTER_SECONDS
 
@@ -72,8 +73,14 @@ def json(body: bytes, status: int = 200) -> Response:
 def refusal(error: SlatewiseError) -> Response:
     """An error as a response."""
     status = status_of(error)
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else None
-    return Response(error_bytes(error), status, headers, JSON)
+    return Response(error_bytes(error), status, more_of(error, status), JSON)
+
+
+def more_of(error: SlatewiseError, status: int) -> dict[str, str]:
+    """Headers of an error beside those of every response."""
+    if status in (429, 503):
+        return {"retry-after": str(error.retry_after if isinstance(error, Limited) else RETRY_AFTER_SECONDS)}
+    return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 
 async def refuse(send: Send, error: SlatewiseError) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from services.access import Access
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
 from services.scoring.app import create_app
@@ -68,7 +69,9 @@ def open_scoring(settings: Settings) -> Scoring:
         claims=open_claims(settings),
         bundles=bundles,
         spool=open_spool(settings),
-        keys=Keys.load(settings.keys_path),
+        keys=Keys.load(settings.keys_path, (settings.tenant,)),
+        tenant=settings.tenant,
+        access=Access(settings.tenant, settings.admin_key),
         acknowledge=Acknowledging(settings) if settings.ack == "log" else None,
         copies=copies,
         exposures=Exposures(lambda: open_derived(settings, open_log(settings).partitions)),

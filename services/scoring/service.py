@@ -19,6 +19,7 @@ from policies.errors import Rejected, Unavailable
 from policies.experiments.assignment import choose
 from policies.slate import warm
 from policies.types import Arrays
+from services.access import Access
 from services.keys import Keys
 from services.scoring import feedback as feedbacks
 from services.scoring.admission import Admission, Patience
@@ -69,6 +70,7 @@ class Scoring:
     acknowledge  a log that feedback goes straight to, when a 202 has to mean that the log has it; else the spool's disk
     histories    what units did before; None: nobody knows
     exposures    what was shown before, for rules; None: nobody knows
+    access       whose keys may ask for what; None: no key but those that the record has
     copies       what this replica starts from while the stores are away; None where they lie on the same disk
     """
 
@@ -88,6 +90,7 @@ class Scoring:
         histories: Histories | None = None,
         exposures: Exposures | None = None,
         tenant: str = "default",
+        access: Access | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.state, self.claims, self.spool, self.keys = state, claims, spool, keys
@@ -99,6 +102,7 @@ class Scoring:
         self.live = Live()
         self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
         self.histories, self.exposures = histories, exposures
+        self.access = access or Access(tenant)
         self._goals = Goals(claims, tenant, keys.server)
         self._follower = Follower(bundles, self.configs, self.telemetry)
         self._salt = keys.salt(tenant)
@@ -382,6 +386,7 @@ class Scoring:
     def _start_items(self) -> None:
         try:
             while entries := self.state.read(self.catalogue.version):
+                self.access.apply(entries)
                 self.catalogue.apply(self.catalogue.prepare(entries), self.clock())
         except Unavailable as error:
             if not self.catalogue.version:

@@ -78,6 +78,7 @@ class Upkeep:
         scoring, loop = self._scoring, asyncio.get_running_loop()
         async with self._state:
             while entries := await loop.run_in_executor(self._following, scoring.state.read, scoring.catalogue.version):
+                scoring.access.apply(entries)
                 change = await loop.run_in_executor(self._following, scoring.catalogue.prepare, entries)
                 scoring.catalogue.apply(change, scoring.clock())
                 await loop.run_in_executor(self._following, scoring.configs.follow, scoring.state)
