@@ -101,7 +101,16 @@ METRICS = {
     "experiment_stops_total": Metric(
         "counter", ("experiment", "who"), "Experiments stopped by a guardrail or a schedule"
     ),
-    "ope_value": Metric("gauge", ("surface", "policy", "bound"), "Off-policy value of a policy"),
+    "ope_value": Metric(
+        "gauge", ("surface", "policy", "bound"), "Value of a policy: estimate, and anytime-valid bounds"
+    ),
+    "shadow_draws_total": Metric(
+        "counter",
+        ("surface", "policy", "outcome"),
+        "Draws of a release's candidate beside a decision: drawn, or why not",
+    ),
+    "release_steps_total": Metric("counter", ("surface", "step", "who"), "Steps of releases, by whom"),
+    "release_fallback_ratio": Metric("gauge", ("surface", "policy"), "Share of a candidate's decisions that fell back"),
 }  # names of the contract (`api.md`), `decide_rejected_total` and `swap_total` beside them
 
 

@@ -170,7 +170,7 @@ class Trials:
         if after.status == "running":
             keep_running(compiled.surface, [after])
         if after.status != "stopped":
-            store_arms(self.state, compiled.surface, [after])
+            store_arms(self.state, compiled.surface, [after], self.configs.live(compiled))
         name = after.document.experiment
         change = Change(now, who, action, f"experiment/{name}", before and told(before), told(after))
         self.state.put([(KIND, name, stored(after)), *indexed(self.state, after), entry(change)], expect=seen)

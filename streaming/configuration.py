@@ -15,9 +15,10 @@ from policies.errors import Rejected
 from policies.experiments.document import Trial
 from policies.features import Encoder
 from policies.registry import ALGORITHMS, algorithm
+from policies.releases import Released, canary_of
 from policies.rewards import RewardRule
 from policies.surface import PolicySpec, Surface, content_hash, seconds
-from streaming import checks, experiments
+from streaming import checks, experiments, releases
 from streaming.checks import RESERVED
 from streaming.documents import ConfigInvalid, Document, Mistake
 from streaming.ports import State
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 VERSION, POINTER = "surface-version", "surface"  # kinds in the state record
+_NOTHING_RELEASED = Released()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,10 @@ class Configs:
         self._current: dict[str, str] = {}
         self._newest: dict[str, str] = {}
         self._trials: dict[str, Trial] = {}
+        self._released: dict[str, Released] = {}
+        self._canaries: dict[str, Trial] = {}
         self._seen = 0
-        self.changes = 0  # of versions, of which is current, of experiments: a follower that saw as many has seen all
+        self.changes = 0  # of versions, currents, experiments, releases: a follower that saw as many has seen all
         self.refused: dict[str, str] = {}
 
     def add(self, surface: Surface) -> Compiled:
@@ -203,6 +207,19 @@ class Configs:
         found = sorted(self._trials.items())
         return [trial for _, trial in found if surface in (None, trial.document.surface)]
 
+    def released(self, surface: str) -> Released:
+        """What releases have made of a surface."""
+        return self._released.get(surface, _NOTHING_RELEASED)
+
+    def canary(self, surface: str) -> Trial | None:
+        """The canary that runs on a surface, the same value for as long as it does."""
+        return self._canaries.get(surface)
+
+    def live(self, compiled: Compiled) -> str | None:
+        """The policy a surface serves: what is released wins over what its document says (`semantics.md` 19)."""
+        live = self.released(compiled.surface.surface).live
+        return live if live is not None and live in compiled.policies else compiled.surface.live
+
     def untaught(self, compiled: Compiled, names: frozenset[str]) -> Compiled | None:
         """The version that differs by the policies its decisions do not teach; None while it is not known here."""
         return self._versions.get(content_hash(_untaught(compiled.surface, names))) if names else compiled
@@ -218,6 +235,8 @@ class Configs:
                     changed |= self._point(entry.key, entry.value)
                 elif entry.kind == experiments.KIND:
                     self._try(entry.key, entry.value)
+                elif entry.kind == releases.KIND and entry.key.startswith(releases.PREFIX):
+                    self._release(entry.key.removeprefix(releases.PREFIX), entry.value)
                 else:
                     continue
                 self.changes += 1
@@ -238,6 +257,19 @@ class Configs:
             self._trials[name] = experiments.decode(stored)
         except msgspec.MsgspecError as error:  # of a newer build: what this one knows of it goes on
             self.refused[f"experiment {name}"] = str(error)
+
+    def _release(self, surface: str, stored: bytes | None) -> None:
+        try:
+            released = releases.decode(stored) if stored is not None else Released()
+        except msgspec.MsgspecError as error:  # of a newer build: what this one knows of it goes on
+            self.refused[f"release {surface}"] = str(error)
+            return
+        before, self._released[surface] = self._released.get(surface), released
+        canary = canary_of(released)
+        if canary is None:
+            self._canaries.pop(surface, None)
+        elif before is None or before.release != released.release or surface not in self._canaries:
+            self._canaries[surface] = canary
 
     def _store(self, digest: str, stored: bytes) -> None:
         if digest in self._versions:
@@ -275,8 +307,10 @@ def publish_surface(state: State, surface: Surface) -> str:
     digest = compiled.hash
     trials = experiments.trials_on(state, surface.surface)
     experiments.keep_running(compiled.surface, trials)
+    released = releases.released_on(state, surface.surface)
+    releases.keep_released(compiled.surface, released)
     store_version(state, compiled.surface)
-    store_arms(state, compiled.surface, trials)
+    store_arms(state, compiled.surface, trials, released.live)
     pointer = state.get(POINTER, surface.surface)
     if pointer is None or pointer.value != digest.encode():
         state.put([(POINTER, surface.surface, digest.encode())])
@@ -290,9 +324,10 @@ def store_version(state: State, surface: Surface) -> None:
         state.put([(VERSION, digest, msgspec.json.encode(surface, order="sorted"))])
 
 
-def store_arms(state: State, surface: Surface, trials: Sequence[Trial]) -> None:
-    """The versions that arms of experiments on a canonical surface need, before anyone decides by them."""
-    for names in experiments.arms_untaught(trials, surface.live or surface.fallback):
+def store_arms(state: State, surface: Surface, trials: Sequence[Trial], live: str | None = None) -> None:
+    """The versions that arms of experiments on a canonical surface need, before anyone decides by them. `live`: what is
+    released to be it, whatever the document says."""
+    for names in experiments.arms_untaught(trials, live or surface.live or surface.fallback):
         store_version(state, _untaught(surface, names))
 
 

@@ -56,6 +56,21 @@ class Sample(Struct, frozen=True, omit_defaults=True):
     within: Inside | None = None
 
 
+class Shadow(Struct, frozen=True, omit_defaults=True):
+    """What a policy that was drawn beside the one that answered would have done, slot by slot, given the logged slots before.
+
+    propensities  (k',) of the logged items;   bundle: of the policy, as it was then: it cannot have learned from this decision
+    design        (k',) Σ_a π²/β over all candidates, of the policy's π against the logged β; None: π shows what β cannot
+    overlap       mean over slots of Σ_a min(π, β): the largest share of draws that could be the same
+    """
+
+    policy: str
+    bundle: str
+    propensities: list[float]
+    design: list[float | None]
+    overlap: float = 0.0
+
+
 class Goal(Struct, frozen=True, omit_defaults=True):
     """The goal a decision was drawn under, of g: claimed for a stretch of a session, and kept through swaps.
 
@@ -90,6 +105,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     weight       intra-slate weight of each slot's example, 1/(1+(k−1)ρ̂) of the bundle
     defer        not learned from until shown
     own_id       the decision id was the caller's
+    shadows      policies drawn beside the one that answered, at the rate of a release
     acted        rules and other sources that changed the distribution, by name
     relaxed      rule → slots for which it was passed over, or in which a quota was due and not reached
     skipped      rule → why it could not be asked
@@ -136,6 +152,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     raw_context: dict[str, Any] | None = None
     experiment: dict[str, str] | None = None
     sample: Sample | None = None
+    shadows: list[Shadow] = []
     acted: list[str] = []
     relaxed: dict[str, list[int]] = {}
     skipped: dict[str, str] = {}

@@ -14,7 +14,8 @@ Source   Fan, Grama & Liu 2015 (the inequality); Howard, Ramdas, McAuliffe & Sek
          Waudby-Smith, Wu, Ramdas, Karampatziakis & Mineiro 2022 (arXiv 2210.10768: off-policy, no ceiling on weights)
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +63,24 @@ def update(state: Evidence, x: F64, counted: Mask | None = None) -> Evidence:
         state.scatter + (off**2).sum(axis=-1),
         state.guess,
     )
+
+
+def pooled(states: Sequence[Evidence]) -> Evidence:
+    """Sequences that were kept apart, each predicted from its own past alone, as one: their S and V add, in any order.
+
+    Raises ValueError without any.
+    """
+    if not states:
+        raise ValueError("nothing to pool")
+    total = states[0]
+    for one in states[1:]:
+        total = replace(
+            total,
+            count=total.count + one.count,
+            total=total.total + one.total,
+            scatter=total.scatter + one.scatter,
+        )
+    return total
 
 
 def boundary(scatter: F64, alpha: F64 | float) -> F64:

@@ -14,6 +14,7 @@ Source   methods.md §5; `confidence` for the sequence; Waudby-Smith et al. 2022
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -128,6 +129,18 @@ def judge(gate: Gate, state: Judged, logged: Logged) -> Judged:
         state.decisions + len(logged),
         state.learned_from + earlier,
         state.outside + outside,
+    )
+
+
+def pooled(states: Sequence[Judged]) -> Judged:
+    """Parts of a log that were judged apart, each in its own order, as one. Raises ValueError without any."""
+    return Judged(
+        confidence.pooled([state.evidence for state in states]),
+        np.sum([state.design for state in states], axis=0),
+        np.sum([state.designed for state in states], axis=0),
+        sum(state.decisions for state in states),
+        sum(state.learned_from for state in states),
+        sum(state.outside for state in states),
     )
 
 

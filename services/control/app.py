@@ -242,7 +242,7 @@ def _surface_line(control: Control, name: str) -> dict[str, Any]:
     return {
         "surface": name,
         "hash": compiled.hash,
-        "live": compiled.surface.live or compiled.surface.fallback,
+        "live": control.configs.live(compiled) or compiled.surface.fallback,
         "slots": compiled.surface.slots,
         "policies": list(compiled.surface.policies),
         "managed": "file" if name in _managed(control) else "api",

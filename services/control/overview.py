@@ -67,7 +67,7 @@ class Overview:
             entry: dict[str, Any] = {
                 "policy": name,
                 "algorithm": compiled.policies[name].algorithm.name,
-                "live": name == (compiled.surface.live or compiled.surface.fallback),
+                "live": name == (self._configs.live(compiled) or compiled.surface.fallback),
                 "bundle": pointers.get(pointer),
                 "held": pointer in held,
             }

@@ -90,7 +90,7 @@ class Readouts:
             units,
             trial.allocations,
             {objective: one.better for objective, one in compiled.surface.objectives.items()},
-            interference(trial, compiled),
+            interference(trial, compiled, self._configs.live(compiled)),
         )
         plain: dict[str, Any] = msgspec.to_builtins(found)
         stopped = [f"partition {seat.settler.partition}: {seat.stopped}" for seat in self._seats if seat.stopped]
@@ -292,10 +292,10 @@ def units_of(trial: Trial, compiled: Compiled, totals: Totals) -> Units:
     )
 
 
-def interference(trial: Trial, compiled: Compiled) -> list[str]:
-    """What arms share, so that what happens in one moves another: learner | exposure."""
+def interference(trial: Trial, compiled: Compiled, live: str | None) -> list[str]:
+    """What arms share, so that what happens in one moves another: learner | exposure. `live`: what the surface serves."""
     document, surface = trial.document, compiled.surface
-    drawn = [arm.policy or surface.live or surface.fallback for arm in document.arms.values()]
+    drawn = [arm.policy or live or surface.fallback for arm in document.arms.values()]
     algorithms = {name: compiled.policies[name].algorithm for name in drawn if name in compiled.policies}
     learning = [name for name in drawn if name in algorithms and algorithms[name].learner is not None]
     trained = any(algorithm.trainer is not None for algorithm in algorithms.values())  # from every decision, in order

@@ -112,15 +112,15 @@ class Window:
         horizon = one.decision.at + version.surface.horizon_seconds
         heard = [h for h in one.heard.values() if h is not None and one.decision.at <= h.at <= horizon]
         rewards, _ = version.rewards(len(one.decision.slots), heard)
-        return np.asarray(rewards @ _weights(version), np.float64)
+        return np.asarray(rewards @ _weights(version, self._configs.live(version)), np.float64)
 
 
 def _appended(one: _Seen) -> float:
     return one.appended
 
 
-def _weights(compiled: Compiled) -> F64:
-    live: CompiledPolicy = compiled.policies[compiled.surface.live or compiled.surface.fallback]
+def _weights(compiled: Compiled, name: str | None) -> F64:
+    live: CompiledPolicy = compiled.policies[name or compiled.surface.fallback]
     return np.array([live.problem.weights.get(name, 0.0) for name in compiled.surface.objective_names], np.float64)
 
 

@@ -147,7 +147,7 @@ class Learning:
 
     def _live(self, policy: CompiledPolicy) -> bool:
         compiled = self._configs.current(policy.key.split("/")[1])
-        return compiled is not None and policy.name == (compiled.surface.live or compiled.surface.fallback)
+        return compiled is not None and policy.name == (self._configs.live(compiled) or compiled.surface.fallback)
 
     def _publish(self, policies: Sequence[CompiledPolicy], statistics: Sequence[Statistics]) -> None:
         learned = by_lineage(one.arrays for one in statistics)

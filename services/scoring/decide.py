@@ -3,7 +3,7 @@
 Everything that acts on the distribution acts in `policies.slate.draw`; nothing touches the slate afterwards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -23,7 +23,7 @@ from services.scoring.admission import Recent
 from services.scoring.query import Query
 from services.scoring.ruling import Ruled
 from services.scoring.wire import DecisionAnswer, DecisionRequest, SlotAnswer
-from streaming.events import MAX_RECORD_BYTES, Decision, Goal, Inside, Sample, encode
+from streaming.events import MAX_RECORD_BYTES, Decision, Goal, Inside, Sample, Shadow, encode
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
@@ -126,25 +126,32 @@ def weights_of(served: Served, query: Query) -> dict[str, float] | None:
 
 
 def drawn_from(
-    served: Served, query: Query, scores: F32, decision_id: str, key: bytes, rate: float, goal: Goal | None = None
+    served: Served,
+    query: Query,
+    scores: F32,
+    decision_id: str,
+    key: bytes,
+    rate: float,
+    goal: Goal | None = None,
+    full: bool = False,
 ) -> Drawn:
     """Draw a slate. `rate` is the sampled share, decided by the decision's id before the draw. Raises Corrupt."""
     u = uniforms(key, decision_id, "slate", query.slots)
     sampled = rate > 0.0 and float(uniforms(key, decision_id, "sample", 1)[0]) < rate
     settings, ruled = served.settings, query.ruled
     if ruled is None:
-        slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled)
+        slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled or full)
         return Drawn(served, scores, slate, u, sampled, settings, goal)
     if ruled.max_share is not None:
-        settings = _capped(settings, ruled.max_share)
+        settings = capped(settings, ruled.max_share)
     acting = ruled.on(scores)
     ready = acting.ready(len(query.ids), query.slots)
-    slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled, **ready.arguments)
+    slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled or full, **ready.arguments)
     return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, _relaxed(slate, acting))
 
 
 @lru_cache(256)
-def _capped(settings: DrawSettings, max_share: float) -> DrawSettings:
+def capped(settings: DrawSettings, max_share: float) -> DrawSettings:
     return replace(settings, max_share=max_share)
 
 
@@ -194,6 +201,7 @@ def record_of(
     tenant: str,
     trains: bool = False,
     experiment: dict[str, str] | None = None,
+    shadows: Sequence[Shadow] = (),
 ) -> Decision:
     """The log's record of an answer: every input of the draw, and what learning and evaluation need.
 
@@ -245,6 +253,7 @@ def record_of(
         session=session,
         experiment=experiment,
         sample=_sample(drawn, query, rate) if drawn.sampled else None,
+        shadows=list(shadows),
         acted=[] if query.ruled is None else acted(drawn, query.ruled),
         relaxed=dict(drawn.relaxed),
         skipped=dict(drawn.acting.skipped),

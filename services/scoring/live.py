@@ -19,10 +19,12 @@ from policies.algorithm import draw_settings
 from policies.errors import Corrupt, Unavailable
 from policies.experiments.assignment import Split, in_order, split_of
 from policies.experiments.document import Arm, Trial
+from policies.releases import WATCHED
 from policies.surface import Surface
 from policies.types import F32, Arrays
 from services.scoring.decide import Scores, Served
 from services.scoring.query import Reader
+from services.scoring.shadowing import Shadowing
 from services.telemetry import Telemetry
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.experiments import untaught
@@ -46,7 +48,8 @@ class LiveSurface:
     """A surface version with the policies it is served by; `policy` None while no bundle has passed the gate.
 
     policies  by name: all that may be drawn from, be it live, by an experiment's arm or beside it
-    splits    experiments that run, in the order they are asked (`assignment.choose`);   arms: by (experiment, arm)
+    splits    experiments that run, in the order they are asked (`assignment.choose`), a release's canary last;   arms: by
+              (experiment, arm);   shadow: the candidate of a release that is drawn beside `policy`
     """
 
     surface: Surface
@@ -58,6 +61,7 @@ class LiveSurface:
     policies: Mapping[str, Served] = field(default_factory=dict)
     splits: tuple[Split, ...] = ()
     arms: Mapping[tuple[str, str], Armed] = field(default_factory=dict)
+    shadow: Shadowing | None = None
 
     @property
     def rate(self) -> float:
@@ -131,12 +135,13 @@ class Follower:
         compiled = self._configs.current(name)
         if compiled is None:
             return before
-        wanted = compiled.surface.live
+        wanted = self._configs.live(compiled)
         policy = self._policy(compiled, compiled.policies[wanted], pointers) if wanted else None
         fallback = self._fallback(compiled, pointers)
-        waits = policy is None and wanted is not None
-        if before is not None and before.policy is not None and before.config != compiled.hash and waits:
-            return before  # the new version has no bundle yet: the old one goes on, whole
+        if before is not None and before.policy is not None and policy is None and wanted is not None:
+            other = before.config != compiled.hash or before.policy.policy != wanted
+            if other:  # the new version, or live policy, has no bundle yet: the old one goes on, whole
+                return before
         policies = {policy.policy: policy} if policy is not None else {}
         splits, arms = self._arms(compiled, policy, pointers, policies)
         made = LiveSurface(
@@ -149,6 +154,7 @@ class Follower:
             policies,
             splits,
             arms,
+            self._shadow(compiled, pointers, policies),
         )
         return before if before is not None and _same(before, made) else made
 
@@ -158,12 +164,15 @@ class Follower:
         """(experiments that run, what their arms draw from); the latter are added to `policies`."""
         splits: list[Split] = []
         arms: dict[tuple[str, str], Armed] = {}
-        for trial in self._configs.trials(compiled.surface.surface):
+        canary = self._configs.canary(compiled.surface.surface)
+        for trial in [*self._configs.trials(compiled.surface.surface), *([canary] if canary else [])]:
             if trial.status != "running":
                 continue
             document, made = trial.document, {}
             for name, arm in document.arms.items():
-                version = self._configs.untaught(compiled, untaught(document, name, _live_name(compiled)))
+                version = self._configs.untaught(
+                    compiled, untaught(document, name, self._configs.live(compiled) or compiled.surface.fallback)
+                )
                 if version is None or (arm.policy is not None and arm.policy not in compiled.policies):
                     break  # not stored yet, or not any more: nobody is in this experiment unless all its arms can be
                 drawn = live if arm.policy is None else self._policy(compiled, compiled.policies[arm.policy], pointers)
@@ -173,7 +182,19 @@ class Follower:
             else:
                 arms |= made
                 splits.append(self._split(trial))
-        return in_order(splits), arms
+        last = canary.document.experiment if canary else None
+        return (*in_order([s for s in splits if s.name != last]), *(s for s in splits if s.name == last)), arms
+
+    def _shadow(self, compiled: Compiled, pointers: Mapping[str, str], policies: dict[str, Served]) -> Shadowing | None:
+        """The candidate of a release that is watched, once it has a bundle; it is added to `policies`."""
+        release = self._configs.released(compiled.surface.surface).release
+        if release is None or release.stage not in WATCHED or release.candidate not in compiled.policies:
+            return None
+        drawn = self._policy(compiled, compiled.policies[release.candidate], pointers)
+        if drawn is None:
+            return None
+        policies[drawn.policy] = drawn
+        return Shadowing(drawn, release.terms.rate)
 
     def _arm(self, drawn: Served | None, arm: Arm, config: str, key: tuple[str, str]) -> Armed:
         """The same value for as long as nothing changed. A draw of its own leaves the bundle as it is."""
@@ -315,16 +336,13 @@ def served(
     )
 
 
-def _live_name(compiled: Compiled) -> str:
-    return compiled.surface.live or compiled.surface.fallback
-
-
 def _same(before: LiveSurface, made: LiveSurface) -> bool:
     """Whether nothing changed: values are made once and kept, so identity tells, and no array is compared."""
     return (
         before.config == made.config
         and before.policy is made.policy
         and before.fallback is made.fallback
+        and before.shadow == made.shadow
         and len(before.splits) == len(made.splits)
         and all(a is b for a, b in zip(before.splits, made.splits, strict=True))
         and before.arms.keys() == made.arms.keys()

@@ -42,18 +42,20 @@ from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
+from services.scoring.shadowing import Shadowing
 from services.scoring.tallies import Tallies
 from services.scoring.warming import CANDIDATES, rehearse
 from services.scoring.wire import DecisionAnswer, DecisionRequest, ExperimentArm, Item, encode, read_decision
 from services.telemetry import Telemetry
 from streaming.configuration import Configs
 from streaming.copies import Copies
-from streaming.events import Feedback, Goal, unit_hash
+from streaming.events import Feedback, Goal, Shadow, unit_hash
 from streaming.events import encode as encode_event
 from streaming.ports import Bundles, Claims, State
 from streaming.spool import Spool
 
 log = logging.getLogger("slatewise.scoring")
+HURRY = 4.0  # a deadline below so many times what a shadow lately took leaves no time for one
 STAGES = ("decode", "query", "score", "draw", "record", "spool", "answer")
 
 
@@ -148,7 +150,10 @@ class Scoring:
         reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
         read = perf_counter()
         session = f"{request.surface}\0{unit}\0{request.session or ''}"
-        drawn, reason, scored = self._draw(surface, policy, query, decision_id, reason, session)
+        beside = surface.shadow if choice is None and reason is None else None
+        if beside is not None and not self._shadowed(beside, decision_id, started - first_byte, request.deadline_ms):
+            beside = None
+        drawn, reason, scored = self._draw(surface, policy, query, decision_id, reason, session, beside is not None)
         done = perf_counter()
         answer = answer_of(
             drawn,
@@ -175,6 +180,9 @@ class Scoring:
             tenant=self.tenant,
             trains=surface.reader.trains,
             experiment=None if choice is None else experiment_of(choice),
+            shadows=()
+            if beside is None or reason is not None
+            else self._shadows(beside, query, drawn, request.surface),
         )
         if request.explain and started - first_byte < self.patience.explain:
             answer.explain, answer.rules = explanation_of(drawn, query), rules_explained(drawn, query)
@@ -285,11 +293,12 @@ class Scoring:
         decision_id: str,
         reason: str | None,
         session: str,
+        full: bool = False,
     ) -> tuple[Drawn, str | None, float]:
         """(drawn, why in mode `fallback`, when scoring ended)."""
         if reason is None and policy is not None:
             try:
-                drawn, scored = self._drawn(policy, surface, query, decision_id, session)
+                drawn, scored = self._drawn(policy, surface, query, decision_id, session, full)
                 unclaimed = drawn.goal is not None and drawn.goal.id == NEUTRAL
                 return drawn, UNCLAIMED if unclaimed else None, scored
             except Rejected:
@@ -301,7 +310,13 @@ class Scoring:
         return drawn, reason, scored
 
     def _drawn(
-        self, served: Served, surface: LiveSurface, query: Query, decision_id: str, session: str
+        self,
+        served: Served,
+        surface: LiveSurface,
+        query: Query,
+        decision_id: str,
+        session: str,
+        full: bool = False,
     ) -> tuple[Drawn, float]:
         inputs, goal = inputs_of(served, query), None
         if served.goals:
@@ -309,7 +324,23 @@ class Scoring:
             inputs["goal"] = one_hot(goal.id, served.goals)
         scores = served.scores(inputs)
         scored = perf_counter()
-        return drawn_from(served, query, scores, decision_id, self.keys.server, surface.rate, goal), scored
+        return drawn_from(served, query, scores, decision_id, self.keys.server, surface.rate, goal, full), scored
+
+    def _shadowed(self, beside: Shadowing, decision_id: str, waited: float, deadline_ms: float | None) -> bool:
+        """Whether the candidate is drawn beside this decision: chance, and nothing that the draw could tell. It is the first
+        thing that a decision in a hurry leaves out."""
+        if waited > self.patience.explain or (
+            deadline_ms is not None and deadline_ms / 1000 < HURRY * beside.served.recent.p99
+        ):
+            return False
+        return beside.chosen(decision_id, self.keys.server)
+
+    def _shadows(self, beside: Shadowing, query: Query, drawn: Drawn, surface: str) -> list[Shadow]:
+        started = perf_counter()
+        found, outcome = beside.draw(query, drawn)
+        beside.served.recent.seconds.append(perf_counter() - started)
+        self.telemetry.add("shadow_draws_total", surface, beside.served.policy, outcome)
+        return found
 
     def _goal(self, served: Served, decision_id: str, session: str, inputs: Arrays) -> Goal:
         if served.manager is None:
