@@ -163,6 +163,42 @@ class Diversity(Struct, frozen=True, forbid_unknown_fields=True):
     by: str | None = None
 
 
+class Exposure(Struct, frozen=True, forbid_unknown_fields=True):
+    """What groups of items are owed over many requests, see `policies/reranking/exposure.py`.
+
+    by         attribute of the catalogue or item feature whose values are the groups
+    target     equal, merit, or group → share; groups that a mapping does not name are owed nothing
+    objective  rewards that merit is measured in; default: the surface's first objective
+    window     what is owed leaks over it
+    gain       K · (looks per sync): what share of what is owed a boost makes up for in one sync, below 1
+    most       largest boost, in interquartile ranges of a request's scores
+    positions  looks of each slot, never rising; default: 1 / log₂(t + 2)
+    """
+
+    by: str
+    target: Literal["equal", "merit"] | dict[str, float] = "equal"
+    objective: str | None = None
+    window: str | float = "1h"
+    gain: float = 0.3
+    most: float = 2.0
+    positions: list[float] = []
+
+
+class Prefix(Struct, frozen=True, forbid_unknown_fields=True):
+    """Shares of groups in every prefix of a slate: at least ⌊min · t⌋ and at most ⌈max · t⌉ of the first t slots."""
+
+    by: str
+    min: dict[str, float] = {}
+    max: dict[str, float] = {}
+
+
+class Fairness(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Fairness between groups of items, before the draw. It yields to rules."""
+
+    exposure: Exposure | None = None
+    prefix: Prefix | None = None
+
+
 class Logging(Struct, frozen=True, forbid_unknown_fields=True):
     """Share of decisions logged with everything the draw read and its full distributions."""
 
@@ -195,6 +231,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     fallback: Literal["given_order", "popular", "uniform"] = "given_order"
     rules: list[Rule] = []
     diversity: Diversity = Diversity()
+    fairness: Fairness = Fairness()
     exploration: Exploration = Exploration()
     logging: Logging = Logging()
     learn_pins: bool = False

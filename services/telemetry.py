@@ -66,6 +66,9 @@ METRICS = {
     "rule_relaxations_total": Metric("counter", ("surface", "rule"), "Slots for which a rule was passed over"),
     "rule_skips_total": Metric("counter", ("surface", "rule"), "Decisions for which a rule could not be asked"),
     "exposure_share": Metric("gauge", ("surface", "group"), "Share of slots a group of items was shown in"),
+    "exposure_deficit_share": Metric(
+        "gauge", ("surface", "group"), "Looks a group of items is owed, as a share of the window's"
+    ),
     "objective_value": Metric("gauge", ("surface", "objective", "policy", "arm"), "Mean reward of a slot"),
     "constraint_multiplier": Metric("gauge", ("surface", "policy", "objective"), "Multiplier of a constraint"),
     "spool_bytes": Metric("gauge", (), "Bytes in this host's spools that the log has not acknowledged"),

@@ -13,7 +13,7 @@ from policies.features import Encoder
 from policies.registry import ALGORITHMS
 from policies.rewards import LIMIT
 from policies.surface import Category, Feature, Number, Objective, PolicySpec, Surface, Vector, seconds
-from streaming import ruling
+from streaming import fairness, ruling
 from streaming.documents import Path
 from streaming.fitting import DURATION, unknown
 
@@ -59,6 +59,7 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
     if not 0 < share <= 1:
         yield Fault(("exploration", "max_share"), f"max_share is {share:g}", "a number above 0 and at most 1")
     yield from starmap(Fault, ruling.faults(surface))
+    yield from starmap(Fault, fairness.faults(surface))
     share = surface.exploration.least_share
     if not 0 <= surface.logging.sample <= 1:
         yield Fault(("logging", "sample"), f"sample is {surface.logging.sample:g}", "a number from 0 to 1")

@@ -5,6 +5,8 @@
               tenant/surface/item/<id>/…              the same of one item
               tenant/surface/policy/<name>/…          the same of the slates that one policy drew
               tenant/surface/group/genre/jazz/…       the same of the items with a category's value
+    counters  tenant/surface/exposure/<by>/<group>/…    looks that a group of items was delivered, entitled to and drawn, and what it is
+                                                    worth, Σ r/p (`streaming.exposed`)
     profiles  a unit's last interactions: (at, item, kind, value), oldest first, as feedback in force says
 
 and what people were shown, where rules ask for it (`streaming.shown`).
@@ -27,6 +29,7 @@ import numpy as np
 
 from policies.surface import Category
 from policies.types import F64, Arrays
+from streaming import exposed
 from streaming.index import id_hash
 from streaming.join import Touched
 from streaming.joined import SHOWN, Terms, in_force
@@ -85,6 +88,10 @@ class Derived:
         for one in touched:
             if one.join.heard:
                 self._remember(one)
+            if counting and one.join.drawn is not None and one.join.drawn.exposed is not None:
+                for group, by in exposed.moved(one).items():
+                    name = counter_name(one.join.drawn.tenant, one.terms.surface, *group)
+                    self._add(name, exposed.MEASURES, by)
             if one.terms.compiled.surface.rules and (one.present != one.present_before or not counting):
                 self._expose(one, counting)
 

@@ -85,6 +85,20 @@ class Goal(Struct, frozen=True, omit_defaults=True):
     drawn_at_decision: str
 
 
+class Exposed(Struct, frozen=True, gc=False, array_like=True):
+    """What groups of items got of a decision (`policies.reranking.exposure`): of G groups, in looks.
+
+    delivered  expected under the distributions that were drawn from;   entitled  by the target;   drawn  by the slate itself
+    of (k',)   place of each filled slot's group, −1 of none
+    """
+
+    groups: tuple[str, ...]
+    delivered: tuple[float, ...]
+    entitled: tuple[float, ...]
+    drawn: tuple[float, ...]
+    of: tuple[int, ...]
+
+
 class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="decision", kw_only=True):
     """One answered request.
 
@@ -109,6 +123,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     acted        rules and other sources that changed the distribution, by name
     relaxed      rule → slots for which it was passed over, or in which a quota was due and not reached
     skipped      rule → why it could not be asked
+    exposed      what groups of items were delivered and entitled to, on surfaces with a fairness of exposure
     dropped      unshown candidates left out to keep the record under its size limit
     """
 
@@ -156,6 +171,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     acted: list[str] = []
     relaxed: dict[str, list[int]] = {}
     skipped: dict[str, str] = {}
+    exposed: Exposed | None = None
     dropped: int = 0
     tenant: str = "default"
     generation: int = 1

@@ -119,6 +119,10 @@ class Fit:
         return neutral(shape)
 
     def union(self, value: Any, types: tuple[shapes.Type, ...], shape: shapes.Type, path: Path) -> Any:
+        if isinstance(value, dict):  # a mapping beside words, such as shares beside `equal`
+            mapping = next((one for one in types if isinstance(one, shapes.DictType)), None)
+            if mapping is not None:
+                return self.fit(value, mapping, path)
         tagged = {one.tag: one for one in types if isinstance(one, shapes.StructType) and one.tag is not None}
         if tagged and isinstance(value, dict):
             tags = ", ".join(map(str, tagged))

@@ -23,7 +23,7 @@ from msgspec import Struct
 from policies.errors import Corrupt
 from policies.rewards import Heard
 from streaming.configuration import Compiled, CompiledPolicy
-from streaming.events import VERSION, Feedback
+from streaming.events import VERSION, Exposed, Feedback
 
 SHOWN = "shown"
 WHOLE = -1
@@ -49,6 +49,7 @@ class Drawn(Struct, frozen=True, gc=False, tag_field="type", tag="decision", kw_
     pinned: tuple[int, ...] = ()
     weight: float = 1.0
     defer: bool = False
+    exposed: Exposed | None = None
     tenant: str = "default"
     v: int = 1
 

@@ -301,4 +301,5 @@ def interference(trial: Trial, compiled: Compiled, live: str | None) -> list[str
     trained = any(algorithm.trainer is not None for algorithm in algorithms.values())  # from every decision, in order
     shared = len(set(learning)) < len(learning) or (document.learners == "shared" and bool(learning))
     counted = any(rule.frequency is not None and rule.frequency.per == "item" for rule in surface.rules)
+    counted |= surface.fairness.exposure is not None  # arms are boosted by what all of them delivered
     return [*(["learner"] if shared or trained else []), *(["exposure"] if counted else [])]

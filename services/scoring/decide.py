@@ -16,6 +16,7 @@ from policies.bundle import item_inputs, item_rows
 from policies.errors import Rejected
 from policies.experiments.assignment import Choice
 from policies.reranking.acting import NOTHING_ACTS, Acting, Ready
+from policies.reranking.exposure import Fair
 from policies.reranking.within import ACTED, PASSED_OVER, Within
 from policies.slate import draw, uniforms
 from policies.types import F32, F64, I64, Arrays, DrawSettings, Mask, Slate
@@ -23,7 +24,7 @@ from services.scoring.admission import Recent
 from services.scoring.query import Query
 from services.scoring.ruling import Ruled
 from services.scoring.wire import DecisionAnswer, DecisionRequest, SlotAnswer
-from streaming.events import MAX_RECORD_BYTES, Decision, Goal, Inside, Sample, Shadow, encode
+from streaming.events import MAX_RECORD_BYTES, Decision, Exposed, Goal, Inside, Sample, Shadow, encode
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
@@ -146,7 +147,8 @@ def drawn_from(
         settings = capped(settings, ruled.max_share)
     acting = ruled.on(scores)
     ready = acting.ready(len(query.ids), query.slots)
-    slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled or full, **ready.arguments)
+    full = full or sampled or ruled.fair is not None  # what groups were delivered is a sum over whole distributions
+    slate = draw(scores, query.slots, u, settings, pins=query.pins, full=full, **ready.arguments)
     return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, _relaxed(slate, acting))
 
 
@@ -257,7 +259,15 @@ def record_of(
         acted=[] if query.ruled is None else acted(drawn, query.ruled),
         relaxed=dict(drawn.relaxed),
         skipped=dict(drawn.acting.skipped),
+        exposed=None if query.ruled is None or query.ruled.fair is None else _exposed(query.ruled.fair, slate),
     )
+
+
+def _exposed(fair: Fair, slate: Slate) -> Exposed | None:
+    if not fair.groups:
+        return None
+    delivered, entitled, drawn, of = fair.delivered(slate)
+    return Exposed(tuple(fair.groups), *(tuple(x.tolist()) for x in (delivered, entitled, drawn, of)))
 
 
 def acted(drawn: Drawn, ruled: Ruled) -> list[str]:

@@ -16,7 +16,9 @@ import numpy as np
 
 from policies.errors import Unavailable
 from policies.reranking.rules import Named
+from policies.surface import Exposure
 from policies.types import Mask
+from services.scoring.balances import Balance, Balances
 from streaming.breaker import Admission, Breaker
 from streaming.derived import EXPOSURES, counter_name
 from streaming.evidence import ItemHashes
@@ -38,11 +40,13 @@ class Shown:
 
     unit   (at, item hash) of what the unit was shown, newest last; None: not known now
     items  rule → what tells the impressions of candidates within its window, or None when they are not known now
+    balance  groups → their boosts and targets, or None when they are not known now; None of a surface without
     """
 
     now: float
     unit: Sequence[tuple[float, int]] | None
     items: Mapping[str, Counted]
+    balance: Callable[[Sequence[str]], Balance | None] | None = None
 
     def gone(self, rule: Named, ids: Sequence[str]) -> Mask | None:
         """(n,) which candidates a rule wants left out; None: that cannot be told now."""
@@ -101,13 +105,16 @@ class Exposures:
         self._units: OrderedDict[str, tuple[float, list[tuple[float, int]]]] = OrderedDict()
         self._items: dict[tuple[str, int], _Items] = {}
         self._next = float("-inf")
+        self.balances = Balances(tenant, STALE_SECONDS)
 
     def open(self) -> None:
         """Connect to the stores, once; run in a thread. Raises Unavailable."""
         if self._stores is None:
             self._stores = self._opened()
 
-    def of(self, surface: str, unit: str, rules: Sequence[Named], now: float) -> Shown:
+    def of(
+        self, surface: str, unit: str, rules: Sequence[Named], now: float, exposure: Exposure | None = None
+    ) -> Shown:
         """What the rules of a surface may ask about a unit and candidates, at epoch seconds `now`."""
         asked = any(rule.rule.frequency is None or rule.rule.frequency.per == "unit" for rule in rules)
         counts: dict[str, Counted] = {}
@@ -115,7 +122,8 @@ class Exposures:
             frequency = rule.rule.frequency
             if frequency is not None and frequency.per == "item":
                 counts[rule.name] = self._counted(surface, window_seconds(frequency.window))
-        return Shown(now, self._unit(unit) if asked else (), counts)
+        balance = None if exposure is None else self.balances.asked(surface, exposure, self._clock)
+        return Shown(now, self._unit(unit) if asked else (), counts, balance)
 
     def expect(self, surface: str, rules: Sequence[Named], ids: Sequence[str]) -> None:
         """Candidates that are likely: counted from the next reading on, before anybody asks."""
@@ -130,6 +138,10 @@ class Exposures:
         if stores is None or (clock < self._next and not at_once):
             return
         self._next = clock + REFRESH_SECONDS
+        try:
+            self.balances.refresh(stores[0], clock)
+        except Unavailable:
+            return
         for items in list(self._items.values()):
             wanted = list(items.wanted)
             names = items.names(wanted, now)

@@ -108,6 +108,18 @@ class Kinds:
                     codes[place] = fresh.setdefault(key, len(known) + len(fresh)) if found is None else found
         return codes
 
+    def groups(self, name: str, rows: I64, given: Given) -> tuple[I64, list[str]]:
+        """(codes (n,) from 0, −1 of none; what the values are called), in the order of the values' numbers."""
+        codes = self.of(name, rows, given)
+        numbers, places = np.unique(codes, return_inverse=True)
+        called = {number: key for key, number in self._names.get(name, {}).items()}
+        for place, features in given.items():
+            key = _key(features[name]) if name in features else None
+            if key is not None:
+                called[int(codes[place])] = key
+        none = int(len(numbers) > 0 and numbers[0] == UNKNOWN)
+        return places - none, [_called(called[number]) for number in numbers[none:].tolist()]
+
     def holding(self, condition: Test, rows: I64, given: Given) -> Mask:
         """(n,) of which candidates a condition holds."""
         mask = self.mask(condition)[rows]
@@ -143,6 +155,12 @@ def _key(value: Value | list[Scalar]) -> Key | None:
     """A value as a kind: the first of a list, and True is not 1."""
     first = (value[0] if value else None) if isinstance(value, list) else value
     return None if first is None else (isinstance(first, bool), first)
+
+
+def _called(key: Key) -> str:
+    """A value as configuration and counters name it: true, 1.5, jazz."""
+    boolean, value = key
+    return str(value).lower() if boolean else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _holds(condition: Test, item: Item) -> bool:

@@ -14,11 +14,13 @@ import numpy as np
 from policies.errors import Rejected
 from policies.reranking.acting import NOTHING_ACTS, Acting
 from policies.reranking.diversity import Diverse
+from policies.reranking.exposure import SOURCE, Fair, prefix_constraints
 from policies.reranking.expressions import Condition
 from policies.reranking.rules import Named, inside, left_out, named
 from policies.reranking.within import Constraint
-from policies.surface import Surface
+from policies.surface import Exposure, Surface
 from policies.types import F32, I64, Features, Mask
+from services.scoring.balances import shares_of
 from services.scoring.catalogue import Catalogue
 from services.scoring.exposures import Shown
 from services.scoring.kinds import Given, Is
@@ -42,6 +44,7 @@ class Ruled:
     acted      rules that took candidates out before the draw, and pins that hold
     removed    rule → ids taken out, of a request that wants an explanation
     max_share  exploration cap of the request's segment, None of a request that is in none
+    fair       groups and what they are owed, None of a surface without
     """
 
     acting: Acting = NOTHING_ACTS
@@ -49,10 +52,12 @@ class Ruled:
     acted: tuple[str, ...] = ()
     removed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     max_share: float | None = None
+    fair: Fair | None = None
 
     def on(self, scores: F32) -> Acting:
         """Everything that acts on scores (n, m)."""
-        return self.acting if self.diverse is None else self.acting + self.diverse.acting(scores)
+        acting = self.acting if self.diverse is None else self.acting + self.diverse.acting(scores)
+        return acting if self.fair is None else acting + self.fair.acting(scores)
 
 
 class Ruler:
@@ -66,12 +71,18 @@ class Ruler:
         self._soft = [rule for rule in self.rules if rule.key in ("seen", "frequency", "cap", "quota", "spacing")]
         self._segments = [(Condition(one.when), one.max_share) for one in surface.exploration.segments]
         diverse = self._diversity.mmr or self._diversity.coverage
-        self.idle = not (self.rules or self._segments or diverse)
+        self.exposure = surface.fairness.exposure
+        self.idle = not (self.rules or self._segments or diverse or self.exposure or surface.fairness.prefix)
 
     @cached_property
     def remembers(self) -> tuple[Named, ...]:
         """Rules that ask what was shown before."""
         return tuple(rule for rule in self._soft if rule.key in ("seen", "frequency"))
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything depends on what was shown before."""
+        return bool(self.remembers) or self.exposure is not None
 
     @property
     def asks_units(self) -> bool:
@@ -159,6 +170,11 @@ class Ruler:
                         away[rule.name] = "what was shown before is not known"
                     elif gone.any():
                         constraints.append(left_out(rule, gone, slots))
+        prefix = self._surface.fairness.prefix
+        if prefix is not None:
+            kinds, groups = catalogue.kinds.groups(prefix.by, rows, given)
+            constraints += prefix_constraints(prefix.by, prefix.min, prefix.max, kinds, groups, slots)
+        fair = None if self.exposure is None else self._fair(self.exposure, rows, given, catalogue, shown, away)
         share = next((share for condition, share in self._segments if condition(request.context.get)), None)
         return Ruled(
             Acting(constraints=tuple(constraints), skipped=away),
@@ -166,7 +182,24 @@ class Ruler:
             (*narrowed.acted, *held),
             narrowed.removed,
             share,
+            fair,
         )
+
+    def _fair(
+        self,
+        exposure: Exposure,
+        rows: I64,
+        given: Given,
+        catalogue: Catalogue,
+        shown: Shown | None,
+        away: dict[str, str],
+    ) -> Fair:
+        codes, groups = catalogue.kinds.groups(exposure.by, rows, given)
+        balance = None if shown is None or shown.balance is None else shown.balance(groups)
+        if balance is None:
+            away[SOURCE] = "what was delivered before is not known"
+            balance = np.zeros(len(groups)), shares_of(exposure, groups, None)
+        return Fair(codes, groups, *balance, tuple(exposure.positions))
 
     def _passing(self, rule: Named, ids: Sequence[str], rows: I64, given: Given, catalogue: Catalogue) -> Mask:
         match rule.key:

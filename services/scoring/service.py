@@ -138,7 +138,7 @@ class Scoring:
         unit = unit_hash(request.unit, self._salt)
         past = self._past(unit, surface) if surface.reader.reads_history and request.history is None else ()
         now = self.clock()
-        shown = self._shown(surface, unit, now) if surface.reader.ruler.remembers else None
+        shown = self._shown(surface, unit, now) if surface.reader.ruler.asks else None
         query = surface.reader.read(request, self.catalogue, past, shown)
         decision_id = self._identity(request, unit)
         policy, config, choice = surface.policy, surface.config, None
@@ -271,7 +271,9 @@ class Scoring:
         """What rules may ask about before; None where nobody can be asked."""
         if self.exposures is None:
             return None
-        return self.exposures.of(surface.surface.surface, unit, surface.reader.ruler.remembers, now)
+        return self.exposures.of(
+            surface.surface.surface, unit, surface.reader.ruler.remembers, now, surface.reader.ruler.exposure
+        )
 
     def _reason(self, policy: Served | None, waited: float, deadline_ms: float | None) -> str | None:
         """Why the fallback answers in place of a policy, or None."""
@@ -441,13 +443,16 @@ class Scoring:
         expected  items to count before anybody asks, at a start
         """
         asking = {name: found.reader.ruler.remembers for name, found in self.live.surfaces.items()}
-        if self.exposures is None or not any(asking.values()):
+        owing = [found.surface for found in self.live.surfaces.values() if found.reader.ruler.exposure is not None]
+        if self.exposures is None or not (owing or any(asking.values())):
             return
         self.exposures.open()
         if expected:
             for name, rules in asking.items():
                 self.exposures.expect(name, rules, expected)
         self.exposures.refresh(self.clock(), at_once=bool(expected))
+        for surface, group, share in self.exposures.balances.deficits():
+            self.telemetry.set("exposure_deficit_share", surface, group, value=share)
 
     def swap(self, live: Live) -> None:
         """Serve from a value; on the event loop."""

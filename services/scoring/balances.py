@@ -1,0 +1,105 @@
+"""What groups of items are owed, as one worker knows it: shards count looks, a thread reads them every sync.
+
+Every worker runs the same law over the same counters (`policies.reranking.exposure`); they differ by the moment they read, and
+after a start until the window has passed. What was delivered before a worker's first reading is not owed to anybody. A
+store that is away leaves the last boosts in force for a while; then nothing is boosted, and decisions say so.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from policies.reranking.exposure import Law, Owed, boosts, stepped, widened
+from policies.surface import Exposure, seconds
+from policies.types import F64
+from streaming.derived import counter_name
+from streaming.exposed import READ
+from streaming.ports import Counters
+
+Balance = tuple[F64, F64]  # boosts in interquartile ranges and targets, (G,) each
+MOST_GROUPS = 256  # of a surface: labels of a metric, and three counters each; more are never boosted
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Of one surface: groups in the order they were met, and their counters as of the last reading."""
+
+    exposure: Exposure
+    groups: dict[str, int] = field(default_factory=dict)
+    read: F64 = field(default_factory=lambda: np.zeros((0, len(READ))))
+    worth: F64 = field(default_factory=lambda: np.zeros(0))
+    state: Owed = field(default_factory=lambda: Owed(np.zeros(0)))
+    read_at: float = float("-inf")
+    boosts: F64 = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def law(self) -> Law:
+        return Law(self.exposure.gain, self.exposure.most, seconds(self.exposure.window))
+
+
+class Balances:
+    """Of one worker's surfaces. `refresh` in a thread, everything else on the event loop; values are replaced whole."""
+
+    def __init__(self, tenant: str, stale_seconds: float) -> None:
+        self._tenant, self._stale = tenant, stale_seconds
+        self._kept: dict[str, _Kept] = {}
+
+    def asked(
+        self, surface: str, exposure: Exposure, clock: Callable[[], float]
+    ) -> Callable[[Sequence[str]], Balance | None]:
+        """What tells boosts and targets of groups; None while they are not known."""
+        kept = self._kept.get(surface)
+        if kept is None or kept.exposure != exposure:
+            kept = self._kept[surface] = _Kept(exposure)
+
+        def balance(groups: Sequence[str]) -> Balance | None:
+            places = []
+            for group in groups:
+                place = kept.groups.get(group, -1)
+                if place < 0 and len(kept.groups) < MOST_GROUPS:
+                    place = kept.groups[group] = len(kept.groups)
+                places.append(place)
+            if clock() - kept.read_at >= self._stale:
+                return None
+            known, worth = kept.boosts, kept.worth
+            found = np.array([known[place] if 0 <= place < len(known) else 0.0 for place in places])
+            merits = np.array([worth[place] if 0 <= place < len(worth) else 0.0 for place in places])
+            return found, shares_of(kept.exposure, groups, merits)
+
+        return balance
+
+    def refresh(self, counters: Counters, now: float) -> None:
+        """Read all counters and step. `now`: seconds that never go back. Raises Unavailable, and nothing has changed."""
+        for surface, kept in list(self._kept.items()):
+            groups = list(kept.groups)
+            by = kept.exposure.by
+            wanted = [
+                counter_name(self._tenant, surface, "exposure", by, g, measure) for g in groups for measure in READ
+            ]
+            read = np.array(counters.read(wanted) if wanted else [], np.float64).reshape(-1, len(READ))
+            known = len(kept.read)
+            moved = np.zeros_like(read)  # of groups that are new here, nothing is known to have moved
+            moved[:known] = read[:known] - kept.read
+            forgotten = moved[:, :2].min(axis=1, initial=0.0) < -1e-6  # counters that began again at 0
+            moved[forgotten] = 0.0
+            since = min(now - kept.read_at, kept.law.window)
+            kept.state = stepped(kept.law, widened(kept.state, len(groups)), moved[:, 1], moved[:, 0], since)
+            kept.worth = read[:, 2]
+            kept.boosts = boosts(kept.law, kept.state)
+            kept.read, kept.read_at = read, now
+
+    def deficits(self) -> Iterator[tuple[str, str, float]]:
+        """(surface, group, what it is owed as a share of the window's looks)."""
+        for surface, kept in self._kept.items():
+            for group, share in zip(list(kept.groups), kept.state.shares.tolist(), strict=False):
+                yield surface, group, share
+
+
+def shares_of(exposure: Exposure, groups: Sequence[str], worth: F64 | None) -> F64:
+    """(G,) targets of groups. Merit that is not known yet, or is nobody's, is equal."""
+    if isinstance(exposure.target, dict):
+        return np.array([exposure.target.get(group, 0.0) for group in groups])
+    if exposure.target == "merit" and worth is not None and (worth > 0).any():
+        return np.maximum(worth, 0.0)
+    return np.ones(len(groups))

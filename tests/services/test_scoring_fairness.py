@@ -1,0 +1,241 @@
+"""Exposure of groups as callers, the log and the counters see it."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from scoring_setup import decisions, in_memory, surface
+
+from policies import bundle as bundling
+from policies.surface import Exposure, Fairness, Logging, Prefix, Surface
+from services.scoring.service import Scoring
+from services.scoring.wire import DecisionAnswer, Item, encode
+from streaming.configuration import ConfigInvalid, compile_surface, parse
+from streaming.derived import Derived
+from streaming.events import Decision
+from streaming.events import encode as encoded
+from streaming.join import Touched
+from streaming.joined import Join, Terms, read_drawn
+from streaming.ports import Versioned
+from streaming.replay import recompute
+from tests.services.test_scoring_rules import Told
+
+IDS = [f"i{j}" for j in range(12)]
+EXPOSURE = Exposure("creator_group", target={"big": 0.5, "small": 0.5}, window="10m", gain=0.5, positions=[1.0])
+
+
+def fair(folder: Path, told: Told | None, made: Surface) -> Scoring:
+    wired = {} if told is None else {"exposures": told.exposures()}
+    scoring = in_memory(folder, made, **wired)
+    version = scoring.catalogue.version
+    items = [
+        Item(id=name, features={"price": j}, attributes={"creator_group": "small" if j % 4 == 0 else "big"})
+        for j, name in enumerate(IDS)
+    ]
+    entries = [Versioned(version + i, "item", item.id, encode(item)) for i, item in enumerate(items, 1)]
+    scoring.catalogue.apply(scoring.catalogue.prepare(entries), 0.0)
+    return scoring
+
+
+def ask(scoring: Scoring, i: int, **more: object) -> DecisionAnswer:
+    request = {"surface": "home", "unit": f"u{i}", "context": {"device": "ios"}, "candidates": IDS, **more}
+    return msgspec.json.decode(scoring.decide(msgspec.json.encode(request)), type=DecisionAnswer)
+
+
+def written(exposure: Exposure = EXPOSURE, **more: object) -> Surface:
+    return surface(slots=4, fairness=Fairness(exposure), logging=Logging(1.0), **more)
+
+
+NAMES = [
+    f"default/home/exposure/creator_group/{group}/{measure}"
+    for group in ("big", "small")
+    for measure in ("delivered", "entitled", "drawn", "worth")
+]
+
+
+class Shard:
+    """What a shard derives of decisions that are seen as they are drawn."""
+
+    def __init__(self, made: Surface) -> None:
+        self.terms, self.derived = Terms.of(compile_surface(made)), Derived()
+
+    def touch(self, record: Decision, before: float | None, now: float | None) -> None:
+        """Rewards of every slot before and now; None: nothing was seen."""
+        drawn, shape = read_drawn(encoded(record)), (len(record.slate), self.terms.objectives)
+        was, is_now = (b"" if r is None else np.full(shape, r).tobytes() for r in (before, now))
+        ones = b"\1" * shape[0]
+        present_before, present = b"" if before is None else ones, b"" if now is None else ones
+        join = Join(1, record.decision_id, drawn, 0)
+        self.derived.take([Touched(self.terms, join, present_before, was, present, is_now)])
+
+    @property
+    def counters(self) -> dict[str, float]:
+        return {name: self.derived.counters.get(name) or 0.0 for name in NAMES}
+
+
+def test_what_is_owed_is_made_up_for(tmp_path: Path) -> None:
+    """The loop: decide, derive from the log, read, boost. A quarter of the items are owed half of the looks."""
+    told, made = Told(), written()
+    scoring, shard, shares, seen = fair(tmp_path, told, made), Shard(made), [], 0
+    for _ in range(30):
+        for i in range(20):
+            ask(scoring, i)
+        new = decisions(tmp_path)[seen:]
+        seen += len(new)
+        for record in new:
+            shard.touch(record, None, 0.0)
+        assert all(record.exposed for record in new)
+        small = sum(dict(zip(e.groups, e.delivered, strict=True))["small"] for r in new if (e := r.exposed))
+        shares.append(small / sum(sum(e.delivered) for r in new if (e := r.exposed)))
+        told.now += 1.0
+        told.write({}, shard.counters)
+        scoring.refresh()
+    assert shares[0] < 0.4  # uncorrected
+    assert abs(float(np.mean(shares[-10:])) - 0.5) < 0.05
+    deficits = {group: share for _, group, share in scoring.exposures.balances.deficits()}  # type: ignore[union-attr]
+    assert abs(deficits["small"]) < 0.1
+    assert deficits["small"] == pytest.approx(-deficits["big"])
+    record = decisions(tmp_path)[-1]
+    assert (record.acted, record.skipped) == (["exposure"], {})
+    slate = recompute(record, bundling.read(record.bundle, scoring._follower._bundles.get))
+    assert slate.propensities.tolist() == record.propensities
+    explained = ask(scoring, 1, explain=True)
+    boosts = {one.id: one.boosts for one in explained.explain or []}
+    assert len({boosts[item]["exposure"] for item in IDS[1:4]}) == 1  # no item has one of its own
+    assert boosts["i0"]["exposure"] > boosts["i1"]["exposure"]
+
+
+def test_boosts_are_nobodys_own(tmp_path: Path) -> None:
+    """Two people with the same candidates get the same boosts, whoever they are and whatever they did."""
+    told = Told()
+    scoring = fair(tmp_path, told, written())
+    ask(scoring, 1)
+    told.now += 1.0
+    told.write({}, dict.fromkeys(NAMES, 0.0))
+    scoring.refresh()
+    told.now += 1.0
+    told.write({}, {**dict.fromkeys(NAMES, 1.0), NAMES[0]: 90.0, NAMES[5]: 50.0})
+    scoring.refresh()
+    told_boosts = {
+        tuple(sorted((one.id, one.boosts.get("exposure", 0.0)) for one in ask(scoring, i, explain=True).explain or []))
+        for i in range(8)
+    }
+    assert len(told_boosts) == 1
+    assert any(boost for _, boost in next(iter(told_boosts)))
+
+
+def test_counters_count_once_and_follow_corrections(tmp_path: Path) -> None:
+    made = written()
+    scoring, shard = fair(tmp_path, None, made), Shard(made)
+    ask(scoring, 1, pins={"0": "i4"})
+    [record] = decisions(tmp_path)
+    said = record.exposed
+    assert said is not None
+    shard.touch(record, None, 0.0)
+    once = shard.counters
+    for j, group in enumerate(said.groups):
+        for measure, amount in (("delivered", said.delivered), ("entitled", said.entitled), ("drawn", said.drawn)):
+            assert once[f"default/home/exposure/creator_group/{group}/{measure}"] == amount[j]
+    assert sum(said.delivered) == pytest.approx(4) == pytest.approx(sum(said.entitled))
+    shard.touch(record, 0.0, 1.0)  # a click on every slot
+    clicked = shard.counters
+    worth = {name: clicked[name] for name in NAMES if name.endswith("worth")}
+    by_hand = dict.fromkeys(said.groups, 0.0)
+    for slot, p, of in zip(record.slots, record.propensities, said.of, strict=True):
+        by_hand[said.groups[of]] += 1 / p if slot not in record.pinned else 0.0
+    assert worth == pytest.approx({f"default/home/exposure/creator_group/{g}/worth": w for g, w in by_hand.items()})
+    assert {n: v for n, v in clicked.items() if n not in worth} == {n: v for n, v in once.items() if n not in worth}
+    shard.touch(record, 1.0, None)  # it turned out that nothing was seen
+    assert all(value == pytest.approx(0.0, abs=1e-9) for value in shard.counters.values())
+
+
+def test_merit_is_what_everybody_would_have_got_from_even_traffic(tmp_path: Path) -> None:
+    told = Told()
+    scoring = fair(tmp_path, told, written(Exposure("creator_group", "merit", positions=[1.0])))
+    ask(scoring, 1)
+    told.now += 1.0
+    told.write({}, {**dict.fromkeys(NAMES, 0.0), NAMES[3]: 30.0, NAMES[7]: 10.0})
+    scoring.refresh()
+    ask(scoring, 1)
+    said = decisions(tmp_path)[-1].exposed
+    assert said is not None
+    assert dict(zip(said.groups, said.entitled, strict=True)) == pytest.approx({"big": 3.0, "small": 1.0})
+
+
+def test_a_store_that_is_away_is_said_and_nothing_is_boosted(tmp_path: Path) -> None:
+    told = Told()
+    scoring = fair(tmp_path, told, written())
+    ask(scoring, 1)
+    assert list(decisions(tmp_path)[-1].skipped) == ["exposure"]  # nothing was read yet
+    told.now += 1.0
+    told.write({}, dict.fromkeys(NAMES, 0.0))
+    scoring.refresh()
+    told.now += 1.0
+    told.write({}, {**dict.fromkeys(NAMES, 0.0), NAMES[0]: 40.0, NAMES[5]: 40.0})
+    scoring.refresh()
+    ask(scoring, 1)
+    assert decisions(tmp_path)[-1].acted == ["exposure"]
+    told.away, told.now = True, told.now + 20.0
+    scoring.refresh()
+    ask(scoring, 1)
+    record = decisions(tmp_path)[-1]
+    assert (record.acted, list(record.skipped)) == ([], ["exposure"])
+    assert record.exposed is not None  # what is delivered meanwhile is counted all the same
+    told.away = False
+    told.now += 1.0
+    told.write(
+        {}, dict.fromkeys(NAMES, 0.0)
+    )  # a store that lost everything: counters begin anew, nobody is owed the past
+    scoring.refresh()
+    deficits = {group: share for _, group, share in scoring.exposures.balances.deficits()}  # type: ignore[union-attr]
+    assert deficits == pytest.approx({"big": -1.0, "small": 1.0})
+
+
+def test_prefixes_hold_in_what_is_served(tmp_path: Path) -> None:
+    made = surface(
+        slots=4, fairness=Fairness(prefix=Prefix("creator_group", {"small": 0.5}, {"big": 0.5})), logging=Logging(1.0)
+    )
+    scoring = fair(tmp_path, None, made)
+    for i in range(30):
+        places = [int(slot.id[1:]) % 4 == 0 for slot in ask(scoring, i).slate]
+        assert sum(places[:2]) >= 1
+        assert sum(places) == 2
+    ask(scoring, 1, candidates=["i1", "i2", "i3", "i4", "i5"])
+    assert set(decisions(tmp_path)[-1].relaxed) == {"prefix:creator_group>=small", "prefix:creator_group<=big"}
+
+
+@pytest.mark.parametrize(
+    ("written", "path", "message"),
+    [
+        ("exposure: {by: g, gain: 1.0}", "fairness.exposure.gain", "gain, K times the looks of a sync, is 1"),
+        ("exposure: {by: g, gain: 0}", "fairness.exposure.gain", "gain, K times"),
+        ("exposure: {by: g, most: 11}", "fairness.exposure.most", "most is 11"),
+        ("exposure: {by: g, window: soon}", "fairness.exposure.window", "expected a duration"),
+        ("exposure: {by: g, window: 90d}", "fairness.exposure.window", "a window of 90d"),
+        ("exposure: {by: g, target: {a: 2}}", "fairness.exposure.target.a", "a share of 2"),
+        ("exposure: {by: g, target: {a: 0}}", "fairness.exposure.target", "no group has a share"),
+        ("exposure: {by: genre, target: {jaz: 1}}", "fairness.exposure.target.jaz", "genre has no value 'jaz'; did you mean 'jazz'?"),
+        ("exposure: {by: look}", "fairness.exposure.by", "look is a vector"),
+        ("exposure: {by: g, target: merit}", "fairness.exposure.target", "merit of a surface without objectives"),
+        ("exposure: {by: g, objective: click}", "fairness.exposure.objective", "no objective 'click'"),
+        ("exposure: {by: g, positions: [0.5, 1]}", "fairness.exposure.positions", "looks [0.5, 1"),
+        ("prefix: {by: g}", "fairness.prefix", "neither min nor max"),
+        ("prefix: {by: g, min: {a: 0.6, b: 0.6}}", "fairness.prefix.min", "shares add up to 1.2"),
+        ("prefix: {by: g, min: {a: 0.6}, max: {a: 0.5}}", "fairness.prefix.max.a", "max of 'a' is below its min"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(written: str, path: str, message: str) -> None:
+    items = "{genre: {type: category, values: [jazz, rock]}, look: {type: vector, size: 2}}"
+    with pytest.raises(ConfigInvalid) as error:
+        parse(f"surface: home\nfeatures:\n  items: {items}\nfairness:\n  {written}\n", "home.yaml")
+    assert [(one.path, one.line) for one in error.value.mistakes] == [(path, 5)]
+    assert error.value.mistakes[0].message.startswith(message)
+
+
+def test_what_is_right_is_kept() -> None:
+    text = "surface: home\nfairness:\n  exposure: {by: g, target: {a: 0.3, b: 0.7}, window: 1h, gain: 0.2}\n  prefix: {by: g, min: {a: 0.2}}\n"
+    [made] = parse(text, "home.yaml")
+    assert made.fairness == Fairness(
+        Exposure("g", {"a": 0.3, "b": 0.7}, window="1h", gain=0.2), Prefix("g", {"a": 0.2})
+    )
