@@ -89,8 +89,8 @@ class Derived:
             if one.join.heard:
                 self._remember(one)
             if counting and one.join.drawn is not None and one.join.drawn.exposed is not None:
-                for group, by in exposed.moved(one).items():
-                    name = counter_name(one.join.drawn.tenant, one.terms.surface, *group)
+                for kind, by in exposed.moved(one).items():
+                    name = counter_name(one.join.drawn.tenant, one.terms.surface, *kind)
                     self._add(name, exposed.MEASURES, by)
             if one.terms.compiled.surface.rules and (one.present != one.present_before or not counting):
                 self._expose(one, counting)
