@@ -1,7 +1,8 @@
 """Every algorithm that learns: a decision in process, examples learned a second; and what a pool of draws does to later evaluations.
 
 decide   `Scoring.decide` from request bytes to answer bytes, spool written, of the prior; the floor is `floors.DecideFloor`
-learn    `Learner.learn` alone, nothing joined and nothing durable, in batches of 4,000 slots, 10 a slate
+learn    `Learner.learn` alone, nothing joined and nothing durable, in batches of 4,000 slots, 10 a slate. Both in the process's own
+         CPU time: eight algorithms one after the other meet eight loads of the machine, and most share one learner
 samples  decisions by id: slates of 10 out of 100 candidates, drawn under pools of other sizes of one posterior, evaluated for the
          policy whose pool is 4,096: (Σw)² / Σw² of 100 decisions, w the ratio of the two chances of the whole slate
 """
@@ -9,6 +10,7 @@ samples  decisions by id: slates of 10 out of 100 candidates, drawn under pools 
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,7 +23,7 @@ from policies.slate import draw
 from policies.surface import PolicySpec
 from policies.types import F32, F64, Changes, item_hashes
 from services.bench import stream
-from services.bench.decide import CHUNK, scoring_in, timed
+from services.bench.decide import CHUNK, scoring_in
 from services.bench.floors import DecideFloor
 from services.bench.report import Report
 from services.bench.requests import bodies
@@ -39,7 +41,7 @@ def measure(report: Report, chunks: int = 5, batches: int = 5, decisions: int = 
         report.add(
             f"learned, {name}",
             learned(name, batches),
-            "slots/s",
+            "slots/CPU s",
             note="10 slots × 32 features and 5 of context, no log",
         )
     for pool, share in effective(decisions).items():
@@ -54,21 +56,21 @@ def measure(report: Report, chunks: int = 5, batches: int = 5, decisions: int = 
 def _decide(report: Report, chunks: int) -> None:
     asked = bodies()
     with DecideFloor() as floor:
-        timed(lambda i: floor(asked[i % len(asked)]), CHUNK)  # compiles
+        _cpu(lambda i: floor(asked[i % len(asked)]))  # compiles
         for name in LEARNING:
             with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
                 scoring = scoring_in(Path(folder), Telemetry(), name)
-                timed(lambda i, scoring=scoring: scoring.decide(asked[i % len(asked)]), CHUNK)  # type: ignore[misc]  # bound early
+                _cpu(lambda i, scoring=scoring: scoring.decide(asked[i % len(asked)]))  # type: ignore[misc]  # bound early
                 ours, base = [], []
                 for _ in range(chunks):
-                    base.append(timed(lambda i: floor(asked[i % len(asked)]), CHUNK))
-                    ours.append(timed(lambda i, scoring=scoring: scoring.decide(asked[i % len(asked)]), CHUNK))  # type: ignore[misc]  # bound early
+                    base.append(_cpu(lambda i: floor(asked[i % len(asked)])))
+                    ours.append(_cpu(lambda i, scoring=scoring: scoring.decide(asked[i % len(asked)])))  # type: ignore[misc]  # bound early
                     scoring.tick()
                 scoring.close()
             report.add(
                 f"decide in process, {name}",
                 statistics.median(ours),
-                "µs",
+                "µs CPU",
                 floor=statistics.median(base),
                 note="by id; the floor is linear, with 256 draws",
             )
@@ -91,10 +93,18 @@ def learned(name: str, batches: int) -> float:
         [_changes(policy, i) for i in range(batches + 1)],
     )
     learner.learn(given[0])
-    start = time.perf_counter()
+    start = time.process_time()
     for changes in given[1:]:
         learner.learn(changes)
-    return batches * BATCH / (time.perf_counter() - start)
+    return batches * BATCH / (time.process_time() - start)
+
+
+def _cpu(work: Callable[[int], object]) -> float:
+    """Microseconds of CPU a call."""
+    start = time.process_time()
+    for i in range(CHUNK):
+        work(i)
+    return 1e6 * (time.process_time() - start) / CHUNK
 
 
 def _changes(policy: CompiledPolicy, number: int, rows: int = BATCH) -> Changes:

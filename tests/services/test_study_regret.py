@@ -87,3 +87,10 @@ def test_the_table_names_losses() -> None:
     ours, peer = np.array([0.4, 0.5, 0.6]), np.array([0.5, 0.6, 0.7])
     assert regret.compared(ours, peer) == pytest.approx((-100 / 6, -100 / 6, -100 / 6, False))
     assert regret.compared(peer, peer)[3]
+    rows = [
+        ["drift", "vw squarecb", "-3.0 [-5.0, -1.0]", False, "linucb", ""],
+        ["linear", "vw", "+1 [0, 2]", True, "", ""],
+    ]
+    assert regret.missed(rows) == [
+        f"missed on drift: linear_thompson − vw squarecb is -3.0 [-5.0, -1.0] %; {regret.WHY['drift']}"
+    ]
