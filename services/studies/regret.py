@@ -42,8 +42,8 @@ ROUNDS = {
 }
 JOKES = 10  # of the 80 on offer in a round: MABWiser asks each of its models, 12 ms a round for all
 
-WHY = {  # what is behind a loss to the best peer, where it was looked into
-    "drift": "the default forgets nothing, and what people want turns round: with a half-life, the option for this, it wins",
+WHY = {  # what the other rows of the table say about a loss to the best peer
+    "drift": "the default forgets nothing, and what people want turns round: the row with a half-life, the option for this, earns most of all here",
     "coat": "five hundred columns of user × coat from 400 rounds: sampling explores them longer than bounds or means do",
     "hillstrom": "a third of 5,000 rounds is too few to tell 2% of a visit rate of 17%",
     "digits": "ten arms that share nothing: one shared model, sampled or not, explores longer than ten models of their own; "
