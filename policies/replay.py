@@ -38,7 +38,7 @@ class Replay:
 
     def rows(self, chosen: I64) -> Arrays:
         """Copies of rows, numbered 0 … len − 1 in no particular order of age."""
-        return {name: value[chosen] for name, value in self._columns.items()}
+        return {name: value.take(chosen, axis=0) for name, value in self._columns.items()}
 
     def newest(self, count: int) -> Arrays:
         """The last rows added, oldest first."""

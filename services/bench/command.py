@@ -16,6 +16,7 @@ PARTS = (
     "http",
     "learn",
     "algorithms",
+    "agents",
     "settle",
     "publish",
     "freshness",
@@ -59,6 +60,7 @@ def command(out: Path | None, parts: tuple[str, ...], quick: bool, seconds: floa
 
 def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Report], None]]:
     from services.bench import (
+        agents,
         algorithms,
         decide,
         freshness,
@@ -84,6 +86,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         "http": http_part,
         "learn": lambda report: _learn(report, quick),
         "algorithms": lambda report: algorithms.measure(*((report, 1, 1, 20) if quick else (report,))),
+        "agents": lambda report: agents.measure(*((report, 1, 1) if quick else (report,))),
         "settle": lambda report: settling.measure(report, 500 if quick else 30_000),
         "publish": lambda report: publish.measure(report, 200 if quick else 5_000, 3 if quick else 30),
         "freshness": lambda report: freshness.measure(

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -68,10 +69,15 @@ def scoring_in(data: Path, telemetry: Telemetry, algorithm: str = "linear_thomps
 
     The policy is an algorithm with its default options, which linear_thompson's of `surface()` are.
     """
-    settings = Settings.load(environ={}, data=data, spool_bytes=8 << 30)
-    state, bundles, configs = open_state(settings), open_bundles(settings), Configs()
     document = surface()
     document["policies"]["bench-ts"] = {"algorithm": algorithm, "objective": "click"}
+    return scoring_of(data, telemetry, document)
+
+
+def scoring_of(data: Path, telemetry: Telemetry, document: dict[str, Any]) -> Scoring:
+    """The same for any surface `home` with a policy `bench-ts`."""
+    settings = Settings.load(environ={}, data=data, spool_bytes=8 << 30)
+    state, bundles, configs = open_state(settings), open_bundles(settings), Configs()
     publish_surface(state, from_json(msgspec.json.encode(document)))
     configs.follow(state)
     compiled = configs.current("home")

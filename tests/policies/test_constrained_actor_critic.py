@@ -198,6 +198,7 @@ def test_weights_of_slates_are_ratios_of_the_draw() -> None:
         "slate": np.stack([one.items for one in drawn]),
         "log_propensities": np.log([one.propensities for one in drawn]),
         "present": np.ones((30, 3)),
+        "log_left_out": np.zeros(30),
     }
     np.testing.assert_allclose(slate_weights(z, held), 1, rtol=1e-5)
     np.testing.assert_allclose(slate_weights(z, {**held, "log_propensities": held["log_propensities"] - 9.0}), 20)
@@ -244,3 +245,33 @@ def test_a_loss_that_overflows_takes_no_step() -> None:
     after = trainer.arrays()
     for name in (*network.WEIGHTS, *(f"mean.{n}" for n in network.WEIGHTS), "moment.deviation", "moment.kappa"):
         assert np.array_equal(after[name], before[name]), name
+
+
+def test_candidates_beyond_the_kept_are_stood_for() -> None:
+    """Eight of sixteen undrawn candidates are kept: the drawn are all there, renumbered, and the sampled softmax has the mean
+    of the whole one (4 standard errors over 2,000 samples)."""
+    from policies.algorithms.constrained_actor_critic.training import ActorCriticTrainer
+
+    trainer = constrained_actor_critic.trainer(with_options(CONFIG, undrawn=8), PROBLEM)
+    assert isinstance(trainer, ActorCriticTrainer)
+    one = lived(3, 2).rows(np.zeros(2_000, np.int64))
+    slate_rows = one.slate.copy()
+    slate_rows[:, 2] = -1
+    columns = {"slate": slate_rows, "allowed": one.allowed, "candidates": one.candidates}
+    cut = trainer._sampled(columns)
+    assert cut["candidates"].shape == (2_000, 12, WORLD.encoder.item_size)
+    every = np.arange(2_000)[:, None]
+    for slot in (0, 1, 3):
+        row = slate_rows[0, slot]
+        np.testing.assert_array_equal(
+            cut["candidates"][every[:, 0], cut["slate"][:, slot]], np.tile(one.candidates[0, row], (2_000, 1))
+        )
+    assert (cut["slate"][:, 2] == -1).all()
+    weight = one.candidates.astype(float).sum(axis=2) ** 2  # any positive function of an item
+    sampled = cut["candidates"].astype(float).sum(axis=2) ** 2
+    is_drawn = np.zeros(cut["allowed"].shape, bool)
+    is_drawn[every, cut["slate"][:, [0, 1, 3]]] = True
+    whole = weight[0].sum() - weight[0, slate_rows[0, [0, 1, 3]]].sum()
+    totals = (sampled * (~is_drawn)).sum(axis=1) * np.exp(cut["log_left_out"])
+    assert totals.std() > 0
+    assert abs(totals.mean() - whole) <= 4 * totals.std() / np.sqrt(2_000)

@@ -34,6 +34,8 @@ class ConstrainedActorCritic(Config, frozen=True):
     window       settled decisions the thresholds are judged on
     entropy      nats of entropy worth one standard deviation of advantage
     hidden, attention, embedding   width of the state's layer, attention heads over the history, learned item features
+    undrawn      candidates kept of a decision beside those drawn: more are stood for by a uniform sample of as many, each counting
+                 for several in the softmax (what training costs hangs on it)
     minibatch, replay, replay_ratio   transitions an update reads, transitions kept, times each is read on average
     learners     RLlib learners: 0 = in this process, n ≥ 1 = n actors on Ray
     """
@@ -58,6 +60,7 @@ class ConstrainedActorCritic(Config, frozen=True):
     hidden: Annotated[int, Meta(ge=1, le=1024)] = 32
     attention: Annotated[int, Meta(ge=1, le=8)] = 1
     embedding: Annotated[int, Meta(ge=1, le=256)] = 16
+    undrawn: Annotated[int, Meta(ge=1)] = 32
     minibatch: Annotated[int, Meta(ge=1)] = 512
     replay: Annotated[int, Meta(ge=1)] = 8_192
     replay_ratio: Positive = 1.0

@@ -99,23 +99,52 @@ class ActorCriticTrainer:
         for name, alive in (("history", batch.lived), ("next_history", batch.next_lived)):
             kept = np.zeros((len(batch), most, columns[name].shape[2]), np.float32)
             seen = columns[name][:, -most:]
-            kept[:, most - seen.shape[1] :] = np.where(alive[:, -most:, None], seen, 0)
+            np.multiply(seen, alive[:, -most:, None], out=kept[:, most - seen.shape[1] :])
             columns[name], columns[name.replace("history", "lived")] = kept, (kept != 0).any(axis=2)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):  # what is not finite is refused below
             columns["rewards"] = batch.rewards[:, :, list(parts.places)] * parts.signs
             columns["log_propensities"] = np.log(batch.propensities)
             for name, value in columns.items():
                 if name not in ("allowed", "slate"):
                     columns[name] = np.ascontiguousarray(value, np.float32)
-        columns["log_left_out"] = np.zeros(len(batch), np.float32)
-        good = np.ones(len(batch), bool)
-        for value in columns.values():
-            if value.dtype == np.float32:
-                good &= np.isfinite(value.reshape(len(batch), -1)).all(axis=1)
+            columns |= self._sampled(columns)
+            good = np.ones(len(batch), bool)
+            for value in columns.values():
+                if value.dtype == np.float32:
+                    good &= np.isfinite(value.reshape(len(batch), -1).sum(axis=1))  # a sum carries them, in one pass
         bad = int((~good).sum())
         if bad:
             columns = {name: value[good] for name, value in columns.items()}
         return columns, bad
+
+    def _sampled(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Candidates of N decisions cut to the drawn and `undrawn` others, `slate` renumbered; `log_left_out` (N,) is the log of
+        how many each of the others stands for. Which ones is a function of how many transitions came before."""
+        slate, allowed = columns["slate"], columns["allowed"]
+        n, k, most = allowed.shape[1], slate.shape[1], self.config.undrawn
+        if n <= k + most:
+            return {"log_left_out": np.zeros(len(slate), np.float32)}
+        rng, every = np.random.default_rng([self.config.seed, 1, self._replay.added]), np.arange(len(slate))[:, None]
+        order = rng.random(allowed.shape, np.float32)
+        order[~allowed] = 2.0
+        there = np.where(slate >= 0, slate, n)
+        ranks = np.concatenate(
+            [order, np.zeros((len(slate), 1), np.float32)], axis=1
+        )  # a place for slots that are none
+        ranks[every, there] = -1.0 - np.arange(k)
+        taken = np.argpartition(ranks[:, :n], k + most - 1, axis=1)[:, : k + most]
+        places = np.zeros((len(slate), n + 1), np.int64)
+        places[every, taken] = np.arange(k + most)
+        drawn = np.zeros((len(slate), n + 1), bool)
+        drawn[every, there] = True
+        undrawn = allowed & ~drawn[:, :n]
+        kept = np.take_along_axis(undrawn, taken, axis=1).sum(axis=1)
+        return {
+            "candidates": columns["candidates"][every, taken],
+            "allowed": np.take_along_axis(allowed, taken, axis=1),
+            "slate": np.where(slate >= 0, places[every, there], -1),
+            "log_left_out": np.log(np.maximum(undrawn.sum(axis=1), 1) / np.maximum(kept, 1)).astype(np.float32),
+        }
 
     def _update(self) -> F64 | None:
         """One minibatch; what was measured, (measures, P), or None when the step was not finite and not taken."""
@@ -216,14 +245,18 @@ class ActorCriticTrainer:
 
 def slate_weights(z: F64, held: Mapping[str, NDArray[Any]]) -> F64:
     """Product over present slots of softmax(z)/β, (N,), at most 20. z (N, n)."""
+    rows = held["slate"]
+    drawn = np.zeros((len(z), z.shape[1] + 1), bool)
+    drawn[np.arange(len(z))[:, None], np.where(rows >= 0, rows, z.shape[1])] = True
     left = np.where(held["allowed"], z, -np.inf)
+    often = np.where(drawn[:, :-1], 1.0, np.exp(held["log_left_out"].astype(np.float64))[:, None])
     log, every = np.zeros(len(z)), np.arange(len(z))
     for t in range(held["slate"].shape[1]):
         row = held["slate"][:, t]
         there = (row >= 0) & np.isfinite(left[every, row])
         top = left.max(axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):  # nothing left to draw: not a row of `there`
-            total = top[:, 0] + np.log(np.exp(left - top).sum(axis=1))
+            total = top[:, 0] + np.log((often * np.exp(left - top)).sum(axis=1))
             chosen = left[every, row] - total - held["log_propensities"][:, t]
         log += np.where(there & (held["present"][:, t] > 0), chosen, 0.0)
         left[every[there], row[there]] = -np.inf

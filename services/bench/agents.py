@@ -1,0 +1,148 @@
+"""A neural agent, constrained_actor_critic at its default network: training, publishing, deciding with a history.
+
+train    transitions a second of CPU through `Trainer.train`: replay, RLlib's learner in this process, losses, Adam; every transition is read
+         once on average. 100 candidates, 10 slots, 32 item features, 50 interactions, three objectives, one thread
+publish  weights to a stored bundle: arrays, probes through graph and reference, gate, files, pointer
+decide   `Scoring.decide` from request bytes to answer bytes, spool written, the history in the request; beside `DecideFloor`,
+         which reads none, in turns
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from policies.algorithm import Algorithm, Problem
+from policies.registry import ALGORITHMS
+from policies.sequences import Transitions
+from services.bench.decide import CHUNK, scoring_of, timed
+from services.bench.floors import CANDIDATES, CATALOGUE, SLOTS, DecideFloor
+from services.bench.report import Report
+from services.bench.requests import bodies, surface
+from services.telemetry import Telemetry
+from streaming.adapters.memory import MemoryBundles
+from streaming.configuration import Configs, from_json
+from streaming.publish import Publisher
+
+SHORT, LONG = 50, 2_000  # interactions
+PER_CORE = 10_000  # transitions a second: the budget is 20,000 on two cores
+AGENT: Algorithm = ALGORITHMS["constrained_actor_critic"]
+
+
+def measure(report: Report, rounds: int = 8, chunks: int = 7) -> None:
+    trained(report, rounds)
+    for history, most in ((SHORT, 3.0), (LONG, 6.0)):
+        decided(report, history, most, chunks)
+
+
+def document(history: int) -> dict[str, Any]:
+    """The benches' surface with three objectives, an agent live, and a history of that length."""
+    made = surface()
+    made["objectives"] = {
+        "click": {"kind": "click", "aggregate": "max", "range": [0, 1]},
+        "watch": {"kind": "watch", "range": [0, 60]},
+        "hide": {"kind": "hide", "aggregate": "max", "better": "lower", "range": [0, 1]},
+    }
+    made["policies"]["bench-ts"] = {"algorithm": AGENT.name, "objective": "watch"}
+    return made | {"history": history}
+
+
+def trained(report: Report, rounds: int) -> None:
+    """Of CPU time, one thread: the best round, since neighbours on the machine make a round slower and none faster."""
+    import torch
+
+    configs = Configs()
+    compiled = configs.add(from_json(msgspec.json.encode(document(SHORT))))
+    policy = compiled.policies["bench-ts"]
+    before, rows = torch.get_num_threads(), 4 * 512
+    torch.set_num_threads(1)
+    try:
+        assert AGENT.trainer is not None
+        trainer = AGENT.trainer(policy.config, policy.problem)
+        given = [transitions(policy.problem, rows, seed) for seed in range(2)]
+        trainer.train(given[0])
+        taken = []
+        for i in range(rounds):
+            start = time.process_time()
+            trainer.train(given[i % 2])
+            taken.append(time.process_time() - start)
+    finally:
+        torch.set_num_threads(before)
+    report.add(
+        "trained, constrained_actor_critic",
+        rows / min(taken),
+        "transitions/CPU s",
+        at_least=PER_CORE,
+        note=f"best of {rounds} rounds of {rows:,}, median {rows / statistics.median(taken):,.0f}; 10 of 100 candidates, "
+        f"H = {SHORT}, 3 objectives; budget: 20,000/s on two cores",
+    )
+    publisher, arrays = Publisher(MemoryBundles(), configs, 1), trainer.arrays()
+    publisher.publish(policy, [arrays], {}, time.time())  # builds the graph
+    took = [timed(lambda _: publisher.publish(policy, [arrays], {}, time.time()), 1) / 1e3 for _ in range(rounds)]
+    report.add("published, constrained_actor_critic", statistics.median(took), "ms", at_most=100, note="to memory")
+
+
+def decided(report: Report, history: int, most: float, chunks: int) -> None:
+    rng = np.random.default_rng(4)
+    asked = bodies()
+    past = [{"item": f"item-{row}", "kind": "click"} for row in rng.integers(CATALOGUE, size=history).tolist()]
+    ours = [msgspec.json.encode(msgspec.json.decode(body) | {"history": past}) for body in asked]
+    with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder, DecideFloor() as floor:
+        scoring = scoring_of(Path(folder), Telemetry(), document(history))
+        timed(lambda i: floor(asked[i % len(asked)]), CHUNK)  # compiles
+        timed(lambda i: scoring.decide(ours[i % len(ours)]), CHUNK)
+        base, taken = [], []
+        for _ in range(chunks):
+            base.append(timed(lambda i: floor(asked[i % len(asked)]), CHUNK))
+            taken.append(timed(lambda i: scoring.decide(ours[i % len(ours)]), CHUNK))
+            scoring.tick()
+        scoring.close()
+    report.add(
+        f"decide in process, constrained_actor_critic, H = {history:,}",
+        statistics.median(taken),
+        "µs",
+        floor=statistics.median(base),
+        at_most=most,
+        of_floor=True,
+        note="by id, history in the request; the floor is linear and reads none",
+    )
+
+
+def transitions(problem: Problem, count: int, seed: int) -> Transitions:
+    """Random slates of 10 of 100 candidates, histories of every length."""
+    rng, encoder = np.random.default_rng(seed), problem.encoder
+    c, d, h, o = encoder.context_size, encoder.item_size, problem.history, len(problem.objectives)
+
+    def some(*shape: int) -> Any:
+        return rng.uniform(-1, 1, shape).astype(np.float32)
+
+    lived = np.arange(h) >= rng.integers(h + 1, size=(2, count, 1))
+    terminal = rng.random(count) < 0.1
+    return Transitions(
+        context=some(count, c),
+        candidates=some(count, CANDIDATES, d),
+        items=rng.integers(1, 2**63, (count, CANDIDATES)).astype(np.uint64),
+        allowed=np.ones((count, CANDIDATES), bool),
+        slate=np.argsort(rng.random((count, CANDIDATES)), axis=1)[:, :SLOTS],
+        propensities=rng.uniform(0.01, 0.5, (count, SLOTS)),
+        present=np.ones((count, SLOTS), bool),
+        rewards=(rng.random((count, SLOTS, o)) < 0.1).astype(float),
+        history=some(count, h, d) * lived[0, :, :, None],
+        history_items=rng.integers(1, 2**63, (count, h)).astype(np.uint64) * lived[0],
+        lived=lived[0],
+        next_context=some(count, c),
+        next_history=some(count, h, d) * lived[1, :, :, None],
+        next_history_items=rng.integers(1, 2**63, (count, h)).astype(np.uint64) * lived[1],
+        next_lived=lived[1],
+        terminal=terminal,
+        elapsed=np.where(terminal, 0, 60.0),
+        units=np.arange(1, count + 1).astype(np.uint64),
+        sessions=np.arange(1, count + 1).astype(np.uint64),
+        times=np.arange(count, dtype=float),
+        goals=np.full(count, -1),
+        goal_propensities=np.ones(count),
+    )
