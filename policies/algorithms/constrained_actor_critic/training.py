@@ -53,8 +53,7 @@ class ActorCriticTrainer:
     def train(self, batch: Transitions) -> dict[str, float]:
         columns, bad = self._columns(batch)
         self._refused += bad
-        skipped = self._skipped + (1 if bad else 0)
-        self._skipped = skipped
+        self._skipped += bad > 0
         rows = len(columns["slate"])
         if rows:
             self._replay.add(columns)
@@ -204,7 +203,7 @@ class ActorCriticTrainer:
                 ("entropy", "entropy"),
             ):  # fmt: skip
                 said[f"{ours}_{name}"] = float(found[theirs][i])
-            # 1: what critics promise is what comes; in units of the objective's scale
+            # 0: what critics promise is what comes; in units of the objective's scale
             said[f"value_gap_{name}"] = float(found["value"][i] - found["target"][i])
             said[f"kl_price_{name}"] = float(self._moments["kappa"][i])
         return said
