@@ -23,8 +23,9 @@ from services.bench.decide import CHUNK, scoring_of, timed
 from services.bench.floors import CANDIDATES, CATALOGUE, SLOTS, DecideFloor
 from services.bench.report import Report
 from services.bench.requests import bodies, surface
+from services.settings import Settings
 from services.telemetry import Telemetry
-from streaming.adapters.memory import MemoryBundles
+from services.wiring import open_bundles
 from streaming.configuration import Configs, from_json
 from streaming.publish import Publisher
 
@@ -80,10 +81,12 @@ def trained(report: Report, rounds: int) -> None:
         note=f"best of {rounds} rounds of {rows:,}, median {rows / statistics.median(taken):,.0f}; 10 of 100 candidates, "
         f"H = {SHORT}, 3 objectives; budget: 20,000/s on two cores",
     )
-    publisher, arrays = Publisher(MemoryBundles(), configs, 1), trainer.arrays()
-    publisher.publish(policy, [arrays], {}, time.time())  # builds the graph
-    took = [timed(lambda _: publisher.publish(policy, [arrays], {}, time.time()), 1) / 1e3 for _ in range(rounds)]
-    report.add("published, constrained_actor_critic", statistics.median(took), "ms", at_most=100, note="to memory")
+    arrays = trainer.arrays()
+    with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
+        publisher = Publisher(open_bundles(Settings.load(environ={}, data=Path(folder))), configs, 1)
+        publisher.publish(policy, [arrays], {}, time.time())  # builds the graph
+        took = [timed(lambda _: publisher.publish(policy, [arrays], {}, time.time()), 1) / 1e3 for _ in range(rounds)]
+    report.add("published, constrained_actor_critic", statistics.median(took), "ms", at_most=100, note="to files")
 
 
 def decided(report: Report, history: int, most: float, chunks: int) -> None:
