@@ -22,6 +22,10 @@ ELSEWHERE = {  # commands that live in rooms of their own: name → module, what
     "study": ("services.studies.command", "Studies with seeds, floors and intervals: what the README claims."),
     "experiment": ("services.experimenting", "Experiments: list, create, start, allocate, stop, report."),
     "keys": ("services.key_command", "API keys: create, list, revoke."),
+    "release": (
+        "services.releasing",
+        "Releases of policies: start, status, canary, promote, abort, value, convergence.",
+    ),
     "plan": ("services.planning", "What applying a config folder would keep, rebuild and move."),
     "bench": ("services.bench.command", "Measure decisions, learning, publishing and freshness, with peers beside."),
 }

@@ -43,7 +43,7 @@ class Promotions:
 
     def all(self) -> dict[str, Released]:
         """By surface, of those that have had a release. Raises Unavailable."""
-        self._follow()
+        self.follow()
         found = {name: self.configs.released(name) for name in self.configs.surfaces()}
         return {name: released for name, released in found.items() if released != Released()}
 
@@ -142,13 +142,14 @@ class Promotions:
 
     def compiled(self, surface: str) -> Compiled:
         """Raises Rejected(404)."""
-        self._follow()
+        self.follow()
         found = self.configs.current(surface)
         if found is None:
             raise Rejected(f"No surface {surface!r}", at="$.surface", code="unknown_surface", status=404)
         return found
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
+        """Take in what is newer in the record. Raises Unavailable."""
         with self._following:
             self.configs.follow(self.state)
 
@@ -170,6 +171,7 @@ class Promotions:
                 if error.code != "conflict" or expect is not None:
                     raise
                 continue
+            self.follow()
             return after
         raise Rejected(f"Releases of {surface!r} are being changed by others", code="stale", status=409)
 

@@ -15,6 +15,7 @@ from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
 from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
 from streaming.copies import Copies
+from streaming.estimates import Estimates
 from streaming.forward import Forwarder
 from streaming.kept import KeptBundles, KeptState
 from streaming.ports import Bundles, Checkpoints, Claims, Counters, DeadLetters, Log, Profiles, State
@@ -147,6 +148,15 @@ def open_totals(settings: Settings) -> tuple[Totals, Callable[[int], Settlements
     folder = settings.data / "experiments"
     folder.mkdir(parents=True, exist_ok=True)
     return SqliteTotals(folder / "units.sqlite"), lambda partition: SqliteCheckpoints(folder / f"{partition}.sqlite")
+
+
+def open_estimates(settings: Settings) -> Estimates:
+    """What policies have earned, folded beside the experiments."""
+    from streaming.adapters.sqlite_estimates import SqliteEstimates
+
+    folder = settings.data / "experiments"
+    folder.mkdir(parents=True, exist_ok=True)
+    return SqliteEstimates(folder / "estimates.sqlite")
 
 
 def open_experiences(settings: Settings) -> Bundles:

@@ -241,7 +241,11 @@ def _judge(of: OfSurface, release: Release, versions: Versions, usable: Sequence
                 overlap += shadow.overlap
     if not kept or agreed is None:
         return
-    settings = gate_of(release, agreed)
+    try:
+        settings = gate_of(release, agreed)
+    except Rejected:  # an edit took the range away: there is nothing to judge by
+        of.unusable += len(kept)
+        return
     before = of.judging
     k = len(before.design) if before is not None else agreed.slots
     state = gate.begin(k) if before is None else pooled_gate([before])

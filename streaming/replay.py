@@ -30,7 +30,7 @@ def recompute(decision: Decision, bundle: Bundle | None) -> Slate:
     n, k = len(decision.candidates), decision.asked
     items = floats(decision.matrix).reshape(n, -1)
     return draw(
-        _scores(decision, bundle, items),
+        scores_of(decision, bundle, items),
         k,
         np.frombuffer(sample.uniforms),
         DrawSettings(decision.head, decision.epsilon, decision.max_share, decision.temperature),  # type: ignore[arg-type]  # str
@@ -63,7 +63,8 @@ def _within(inside: Inside, n: int, k: int) -> Within:
     return found
 
 
-def _scores(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
+def scores_of(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
+    """(n, m) of a bundle for a logged decision's candidates, encoded (n, d). Raises Corrupt."""
     inputs: dict[str, Any] = {
         "context": floats(decision.context),
         "items": items,

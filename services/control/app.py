@@ -27,17 +27,20 @@ from policies.surface import Surface
 from services.access import Access
 from services.audit import Audit, Change, entry
 from services.configuring import applied, apply_folder
-from services.control import experiments, keyring, sessions
+from services.control import experiments, keyring, releasing, sessions
+from services.control.canaries import Canaries, Guard
+from services.control.estimating import Estimating
 from services.control.overview import Overview
 from services.control.readouts import Readouts
 from services.control.sessions import Sessions
 from services.guarding import Guarding
 from services.keys import Keys
+from services.promoting import Promotions
 from services.releases import Releases, holds
 from services.settings import Settings
-from services.telemetry import share
+from services.telemetry import Telemetry, share
 from services.trials import Trials
-from services.wiring import open_dead_letters, open_totals
+from services.wiring import open_dead_letters, open_estimates, open_totals
 from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
 from streaming.ports import DeadLetters
 
@@ -68,6 +71,9 @@ class Control:
     audit: Audit
     access: Access
     sessions: Sessions
+    promotions: Promotions
+    estimating: Estimating
+    guard: Guard
     config_folder: Path | None = None
 
     @classmethod
@@ -80,17 +86,32 @@ class Control:
         secret = Keys.load(settings.keys_path, (settings.tenant,)).server
         known = Sessions(access, secret, user_header=settings.ops_user_header, proxies=settings.ops_proxies)
         kept = settings.retention_seconds
-        readouts = Readouts(trials, releases.events, lambda: open_totals(settings), retention_seconds=kept)
+        promotions, telemetry = Promotions(releases.state, Configs()), Telemetry()
+        partitions = releases.events.partitions
+        estimating = Estimating(promotions, lambda: open_estimates(settings), partitions, telemetry=telemetry)
+        readouts = Readouts(
+            trials,
+            releases.events,
+            lambda: open_totals(settings),
+            retention_seconds=kept,
+            telemetry=telemetry,
+            beside=estimating if settings.estimates == "on" else None,
+            canaries=Canaries(promotions, telemetry),
+        )
+        overview = Overview(releases, configs, dead, settings.http)
         return cls(
             releases,
             configs,
             dead,
-            Overview(releases, configs, dead, settings.http),
+            overview,
             trials,
             readouts,
             Audit(releases.state),
             access,
             known,
+            promotions,
+            estimating,
+            Guard(promotions, releases.events, overview.refused),
             settings.config,
         )
 
@@ -105,11 +126,13 @@ def create_app(control: Control) -> FastAPI:
         keys = threading.Thread(target=_follow_keys, args=(control, stop), name="keys", daemon=True)
         control.overview.start()
         control.readouts.start()
+        control.guard.start()
         watch.start()
         keys.start()
         yield
         stop.set()
         await run_in_threadpool(keys.join)
+        await run_in_threadpool(control.guard.stop)
         await run_in_threadpool(control.readouts.stop)
         await run_in_threadpool(watch.join)
         await run_in_threadpool(control.overview.stop)
@@ -123,6 +146,7 @@ def create_app(control: Control) -> FastAPI:
         harden=sessions.harden,
     )
     app.include_router(experiments.router(control.trials, control.readouts, control.audit))
+    app.include_router(releasing.router(control.promotions, control.estimating, control.readouts, control.releases))
     app.include_router(sessions.router(control.sessions))
     app.include_router(keyring.router(control.releases.state, control.access))
     page = (files("services") / "control" / "ops.html").read_bytes()
@@ -181,7 +205,8 @@ def create_app(control: Control) -> FastAPI:
 
     @app.get("/v1/releases")
     def releases() -> Response:
-        return _json({"holds": holds(control.releases.state)})
+        released = {name: msgspec.to_builtins(one) for name, one in control.promotions.all().items()}
+        return _json({"holds": holds(control.releases.state), "surfaces": released})
 
     @app.post("/v1/releases", openapi_extra=_BODY)
     async def release(request: Request) -> Response:

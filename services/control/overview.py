@@ -55,6 +55,13 @@ class Overview:
             "missing": [] if fresh else ["scoring"],
         }
 
+    def refused(self, surface: str, policy: str) -> float:
+        """Bundles of a policy that scoring has refused, as of the last scrape."""
+        if not self._scrapes:
+            return 0.0
+        newest = self._scrapes[-1][1].by("swap_total", "outcome", surface=surface, policy=policy)
+        return sum(count for outcome, count in newest.items() if outcome not in ("swapped", "unavailable"))
+
     def policies(self, surface: str) -> list[dict[str, Any]]:
         """Every policy of a surface with the bundle it points to."""
         compiled = self._configs.current(surface)

@@ -13,14 +13,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
 from policies.errors import Corrupt, Rejected, SlatewiseError
+from policies.evaluation.gate import Verdict
 from policies.experiments.document import Trial
 from policies.experiments.readout import Readout, Units, guarded, readout, sample_ratio
+from policies.releases import Release
 from services.epochs import take_epoch
 from services.telemetry import Telemetry
 from services.trials import Trials
@@ -50,8 +52,38 @@ class Seat:
     stopped: str = ""
 
 
+class Beside(Protocol):
+    """What is folded from the same settled decisions, whether or not an experiment runs."""
+
+    def wanted(self) -> bool:
+        """Whether anybody waits for it. Raises Unavailable."""
+
+    def fold(self, seat: Seat) -> None:
+        """Everything of a partition that has settled, each decision once. Raises Unavailable."""
+
+    def folded(self, partition: int) -> int:
+        """The next number it wants."""
+
+    def tell(self) -> None:
+        """Metrics."""
+
+
+class Canaries(Protocol):
+    """Experiments that releases run, see `services.control.guarding`."""
+
+    def running(self) -> list[Trial]: ...
+
+    def harmed(self, trial: Trial, reason: str) -> None:
+        """A guardrail is breached."""
+
+    def judge(self, trial: Trial, totals: Totals, partitions: int) -> None:
+        """End one that is decided."""
+
+    def verdict(self, release: Release, trial: Trial, totals: Totals, partitions: int) -> Verdict: ...
+
+
 class Readouts:
-    """Of all experiments of an installation. `turn` belongs to one thread; `report` to any."""
+    """Of all experiments of an installation, and of what is folded beside them. `turn` belongs to one thread; `report` to any."""
 
     def __init__(
         self,
@@ -61,8 +93,11 @@ class Readouts:
         *,
         retention_seconds: float,
         telemetry: Telemetry | None = None,
+        beside: Beside | None = None,
+        canaries: Canaries | None = None,
     ) -> None:
         self._trials, self._events, self._opened = trials, events, opened
+        self._beside, self._canaries = beside, canaries
         self._retention_seconds, self._telemetry = retention_seconds, telemetry or Telemetry()
         self._configs = Configs()
         self._totals: Totals | None = None
@@ -104,24 +139,49 @@ class Readouts:
             "missing": stopped,
         }
 
+    def canary(self, release: Release) -> dict[str, Any] | None:
+        """The units of a canary that runs; None once it is over. Raises Unavailable."""
+        trial = next((t for t in self._running() if t.document.surface == release.surface), None)
+        if trial is None:
+            return None
+        compiled, totals = self._compiled(trial), self._open()
+        units = units_of(trial, compiled, totals)
+        better = {objective: one.better for objective, one in compiled.surface.objectives.items()}
+        return {
+            "experiment": trial.document.experiment,
+            "assigned": {arm: int((units.arms == i).sum()) for i, arm in enumerate(trial.document.arms)},
+            "complete": int(units.complete.sum()),
+            "guardrails": [msgspec.to_builtins(one) for one in guarded(trial.document, units, better)],
+            "verdict": None
+            if self._canaries is None
+            else self._canaries.verdict(release, trial, totals, self._events.partitions),
+        }
+
     def turn(self, now: float) -> bool:
         """Settle, fold and judge once; whether there is more to do at once."""
         self._end(now)
-        active = [trial for trial in self._trials.all() if self._active(trial)]
-        if not active:
+        canaries = self._running()
+        active = [*(trial for trial in self._trials.all() if self._active(trial)), *canaries]
+        beside = self._beside if self._beside is not None and self._beside.wanted() else None
+        if not active and beside is None:
             return False
         totals, busy = self._open(), False
         for seat in self._seated():
             if not seat.stopped:
-                busy |= self._settled(seat, active, totals, now)
+                busy |= self._settled(seat, active, totals, now, beside)
         for trial in active:
             if trial.status == "running":
-                self._judge(trial, totals)
+                self._judge(trial, totals, trial in canaries)
+        if beside is not None:
+            beside.tell()
         self._telemetry.flush()
         if now >= self._next_trim:
             self._next_trim = now + TRIM_SECONDS
-            self._trim(active, totals, now)
+            self._trim(active, totals, now, beside)
         return busy
+
+    def _running(self) -> list[Trial]:
+        return self._canaries.running() if self._canaries is not None else []
 
     def _end(self, now: float) -> None:
         """What was to stop by now, stops; requests have not been assigned since."""
@@ -131,13 +191,15 @@ class Readouts:
 
     # -- folding -----------------------------------------------------------------------------------------------------
 
-    def _settled(self, seat: Seat, active: list[Trial], totals: Totals, now: float) -> bool:
+    def _settled(self, seat: Seat, active: list[Trial], totals: Totals, now: float, beside: Beside | None) -> bool:
         partition = seat.settler.partition
         try:
             report: SettleReport = seat.settler.step(now)
             seat.frontier = report.frontier
             for trial in active:
                 self._fold(trial, seat, totals)
+            if beside is not None:
+                beside.fold(seat)
         except Corrupt as error:  # the log no longer has what comes next
             if error.reason == "offset_out_of_range" and not any(
                 totals.cursor(trial.document.experiment, partition)[1] for trial in active
@@ -168,10 +230,12 @@ class Readouts:
         if since == after and seat.frontier > frontier:
             totals.commit(name, partition, since, since, seat.frontier, {})
 
-    def _trim(self, active: list[Trial], totals: Totals, now: float) -> None:
-        """Rows that every experiment has folded and that are older than the log's retention."""
+    def _trim(self, active: list[Trial], totals: Totals, now: float, beside: Beside | None) -> None:
+        """Rows that everyone has folded and that are older than the log's retention."""
         for seat in self._seats:
-            folded = min(totals.cursor(t.document.experiment, seat.settler.partition)[0] for t in active)
+            partition = seat.settler.partition
+            cursors = [totals.cursor(t.document.experiment, partition)[0] for t in active]
+            folded = min([*cursors, *([beside.folded(partition)] if beside is not None else [])])
             first, _ = seat.outbox.numbers()
             rows = seat.experiences.rows(first, TRIM_ROWS)
             old = next((n for n, row in rows if row.due >= now - self._retention_seconds), first + len(rows))
@@ -180,7 +244,7 @@ class Readouts:
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def _judge(self, trial: Trial, totals: Totals) -> None:
+    def _judge(self, trial: Trial, totals: Totals, canary: bool = False) -> None:
         """Say how many units there are and whether their ratio is right; stop an experiment that does established harm."""
         name, started = trial.document.experiment, time.monotonic()
         if started < self._next_judging.get(name, 0.0):
@@ -194,13 +258,14 @@ class Readouts:
         self._telemetry.set("experiment_mismatch_p_ratio", name, value=ratio.p)
         for one in guarded(trial.document, units, better):
             if one.verdict == "breached" and one.effect is not None and one.high is not None:
-                self._stopped(
-                    name,
-                    "guardrail",
-                    f"guardrail {one.metric}: {one.arm} has {one.effect:.4g}, at most {one.high:.4g},"
-                    f" below {one.min_effect:g}",
-                )
+                reason = f"guardrail {one.metric}: {one.arm} has {one.effect:.4g}, at most {one.high:.4g}, below {one.min_effect:g}"
+                if canary and self._canaries is not None:
+                    self._canaries.harmed(trial, reason)
+                    return
+                self._stopped(name, "guardrail", reason)
                 break
+        if canary and self._canaries is not None:
+            self._canaries.judge(trial, totals, self._events.partitions)
         self._next_judging[name] = time.monotonic() + SHARE * (time.monotonic() - started)
 
     def _stopped(self, name: str, who: str, reason: str) -> None:
