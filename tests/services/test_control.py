@@ -175,9 +175,9 @@ def test_a_rollback_holds_until_it_is_resumed(http: Http, house: House) -> None:
     asked = {"policy": "home/home-ts", "action": "rollback", "to": first}
     assert http.post("/v1/releases", json=asked).json()["bundle"] == first
     assert open_bundles(house.settings).pointers()["home/home-ts"] == first
-    assert http.get("/v1/releases").json() == {"holds": {"home/home-ts": first}}
+    assert http.get("/v1/releases").json()["holds"] == {"home/home-ts": first}
     assert http.post("/v1/releases", json={"policy": "home/home-ts", "action": "resume"}).status_code == 200
-    assert http.get("/v1/releases").json() == {"holds": {}}
+    assert http.get("/v1/releases").json()["holds"] == {}
     assert http.post("/v1/releases", json={"policy": "home/home-ts", "action": "resume"}).status_code == 404
 
 
@@ -211,7 +211,7 @@ def test_a_spoilt_bundle_is_no_way_back(http: Http, house: House) -> None:
     answer = http.post("/v1/releases", json={"policy": "home/home-ts", "action": "rollback", "to": first})
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "hash"
-    assert http.get("/v1/releases").json() == {"holds": {}}
+    assert http.get("/v1/releases").json()["holds"] == {}
 
 
 def test_before_finds_the_bundle_that_answered_then(house: House) -> None:
