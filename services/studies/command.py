@@ -18,6 +18,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "services.studies.eide",
         "Eide's simulator: greedy and Thompson slates, flat and hierarchical, cold items.",
     ),
+    "fairness": (
+        "services.studies.fairness",
+        "Impression variance, exposure and creators: before, after, and what it costs.",
+    ),
     "guardrails": ("services.studies.guardrails", "One objective raised while others hold, by seven ways of learning."),
     "regret": ("services.studies.regret", "One-slot algorithms beside Vowpal Wabbit and MABWiser: who wins where."),
     "experiments": (
