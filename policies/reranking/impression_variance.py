@@ -109,9 +109,9 @@ class Aggregator:
     def release(self, rng: np.random.Generator) -> Released:
         """The window's noisy sums; the next window begins, and those who contributed have paid."""
         self._spent[self._counted > 0] += self.privacy.release
-        noisy = [sums + rng.laplace(0.0, self.privacy.scale, sums.shape) for sums in self.__sums]
+        delivered, eligible, summaries = (s + rng.laplace(0.0, self.privacy.scale, s.shape) for s in self.__sums)
         self._begin()
-        return Released(*noisy)
+        return Released(delivered, eligible, summaries)
 
     def new_day(self) -> None:
         self._spent[:] = 0.0

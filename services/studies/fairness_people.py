@@ -53,7 +53,7 @@ class Seen:
     @property
     def scored(self) -> F64:
         """Distances of items with enough impressions."""
-        return distances(self.delivered, self.eligible)[self.delivered.sum(axis=1) >= ENOUGH]
+        return np.asarray(distances(self.delivered, self.eligible)[self.delivered.sum(axis=1) >= ENOUGH])
 
     @property
     def close(self) -> float:
