@@ -10,6 +10,7 @@ from policies.algorithms import (
     linear_thompson,
     linucb,
     logistic_thompson,
+    novelty_hierarchy,
     popular,
     recurrent_slate,
     softmax,
@@ -31,6 +32,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "bootstrap": bootstrap.ALGORITHM,
     "logistic_thompson": logistic_thompson.ALGORITHM,
     "constrained_actor_critic": constrained_actor_critic.ALGORITHM,
+    "novelty_hierarchy": novelty_hierarchy.ALGORITHM,
     "recurrent_slate": recurrent_slate.ALGORITHM,
 }
 

@@ -126,6 +126,7 @@ def query(problem: Problem, arrays: Arrays, *, items: F32 | None = None, seed: i
         "items": CATALOGUE.encoded if items is None else items,
         "weights": np.array(list(problem.weights.values()), np.float32),
         "history": CATALOGUE.encoded[[3, 1, 4]],
+        "goal": np.eye(1, 8, 2, dtype=np.float32)[0],  # as many goals as those that have any have by default
     }
     if "item_hashes" in arrays:
         made |= bundle.item_inputs(arrays, made["items"], hashes)
