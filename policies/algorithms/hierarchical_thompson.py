@@ -47,7 +47,7 @@ ALL, GROUP = 2.0, 4.0  # items' worth of belief: in START for all items, in all 
 ROUNDS, STEPS = (
     4,
     20,
-)  # θ is solved again ROUNDS times, and κ moves STEPS times for each: more moved no score in the third digit
+)  # θ is solved again ROUNDS times, and κ moves STEPS times for each: more moved s_g by less than a thousandth
 
 
 class HierarchicalThompson(RidgeOptions, frozen=True):
