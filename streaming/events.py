@@ -99,6 +99,21 @@ class Exposed(Struct, frozen=True, gc=False, array_like=True):
     of: tuple[int, ...]
 
 
+class Shortlisted(Struct, frozen=True, omit_defaults=True):
+    """The candidates of a decision were a shortlist of a larger catalogue (`policies.shortlist`).
+
+    eligible    items that might have been shown; each had a chance to be a candidate
+    kept        so many candidates, the first, for certain
+    drawn       so many others, each item that was eligible and not kept with chance drawn / (eligible − kept)
+    inclusions  (k',) of the slate: chance to be a candidate, given that those in the slots before were
+    """
+
+    eligible: int
+    kept: int
+    drawn: int
+    inclusions: list[float]
+
+
 class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="decision", kw_only=True):
     """One answered request.
 
@@ -108,6 +123,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     rows         the slate as candidate rows, so replay needs no search
     epsilon, head, max_share, temperature   the draw's settings
     candidates   ids in the order the draw saw them (after exclusion); `catalogue` is the version their features came from
+    shortlist    how the candidates came out of a catalogue too large to be drawn from whole; propensities are conditional on it
     context      float32 (c,), encoded;   shown: float32 (k', d), encoded items of the slate
     matrix       float32 (n, d), encoded items of all candidates: when sampled, or when any came with inline features
     history      float32 (h, d), encoded items of the unit's last interactions, oldest first, as policies read them; `history_items`
@@ -152,6 +168,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     candidates: list[str] = []
     asked: int = 0  # slots asked for
     catalogue: int = 0
+    shortlist: Shortlisted | None = None
     matrix: Floats | None = None
     history: Floats | None = None
     history_items: list[str] = []

@@ -41,6 +41,15 @@ _goal = pa.struct(
     ]
 )
 
+_shortlist = pa.struct(
+    [
+        ("eligible", pa.int32()),
+        ("kept", pa.int32()),
+        ("drawn", pa.int32()),
+        ("inclusions", _doubles),
+    ]
+)
+
 _codes = pa.list_(pa.list_(pa.int64()))
 _within = pa.struct(
     [
@@ -116,6 +125,7 @@ _COLUMNS: list[tuple[str, pa.DataType, bool]] = [  # name, type, may be null
     ("pins", pa.map_(pa.int32(), pa.int32()), True),
     ("acted", _strings, True),
     ("within", _within, True),
+    ("shortlist", _shortlist, True),
 ]
 SCHEMA = pa.schema(
     [pa.field(name, kind, nullable) for name, kind, nullable in _COLUMNS],
@@ -164,6 +174,7 @@ def table_of(experiences: Sequence[Experience]) -> pa.Table:
             [None if d.history is None else _rows(d.history, len(d.history_items)) for _, d in made], pa.float32()
         ),
         "goal": [None if d.goal is None else msgspec.structs.asdict(d.goal) for _, d in made],
+        "shortlist": [None if d.shortlist is None else msgspec.structs.asdict(d.shortlist) for _, d in made],
         "deferred": [d.defer for _, d in made],
         "sample_rate": [None if s is None else s.rate for s in samples],
         "distributions": _matrices(

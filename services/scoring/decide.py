@@ -3,7 +3,7 @@
 Everything that acts on the distribution acts in `policies.slate.draw`; nothing touches the slate afterwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -23,6 +23,7 @@ from policies.types import F32, F64, I64, Arrays, DrawSettings, Mask, Slate
 from services.scoring.admission import Recent
 from services.scoring.query import Query
 from services.scoring.ruling import Ruled
+from services.scoring.shortlisting import shortlisted
 from services.scoring.wire import DecisionAnswer, DecisionRequest, SlotAnswer
 from streaming.events import MAX_RECORD_BYTES, Decision, Exposed, Goal, Inside, Sample, Shadow, encode
 from streaming.evidence import ItemHashes
@@ -111,6 +112,13 @@ def inputs_of(served: Served, query: Query) -> Arrays:
     return inputs
 
 
+def item_scores(served: Served) -> Callable[[Query], F32] | None:
+    """Scores of a query by the features of its items; None where a policy reads more of an item, or a goal."""
+    if served.known_items is not None or served.goals:
+        return None
+    return lambda query: served.scores(inputs_of(served, query))
+
+
 def weights_of(served: Served, query: Query) -> dict[str, float] | None:
     """Weights as the scorer reads them (times scale, signed) when the request names its own. Raises Rejected."""
     named = query.weights
@@ -185,6 +193,7 @@ def answer_of(
         propensity=slate.joint,
         policy=drawn.served.policy,
         bundle=drawn.served.bundle,
+        inclusions=None if query.shortlist is None else query.shortlist.inclusions(slate.items).tolist(),
     )
 
 
@@ -241,6 +250,7 @@ def record_of(
         candidates=list(query.ids),
         asked=query.slots,
         catalogue=catalogue,
+        shortlist=None if query.shortlist is None else shortlisted(query.shortlist, rows),
         matrix=query.items.tobytes() if whole else None,
         history=query.past.tobytes() if query.past is not None and query.history else None,
         history_items=list(query.history),

@@ -11,13 +11,15 @@ import numpy as np
 
 from policies.errors import Rejected
 from policies.features import Encoder
+from policies.shortlist import WHOLE, Shortlist
 from policies.surface import FeatureSpec, Surface
 from policies.types import F32, I64, Features, Mask
 from services.scoring import histories
 from services.scoring.catalogue import Catalogue
 from services.scoring.exposures import Shown
 from services.scoring.ruling import Ruled, Ruler
-from services.scoring.wire import MAX_CANDIDATES, Candidate, Columns, DecisionRequest
+from services.scoring.shortlisting import Cut, Names
+from services.scoring.wire import Candidate, Columns, DecisionRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Query:
     pins          slot → row, None without any
     weights       objective → weight of the request, None when it names none
     ruled         what acts on the draw besides the scores, None of a surface without rules
+    shortlist     how the candidates came out of more than `WHOLE` items, None: they are all that were eligible
     history       items of the unit's last interactions, oldest first; `past` (h, d) encoded. None of a surface that reads none
     """
 
@@ -43,6 +46,7 @@ class Query:
     history: Sequence[str] = ()
     past: F32 | None = None
     ruled: Ruled | None = None
+    shortlist: Shortlist | None = None
 
 
 class Reader:
@@ -63,9 +67,15 @@ class Reader:
         }  # where each feature stands in an encoded item
 
     def read(
-        self, request: DecisionRequest, catalogue: Catalogue, known: Sequence[str] = (), shown: Shown | None = None
+        self,
+        request: DecisionRequest,
+        catalogue: Catalogue,
+        known: Sequence[str] = (),
+        shown: Shown | None = None,
+        cut: Cut | None = None,
     ) -> Query:
-        """`known`: items of the unit's history, where the request brings none; `shown`: what was shown before.
+        """`known`: items of the unit's history, where the request brings none; `shown`: what was shown before; `cut`: makes a
+        shortlist of a large catalogue, which is refused without.
 
         Raises Rejected with the path of what is wrong.
         """
@@ -75,14 +85,9 @@ class Reader:
         inline: F32 | None = None
         if candidates is None:
             rows = catalogue.eligible(request.where)
-            if len(rows) > MAX_CANDIDATES:
-                raise Rejected(
-                    f"{len(rows)} items are eligible, at most {MAX_CANDIDATES} can be ranked: narrow `where`, "
-                    "or send candidates",
-                    at="$.where",
-                    code="too_many_candidates",
-                )
-            ids: list[str] = [catalogue.id_of(row) for row in rows.tolist()]
+            ids: Sequence[str] = Names(catalogue, rows)
+            if len(rows) <= WHOLE:
+                ids = list(ids)
             keep: Mask | None = None
         else:
             if isinstance(candidates, Columns):
@@ -114,8 +119,11 @@ class Reader:
                 places = np.cumsum(keep) - 1
                 given = {int(places[i]): features for i, features in given.items() if keep[i]}
         if keep is not None:
-            ids = [item for item, stays in zip(ids, keep.tolist(), strict=True) if stays]
             rows = rows[keep]
+            if isinstance(ids, Names):
+                ids = Names(catalogue, rows)
+            else:
+                ids = [item for item, stays in zip(ids, keep.tolist(), strict=True) if stays]
             inline = None if inline is None else inline[keep]
         if not ids:
             raise Rejected(
@@ -124,6 +132,12 @@ class Reader:
                 code="no_candidates",
             )
         slots = request.slots or self._surface.slots
+        short: Shortlist | None = None
+        if isinstance(ids, Names):
+            if len(ids) > WHOLE:
+                short = self._shortlist(request, catalogue, known, ids, context, weights, slots, cut)
+                rows = rows[short.positions]
+            ids = [catalogue.id_of(row) for row in rows.tolist()]
         items = catalogue.matrix(self.encoder.schema).take(rows, axis=0) if inline is None else inline
         pins = _pins(request.pins, ids, slots) if request.pins else None
         ruled = None
@@ -145,7 +159,37 @@ class Reader:
             history,
             past,
             ruled,
+            short,
         )
+
+    def _shortlist(
+        self,
+        request: DecisionRequest,
+        catalogue: Catalogue,
+        known: Sequence[str],
+        names: Names,
+        context: F32,
+        weights: dict[str, float] | None,
+        slots: int,
+        cut: Cut | None,
+    ) -> Shortlist:
+        """Of more than `WHOLE` eligible items. Raises Rejected."""
+        if cut is None:
+            raise Rejected(
+                f"{len(names)} items are eligible, at most {WHOLE} can be ranked: narrow `where`, or send candidates",
+                at="$.where",
+                code="too_many_candidates",
+            )
+        matrix = catalogue.matrix(self.encoder.schema)
+        history, past = self._past(request, catalogue, known, (), matrix[:0])
+        score = cut.score
+
+        def scores(items: F32) -> F32:
+            assert score is not None  # asked for only then
+            return score(Query((), items, context, slots, False, None, weights, history, past))
+
+        forced = names.places([*request.pins.values(), *self.ruler.pinned])
+        return cut.made(names.rows, matrix, slots, scores if score else None, forced)
 
     def _past(
         self, request: DecisionRequest, catalogue: Catalogue, known: Sequence[str], ids: Sequence[str], items: F32
@@ -209,6 +253,8 @@ def _columns_of(encoder: Encoder, name: str) -> I64:
 
 def _without(ids: Sequence[str], exclude: Sequence[str], keep: Mask | None) -> Mask | None:
     """Excluded ids that are no candidates are no mistake: callers send what was seen lately."""
+    if isinstance(ids, Names):
+        return ids.without(exclude) if keep is None else keep & ids.without(exclude)
     gone = set(exclude)
     if gone.isdisjoint(ids):
         return keep

@@ -24,6 +24,7 @@ from services.scoring.balances import shares_of
 from services.scoring.catalogue import Catalogue
 from services.scoring.exposures import Shown
 from services.scoring.kinds import Given, Is
+from services.scoring.shortlisting import Names
 from services.scoring.wire import Candidate, Columns, DecisionRequest
 
 NO_CANDIDATE = "the pinned item is no candidate"
@@ -83,6 +84,11 @@ class Ruler:
     def asks(self) -> bool:
         """Whether anything depends on what was shown before."""
         return bool(self.remembers) or self.exposure is not None
+
+    @cached_property
+    def pinned(self) -> tuple[str, ...]:
+        """Items that rules pin: of a catalogue, however large, they must not be left out."""
+        return tuple(rule.rule.pin for rule in self._pins if rule.rule.pin)
 
     @property
     def asks_units(self) -> bool:
@@ -204,6 +210,8 @@ class Ruler:
     def _passing(self, rule: Named, ids: Sequence[str], rows: I64, given: Given, catalogue: Catalogue) -> Mask:
         match rule.key:
             case "exclude":
+                if isinstance(ids, Names):
+                    return ids.without(rule.rule.exclude or ())
                 gone = set(rule.rule.exclude or ())
                 return np.array([item not in gone for item in ids], bool)
             case "available":

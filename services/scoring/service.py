@@ -34,6 +34,7 @@ from services.scoring.decide import (
     encoded_record,
     experiment_of,
     inputs_of,
+    item_scores,
     record_of,
 )
 from services.scoring.explaining import explanation_of, rules_explained
@@ -43,6 +44,7 @@ from services.scoring.histories import Histories
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
 from services.scoring.shadowing import Shadowing
+from services.scoring.shortlisting import Cut
 from services.scoring.tallies import Tallies
 from services.scoring.warming import CANDIDATES, rehearse
 from services.scoring.wire import DecisionAnswer, DecisionRequest, ExperimentArm, Item, encode, read_decision
@@ -139,7 +141,6 @@ class Scoring:
         past = self._past(unit, surface) if surface.reader.reads_history and request.history is None else ()
         now = self.clock()
         shown = self._shown(surface, unit, now) if surface.reader.ruler.asks else None
-        query = surface.reader.read(request, self.catalogue, past, shown)
         decision_id = self._identity(request, unit)
         policy, config, choice = surface.policy, surface.config, None
         if surface.splits:
@@ -148,6 +149,9 @@ class Scoring:
                 arm = surface.arms[choice.experiment, choice.arm]
                 policy, config = arm.policy, arm.config
         reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
+        drawer = policy if policy is not None and reason is None else surface.fallback
+        cut = Cut(decision_id, self.keys.server, item_scores(drawer)) if request.candidates is None else None
+        query = surface.reader.read(request, self.catalogue, past, shown, cut)
         read = perf_counter()
         session = f"{request.surface}\0{unit}\0{request.session or ''}"
         beside = surface.shadow if choice is None and reason is None else None

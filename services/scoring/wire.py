@@ -15,7 +15,7 @@ from policies.errors import Rejected
 from policies.reranking import diversity
 from policies.types import Value
 
-MAX_CANDIDATES = 5_000  # above it a slate takes more than 20 ms; larger catalogues need a shortlist
+MAX_CANDIDATES = 5_000  # in a request: above it a slate takes more than 20 ms
 MAX_SLOTS = 100
 MAX_HISTORY = 2_000
 MAX_BATCH = 256
@@ -141,7 +141,11 @@ class ExperimentArm(Struct):
 
 
 class DecisionAnswer(Struct, omit_defaults=True, kw_only=True):
-    """The slate. `bundle` is empty when none was needed; `logged` is absent, and true, except when the spool is full."""
+    """The slate. `bundle` is empty when none was needed; `logged` is absent, and true, except when the spool is full.
+
+    inclusions  of each filled slot, where candidates were a shortlist of a large catalogue, on which propensities are
+                conditional: the chance that its item was on it, given those before
+    """
 
     decision_id: str
     key: str
@@ -155,6 +159,7 @@ class DecisionAnswer(Struct, omit_defaults=True, kw_only=True):
     experiment: ExperimentArm | None = None
     explain: list[Explanation] | None = None
     rules: RulesExplained | None = None
+    inclusions: list[float] | None = None
     retry_unchecked: bool = False
     logged: bool = True
 
