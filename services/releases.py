@@ -63,7 +63,7 @@ class Releases:
         name = self.bundles.pointers().get(name, name)
         try:
             return bundling.read(name, self.bundles.get)
-        except Unavailable:
+        except (Unavailable, ValueError):  # a store refuses names that would leave it
             raise Rejected(f"No bundle {name!r}", code="unknown_bundle", status=404) from None
 
     def verify(self, name: str) -> bundling.Manifest:

@@ -21,6 +21,7 @@ from streaming.kept import KeptBundles, KeptState
 from streaming.ports import Bundles, Checkpoints, Claims, Counters, DeadLetters, Log, Profiles, State
 from streaming.retention import TrimmedLetters, TrimmedLog
 from streaming.settle import Settlements
+from streaming.signed import SignedBundles
 from streaming.snapshot import Snapshot
 from streaming.spool import Spool
 from streaming.totals import Totals
@@ -101,8 +102,8 @@ def open_bundles(settings: Settings) -> Bundles:
     if settings.on_redis:
         from streaming.adapters.redis import RedisBundles
 
-        return RedisBundles(bundles, _redis(settings))
-    return bundles
+        bundles = RedisBundles(bundles, _redis(settings))
+    return SignedBundles(bundles, settings.bundle_key) if settings.bundle_key else bundles
 
 
 def open_copies(settings: Settings) -> tuple[State, Bundles, Copies | None]:

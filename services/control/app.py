@@ -39,6 +39,7 @@ from services.promoting import Promotions
 from services.releases import Releases, holds
 from services.settings import Settings
 from services.telemetry import Telemetry, share
+from services.timely import Timely
 from services.trials import Trials
 from services.wiring import open_dead_letters, open_estimates, open_totals
 from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
@@ -78,9 +79,9 @@ class Control:
 
     @classmethod
     def of(cls, settings: Settings) -> "Control":
-        releases, dead, configs = Releases.of(settings), open_dead_letters(settings), Configs()
+        releases, dead, configs = Releases.of(settings), open_dead_letters(settings), Configs(settings.tenant)
         configs.follow(releases.state)
-        trials = Trials(releases.state, Configs())
+        trials = Trials(releases.state, Configs(settings.tenant))
         access = Access(settings.tenant, settings.admin_key)
         access.follow(releases.state)
         secret = Keys.load(settings.keys_path, (settings.tenant,)).server
@@ -253,7 +254,14 @@ def run(settings: Settings) -> None:
     share(settings.metrics_path)
     app = create_app(Control.of(settings))
     uvicorn.run(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=5, proxy_headers=False
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        proxy_headers=False,
+        http=Timely,
     )
 
 

@@ -59,7 +59,7 @@ class Settling:
     def __init__(
         self, state: State, events: Log, store: Bundles, settings: Settings, telemetry: Telemetry | None = None
     ) -> None:
-        self._state, self._configs, self._telemetry = state, Configs(), telemetry or Telemetry()
+        self._state, self._configs, self._telemetry = state, Configs(settings.tenant), telemetry or Telemetry()
         self._retention_seconds = settings.retention_seconds
         self._configs.follow(state)
         epoch = take_epoch(state, EPOCH)

@@ -236,7 +236,7 @@ def run(settings: Settings) -> None:
 
 def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, stop: threading.Event) -> None:
     """Learn for one epoch, or until shards have to derive what they did not. Raises Rejected('fenced') when it is over."""
-    configs, owners = Configs(), itertools.count(epoch)
+    configs, owners = Configs(settings.tenant), itertools.count(epoch)
     retaining = Retaining(settings, state, configs, epoch)
     publisher = Publisher(retaining.bundles, configs, epoch)
     learning = Learning(state, configs, publisher, telemetry, settings.publish_ms / 1000)
@@ -245,7 +245,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
     partitions = open_log(settings).partitions
     derives = settings.derive == "on" or (settings.derive == "auto" and derived_is_read(configs))
     wanted, settings = settings.derive, replace(settings, derive="on" if derives else "off")
-    outcomes = Outcomes(open_derived(settings, partitions)[0], configs, telemetry) if derives else None
+    outcomes = Outcomes(open_derived(settings, partitions)[0], configs, telemetry, settings.tenant) if derives else None
 
     def near() -> Engine:
         return InlineShards(open_shards(settings, state, configs, next(owners), range(partitions)))

@@ -53,7 +53,7 @@ class ShardGroup:
 
     def __init__(self, environment: dict[str, str], partitions: Sequence[int], owner: int) -> None:
         settings = Settings.load(environment)
-        self._state, self._configs = open_state(settings), Configs()
+        self._state, self._configs = open_state(settings), Configs(settings.tenant)
         self._configs.follow(self._state)
         self._followed = time.monotonic()
         self._group = Group(open_shards(settings, self._state, self._configs, owner, partitions))

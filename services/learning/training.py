@@ -71,7 +71,7 @@ class Course:
         self, settings: Settings, state: State, owner: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings, self._state, self._owner, self._clock = settings, state, owner, clock
-        self._configs = Configs()
+        self._configs = Configs(settings.tenant)
         self._training: Training | None = None
         self._settlers: list[Settler] = []
         self._outboxes: list[Experiences] = []

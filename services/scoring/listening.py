@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.scoring.deciding import DECISIONS, FIRST_BYTE
 from services.scoring.direct import Whole
 from services.scoring.front import ADMITTED, FEEDBACK, Front
 from services.scoring.service import Scoring
 from services.scoring.wire import LARGE_BODY_BYTES
+from services.timely import Timely
 
 log = logging.getLogger("slatewise.scoring")
 BACKLOG = 2048
@@ -26,7 +26,7 @@ OUT_OF_HANDLES_SECONDS = 0.1
 ROUTE = DECISIONS.encode()
 
 
-class Stamped(HttpToolsProtocol):
+class Stamped(Timely):
     """Notes when a request's first byte came and takes its place before its body is read."""
 
     _first_byte = 0.0

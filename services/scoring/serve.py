@@ -74,7 +74,7 @@ def open_scoring(settings: Settings) -> Scoring:
         access=Access(settings.tenant, settings.admin_key),
         acknowledge=Acknowledging(settings) if settings.ack == "log" else None,
         copies=copies,
-        exposures=Exposures(lambda: open_derived(settings, open_log(settings).partitions)),
+        exposures=Exposures(lambda: open_derived(settings, open_log(settings).partitions), settings.tenant),
         histories=Histories(lambda: open_derived(settings, open_log(settings).partitions)[1]),
     )
 
