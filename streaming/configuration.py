@@ -39,8 +39,14 @@ __all__ = [
     "publish_surface",
 ]
 
-VERSION, POINTER = "surface-version", "surface"  # kinds in the state record
+VERSION, POINTER, FORGET = "surface-version", "surface", "forget"  # kinds in the state record
 _NOTHING_RELEASED = Released()
+
+
+class Since(msgspec.Struct, frozen=True):
+    """As much of a `streaming.forgets.Forget` as everybody needs."""
+
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,8 @@ class Configs:
         self._released: dict[str, Released] = {}
         self._canaries: dict[str, Trial] = {}
         self._seen = 0
+        self.forgotten: dict[str, float] = {}  # unit → what it did before is to be taken for never done
+        self.forgets = 0  # entries of that
         self.changes = 0  # of versions, currents, experiments, releases: a follower that saw as many has seen all
         self.refused: dict[str, str] = {}
 
@@ -237,6 +245,10 @@ class Configs:
                     self._try(entry.key, entry.value)
                 elif entry.kind == releases.KIND and entry.key.startswith(releases.PREFIX):
                     self._release(entry.key.removeprefix(releases.PREFIX), entry.value)
+                elif entry.kind == FORGET and entry.value is not None:
+                    self.forgotten[entry.key] = msgspec.json.decode(entry.value, type=Since).at
+                    self.forgets += 1
+                    continue
                 else:
                     continue
                 self.changes += 1

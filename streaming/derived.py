@@ -20,7 +20,7 @@ a while they begin again at 0. Profiles can be read again from the joins that ar
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from urllib.parse import quote
@@ -94,6 +94,12 @@ class Derived:
                     self._add(name, exposed.MEASURES, by)
             if one.terms.compiled.surface.rules and (one.present != one.present_before or not counting):
                 self._expose(one, counting)
+
+    def forget(self, units: Iterable[str]) -> None:
+        """Take units' profiles away, and what they were shown. Counters know no units."""
+        for unit in units:
+            self.profiles.take(unit)
+            self.profiles.take(shown_key(unit))
 
     def pieces(self, offset: int) -> dict[str, Arrays]:
         """For the commit that reaches `offset`: what has changed since the last one."""

@@ -15,7 +15,7 @@ A joiner is state of one partition in memory; `streaming.shard` makes it durable
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from streaming.configuration import Configs
 from streaming.dues import Dues
 from streaming.events import Feedback, content_id
 from streaming.evidence import Taught, changes_of
+from streaming.forgets import without
 from streaming.index import U64, id_hash
 from streaming.joined import (
     SHOWN,
@@ -173,7 +174,15 @@ class Joiner:
     def apply(self, records: Sequence[Record]) -> Applied:
         """Take a batch in log order; everything it changed is in the answer and in the next `pieces`."""
         applied = Applied()
-        events = self._left(records, applied) if self._plain is not None else self._decode(records, applied)
+        until = records[-1].appended if records else self.clock
+        if self._configs.forgotten:
+            kept = without(records, self._configs.forgotten)
+            if len(kept) < len(records):
+                applied.count("", "forgotten", len(records) - len(kept))
+                records = kept
+        events: list[tuple[Record, str, Drawn | Feedback]] = []
+        if records:
+            events = self._left(records, applied) if self._plain is not None else self._decode(records, applied)
         self._rows.recall([key for _, key, _ in events], records[0].appended if records else self.clock)
         for record, key, event in events:
             if record.appended > self.clock:
@@ -186,8 +195,7 @@ class Joiner:
             elif type(event) is Drawn:
                 applied.decisions += 1
                 self._draw(record, key, event, applied)
-        if records:
-            self.clock = max(self.clock, records[-1].appended)
+        self.clock = max(self.clock, until)
         self._settle(applied)
         self._teach(applied)
         self._rows.evict(self.clock)
@@ -218,6 +226,20 @@ class Joiner:
             for policy in terms.learners:
                 self.examples[policy.key] = self.examples.get(policy.key, 0) + examples
         return events
+
+    def forget(self, units: Collection[str]) -> dict[str, int]:
+        """Blank the rows of units: nothing can be added to their decisions, nothing waits for them; unit → rows there were.
+
+        What learners were taught of them stays, as sums do.
+        """
+        gone = dict.fromkeys(units, 0)
+        for join, unit in self._rows.of(gone):
+            gone[unit] += 1
+            if self._ghosts.get(join.key) == join.row:
+                del self._ghosts[join.key]
+            self._dirty.pop(join.row, None)
+            self._rows.blank(join.row, join.key)
+        return gone
 
     def idle(self, now: float) -> bool:
         """Nothing to read until `now`: give back rows that no record can reach any more. Whether there were any."""
@@ -445,6 +467,8 @@ class Joiner:
         for due, row in fallen:
             key = keys[row]
             join = rows.by_row(row, key)
+            if join.offset < 0:  # blanked since: only decisions wait
+                continue
             join.due = True
             rows.changed[row] = join
             if not self._settling:

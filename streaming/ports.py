@@ -116,6 +116,9 @@ class Claims(Protocol):
     def claim_all(self, tenant: str, claims: Sequence[tuple[str, bytes]], now: float) -> list[bytes | None]:
         """As `claim` of each (decision id, value) in order, in one visit. Raises Unavailable, when some may have been made."""
 
+    def forget(self, tenant: str, unit: str) -> int:
+        """Take away every claim whose id or value names a unit; how many. Looks at all of them. Raises Unavailable."""
+
 
 class Mark(NamedTuple):
     """How far a partition's derived values go: every record before `offset`, by its owner of `epoch`. Greater is newer."""
@@ -143,6 +146,10 @@ class Profiles(Protocol):
 
     def write(self, partition: int, mark: Mark, values: Mapping[str, bytes], since: Mark | None) -> bool:
         """As `Counters.write`; empty bytes take a unit away."""
+
+    def forget(self, units: Sequence[str]) -> int:
+        """Take units away, by names as `read` has them, once their shard no longer knows them; how many there were.
+        Raises Unavailable."""
 
     def read(self, units: Sequence[str]) -> list[bytes]:
         """Each unit's profile, by hash, or by hash and what follows a slash; empty for one that is not there. Raises Unavailable."""

@@ -6,8 +6,9 @@ has to cover `correctable`, as recovery needs anyway (`semantics.md` 13).
 """
 
 import math
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from streaming.index import U64, Index, id_hash
 from streaming.joined import Drawn, Join, pack, read_drawn, unpack
 from streaming.ports import Loaded, Record
 
+OURS = re.compile(r"[0-9a-f]{16}-")  # an id that the service gave: its unit's hash, and what tells decisions apart
+PAGE = 2_000  # rows looked at between two questions of who wants them
 SPANS = 64  # rows are given back in this many steps of the longest `correctable`
 GAP = 16  # records read in vain rather than asking the log once more
 
@@ -181,6 +184,56 @@ class Rows:
             self.spans.pop(0)
             self.evicted = self._index.evicted = self.spans[0].first if self.spans else self.next_row
         return self.evicted > before
+
+    def of(self, units: Collection[str]) -> Iterator[tuple[Join, str]]:
+        """(row, unit) of every row that is of one of these units, be it that their feedback waits there for a decision.
+
+        An id of ours begins with its unit; of a caller's own id the log knows, and where it no longer does, nobody.
+        """
+        here = {join.row: join for join in self.hot.values()} | self.changed
+        kept = {one.row: (key, one) for key, one in self.kept.items()}
+        for first in range(self.evicted, self.next_row, PAGE):
+            page = []
+            for row in range(first, min(first + PAGE, self.next_row)):
+                join = here.get(row)
+                if join is None and row in kept:
+                    key, one = kept[row]
+                    join = Join(row, key, None, one.offset)
+                if join is None:
+                    data = self._fetch(row)
+                    if data is None:
+                        continue
+                    join = unpack(row, data)
+                page.append(join)
+            for join, unit in self._units(page):
+                if unit in units:
+                    yield join, unit
+
+    def _units(self, joins: Sequence[Join]) -> Iterator[tuple[Join, str]]:
+        for join in joins:
+            own = join.key.rpartition("\0")[2]
+            if join.drawn is not None:
+                yield join, join.drawn.unit
+            elif OURS.match(own):
+                yield join, own[:16]
+            elif join.early:
+                yield join, join.early[0].key.decode(errors="replace")
+            elif join.offset >= 0:
+                try:
+                    found = self._read(join.offset, 1)
+                except Corrupt:  # its record is past the retention
+                    continue
+                if found and found[0].offset == join.offset:
+                    yield join, found[0].key.decode(errors="replace")
+
+    def blank(self, row: int, key: str) -> None:
+        """A row that nobody finds any more; its number stays, as those of all rows."""
+        for held in (self.hot, self.kept):
+            found = held.get(key)
+            if found is not None and found.row == row:
+                del held[key]
+        self._packed.pop(row, None)
+        self.changed[row] = Join(row, "", None, -1)
 
     def pieces(self) -> tuple[list[tuple[int, bytes]], tuple[int, bytes] | None]:
         """(changed rows, ids of new rows) since the last commit."""

@@ -86,6 +86,7 @@ class Settler:
         self._refresh, self._hot_limit = refresh, hot_limit
         self._joiner: Joiner | None = None
         self._kept = Kept()
+        self._forgets = 0  # how many the configuration had when rows were last blanked for them
         self._offset = 0
         self._idle = 0.0
 
@@ -133,6 +134,10 @@ class Settler:
             raise
 
     def _batch(self, joiner: Joiner, now: float | None) -> SettleReport:
+        blanked = self._forgets != self._configs.forgets
+        if blanked:
+            self._forgets = self._configs.forgets
+            joiner.forget(dict(self._configs.forgotten))
         records = self._log.read(self._partition, self._offset, self._read_limit)
         settled: list[Settled] = []
         after: dict[str, int] = {}
@@ -154,7 +159,7 @@ class Settler:
             self._idle = max(self._idle, now - AHEAD_SECONDS)
             settled += joiner.settle(self._idle, self._limit)
             evicted = joiner.next_due >= self._idle and joiner.idle(now)  # never a row that still waits
-        if done or settled or evicted:
+        if done or settled or evicted or (blanked and self._forgets):
             self._commit(joiner, records[done - 1].offset + 1 if done else self._offset, settled)
         counts: dict[str, int] = {}
         for one in settled:
@@ -207,7 +212,7 @@ class Settler:
                 self._offset = loaded.offset
             else:
                 self._begin(loaded)
-            self._joiner = joiner
+            self._joiner, self._forgets = joiner, 0
         return self._joiner
 
     def _begin(self, loaded: Loaded) -> None:

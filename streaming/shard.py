@@ -41,6 +41,7 @@ class StepReport:
     fresh          (surface, policy, accepted_at) of feedback now in committed statistics, at most 32 for each policy
     rebuilding     records still to be read again before anything is learned
     headroom       how much of the log's retention is left to the oldest record still needed; None: not looked at, or unknown
+    forgot         unit → (since when, rows blanked) of those forgotten in this step
     stopped        why this partition waits for a person; empty: it does not
     """
 
@@ -58,6 +59,7 @@ class StepReport:
     rebuilding: int = 0
     headroom: float | None = None
     stopped: str = ""
+    forgot: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class Shard:
         self._offset = self._learned_to = 0
         self._ghosts = b""
         self._moved = 0  # learners that the last batch changed
+        self._forgets = -1  # how many the configuration had when rows were last blanked for them
+        self._forgot: dict[str, tuple[float, int]] = {}  # … in this step
 
     @property
     def partition(self) -> int:
@@ -143,9 +147,10 @@ class Shard:
         limit = max(self._read_limit, min(self._moved * self._read_limit, MOST_RECORDS))
         if joiner.rebuilding:
             limit = min(limit, self._learned_to - self._offset)
+        blanked = self._forget(joiner)
         records = self._log.read(self._partition, self._offset, limit)
         if not records:
-            if now is not None and joiner.idle(now):
+            if blanked or (now is not None and joiner.idle(now)):
                 self._commit(joiner, self._offset, {})
             elif self._feed is not None and not joiner.rebuilding:
                 self._feed.tell(self._offset)
@@ -165,6 +170,18 @@ class Shard:
         self._moved = len(learned)
         applied.changes, applied.touched = [], []  # arrays of the batch go before garbage is looked for
         return applied, len(records), learned
+
+    def _forget(self, joiner: Joiner) -> bool:
+        """Blank what is to be forgotten, if that is new; whether there is something to commit (`semantics.md` 24)."""
+        self._forgot = {}
+        if self._forgets == self._configs.forgets:
+            return False
+        self._forgets, asked = self._configs.forgets, dict(self._configs.forgotten)
+        rows = joiner.forget(asked) if asked else {}
+        if self._feed is not None:
+            self._feed.derived.forget(asked)
+        self._forgot = {unit: (asked[unit], count) for unit, count in rows.items()}
+        return bool(asked)
 
     def _ours(self, joiner: Joiner, records: list[Record]) -> tuple[list[Record], int, list[DeadLetter]]:
         """(records to apply, where reading goes on, letters for what belongs nowhere). Offsets may have holes; strangers
@@ -242,7 +259,7 @@ class Shard:
             derived = derived_of(self._resting)
             if self._feed is not None:
                 self._feed.restore(derived, max(self._offset, self._learned_to))
-            self._joiner = joiner
+            self._joiner, self._forgets = joiner, -1
         return self._joiner
 
     def _rebuilt(self, joiner: Joiner, offset: int) -> Applied:
@@ -317,4 +334,5 @@ class Shard:
             fresh=[(surface, policy, at) for (surface, policy), times in fresh.items() for at in times],
             learned=learned,
             rebuilding=max(self._learned_to - self._offset, 0),
+            forgot=self._forgot,
         )

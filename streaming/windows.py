@@ -19,6 +19,7 @@ import msgspec
 
 from streaming.configuration import Configs
 from streaming.experiences import Experience, Experiences, Row
+from streaming.forgets import forgotten
 from streaming.parquet import ROW_GROUP, table_of, writer
 from streaming.ports import Bundles
 
@@ -67,6 +68,8 @@ class Windows:
         files: dict[str, _File] = {}
         for start in range(0, len(piece), ROW_GROUP):
             for one in self._experiences.of(piece[start : start + ROW_GROUP]):
+                if forgotten(self._configs.forgotten, one.decision.unit, one.decision.at):
+                    continue
                 self._store_version(one.decision.config)
                 folder = folder_of(one)
                 if folder not in files:

@@ -27,12 +27,13 @@ from policies.surface import Surface
 from services.access import Access
 from services.audit import Audit, Change, entry
 from services.configuring import applied, apply_folder
-from services.control import experiments, keyring, releasing, sessions
+from services.control import experiments, keyring, releasing, sessions, units
 from services.control.canaries import Canaries, Guard
 from services.control.estimating import Estimating
 from services.control.overview import Overview
 from services.control.readouts import Readouts
 from services.control.sessions import Sessions
+from services.forgetting import Forgetting
 from services.guarding import Guarding
 from services.keys import Keys
 from services.promoting import Promotions
@@ -75,6 +76,7 @@ class Control:
     promotions: Promotions
     estimating: Estimating
     guard: Guard
+    forgetting: Forgetting
     config_folder: Path | None = None
 
     @classmethod
@@ -84,10 +86,11 @@ class Control:
         trials = Trials(releases.state, Configs(settings.tenant))
         access = Access(settings.tenant, settings.admin_key)
         access.follow(releases.state)
-        secret = Keys.load(settings.keys_path, (settings.tenant,)).server
+        keys = Keys.load(settings.keys_path, (settings.tenant,))
+        secret, salt = keys.server, keys.salt(settings.tenant)
         known = Sessions(access, secret, user_header=settings.ops_user_header, proxies=settings.ops_proxies)
         kept = settings.retention_seconds
-        promotions, telemetry = Promotions(releases.state, Configs()), Telemetry()
+        promotions, telemetry = Promotions(releases.state, Configs(settings.tenant)), Telemetry()
         partitions = releases.events.partitions
         estimating = Estimating(promotions, lambda: open_estimates(settings), partitions, telemetry=telemetry)
         readouts = Readouts(
@@ -113,6 +116,7 @@ class Control:
             promotions,
             estimating,
             Guard(promotions, releases.events, overview.refused),
+            Forgetting(settings, releases.state, salt),
             settings.config,
         )
 
@@ -125,15 +129,18 @@ def create_app(control: Control) -> FastAPI:
         stop = threading.Event()
         watch = threading.Thread(target=_watch, args=(control, stop), name="config-folder", daemon=True)
         keys = threading.Thread(target=_follow_keys, args=(control, stop), name="keys", daemon=True)
+        forgetting = threading.Thread(target=control.forgetting.run, args=(stop,), name="forgetting", daemon=True)
         control.overview.start()
         control.readouts.start()
         control.guard.start()
         watch.start()
         keys.start()
+        forgetting.start()
         yield
         stop.set()
         await run_in_threadpool(keys.join)
         await run_in_threadpool(control.guard.stop)
+        await run_in_threadpool(forgetting.join)
         await run_in_threadpool(control.readouts.stop)
         await run_in_threadpool(watch.join)
         await run_in_threadpool(control.overview.stop)
@@ -150,6 +157,7 @@ def create_app(control: Control) -> FastAPI:
     app.include_router(releasing.router(control.promotions, control.estimating, control.readouts, control.releases))
     app.include_router(sessions.router(control.sessions))
     app.include_router(keyring.router(control.releases.state, control.access))
+    app.include_router(units.router(control.forgetting))
     page = (files("services") / "control" / "ops.html").read_bytes()
     policy = sessions.policy_for(page.decode())
 

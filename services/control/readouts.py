@@ -29,6 +29,7 @@ from services.trials import Trials
 from streaming.configuration import Compiled, Configs
 from streaming.experiences import Experiences
 from streaming.experiments import DECISIONS
+from streaming.forgets import forgotten
 from streaming.ports import Log
 from streaming.settle import Settlements, Settler, SettleReport
 from streaming.totals import Totals, fold
@@ -222,6 +223,9 @@ class Readouts:
         while number < after:
             rows = seat.experiences.rows(number, min(PAGE, after - number))
             settled = seat.experiences.of([(n, row) for n, row in rows if row.due > wanted])
+            settled = [
+                one for one in settled if not forgotten(self._configs.forgotten, one.decision.unit, one.decision.at)
+            ]
             units = fold(trial, compiled.surface.horizon_seconds, settled, totals)
             number = rows[-1][0] + 1
             reached = seat.frontier if number == after else frontier

@@ -32,6 +32,9 @@ from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.wiring import open_derived, open_log, open_state, open_uploads
 from streaming.configuration import Compiled, CompiledPolicy, Configs
+from streaming.forgets import DONE, Forgot
+from streaming.forgets import encode as encode_forget
+from streaming.partition import partition_of
 from streaming.ports import State
 from streaming.publish import Learned, Outcome, Publisher, by_lineage, lineage, older_sums, pointer_name
 from streaming.shard import Statistics, StepReport
@@ -59,6 +62,8 @@ class Learning:
         self._taught: dict[str, Taught] = {}  # learner key → what its trainer handed out last
         self._handed: set[str] = set()  # of these, what no bundle holds yet
         self._held: frozenset[str] = frozenset()
+        self._forgot: dict[str, Forgot] = {}  # unit → what is not told yet
+        self.partitions = 1  # of the log
         self._refused: set[tuple[str, str]] = (
             set()
         )  # (pointer, learner key): not tried again until something is learned
@@ -67,11 +72,18 @@ class Learning:
     def follow(self) -> None:
         """Read what changed in the record: configuration, and which policies are held at a bundle."""
         self._configs.follow(self._state)
+        self._tell_forgot()
         before, self._held = self._held, frozenset(holds(self._state))
         freed = before - self._held
         self._changed.update(lineage(policy.key) for policy in self._policies() if pointer_name(policy) in freed)
         self._handed.update(p.key for p in self._trained() if pointer_name(p) in freed and p.key in self._taught)
         self._next_follow = time.monotonic() + FOLLOW_SECONDS
+
+    def _tell_forgot(self) -> None:
+        """Say in the record which units' rows are blanked and committed; again where the record is away."""
+        for unit, done in list(self._forgot.items()):
+            self._state.put([(DONE, f"{unit}/joins", encode_forget(done))])
+            del self._forgot[unit]
 
     def begin(self, statistics: Sequence[Statistics]) -> None:
         """Publish every policy whose pointer names no bundle of the current configuration."""
@@ -125,6 +137,9 @@ class Learning:
         for key, count in report.learned.items():
             surface, policy = key.split("/")[1:3]
             self._telemetry.add("learn_examples_total", surface, policy, by=count)
+        for unit, (since, rows) in report.forgot.items():
+            if partition_of(unit.encode(), self.partitions) == report.partition:
+                self._forgot[unit] = Forgot(since, rows)
         lag = max(time.time() - report.clock, 0.0) if report.lag_records else 0.0
         self._telemetry.set("join_lag_seconds", str(report.partition), value=lag)
         if report.headroom is not None:
@@ -242,7 +257,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
     learning = Learning(state, configs, publisher, telemetry, settings.publish_ms / 1000)
     learning.follow()
     learning.begin([])
-    partitions = open_log(settings).partitions
+    partitions = learning.partitions = open_log(settings).partitions
     derives = settings.derive == "on" or (settings.derive == "auto" and derived_is_read(configs))
     wanted, settings = settings.derive, replace(settings, derive="on" if derives else "off")
     outcomes = Outcomes(open_derived(settings, partitions)[0], configs, telemetry, settings.tenant) if derives else None

@@ -70,7 +70,7 @@ class ShardGroup:
                 self._configs.follow(self._state)
                 self._followed = time.monotonic()
             reports = self._group.step()
-            if any(report.records for report in reports) or time.monotonic() >= until:
+            if any(report.records or report.forgot for report in reports) or time.monotonic() >= until:
                 return reports
             time.sleep(IDLE_SECONDS)
 

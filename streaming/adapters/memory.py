@@ -113,6 +113,16 @@ class MemoryClaims:
     def claim_all(self, tenant: str, claims: Sequence[tuple[str, bytes]], now: float) -> list[bytes | None]:
         return [self.claim(tenant, decision_id, value, now) for decision_id, value in claims]
 
+    def forget(self, tenant: str, unit: str) -> int:
+        found = [
+            (of, decision_id)
+            for (of, decision_id), (_, value) in self._claims.items()
+            if of == tenant and (unit in decision_id or unit.encode() in value)
+        ]
+        for name in found:
+            del self._claims[name]
+        return len(found)
+
 
 class MemoryDeadLetters:
     def __init__(self) -> None:

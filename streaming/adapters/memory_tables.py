@@ -22,6 +22,10 @@ class MemoryTable:
     def read(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Sequence[bytes | None]]:
         return {place: [self._rows.get(place, {}).get(name) for name in names] for place, names in wanted.items()}
 
+    def forget(self, wanted: Mapping[int, Sequence[str]]) -> int:
+        gone = [self._rows.get(place, {}).pop(name, None) for place, names in wanted.items() for name in names]
+        return sum(row is not None for row in gone)
+
     def flush(self) -> None:
         """Lose everything, as a store does that is flushed."""
         self._marks, self._rows = {}, {}

@@ -9,7 +9,9 @@ a second with ids of their own. With `maxmemory` and `maxmemory-policy volatile-
 else does; with `noeviction` a full Redis is one that is away.
 """
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from policies.errors import Rejected
@@ -18,6 +20,8 @@ from streaming.adapters.redis_connection import RedisConnection, connect
 from streaming.adapters.redis_tables import RedisCounters, RedisProfiles
 
 __all__ = ["RedisBundles", "RedisClaims", "RedisConnection", "RedisCounters", "RedisProfiles", "connect"]
+
+LOOKED_AT = 500  # claims of one trip, some 4 MB
 
 
 class RedisClaims:
@@ -42,6 +46,36 @@ class RedisClaims:
 
         return self._client.ask(each) if claims else []
 
+    def forget(self, tenant: str, unit: str) -> int:
+        """Claims that come meanwhile are of the time after."""
+        pattern = _escaped(self._client.name("claim", f"{len(tenant)}", tenant, "")) + "*"
+        names: list[bytes] = self._client.ask(lambda client: list(client.scan_iter(match=pattern, count=LOOKED_AT)))
+        total = 0
+        for start in range(0, len(names), LOOKED_AT):
+            some = names[start : start + LOOKED_AT]
+            values = self._client.ask(partial(_each, command="get", names=some))
+            gone = [
+                name
+                for name, value in zip(some, values, strict=True)
+                if unit.encode() in name or (value is not None and unit.encode() in value)
+            ]
+            total += sum(self._client.ask(partial(_each, command="delete", names=gone))) if gone else 0
+        return total
+
     def _set(self, client: Any, tenant: str, decision_id: str, value: bytes) -> Any:
         key = self._client.name("claim", f"{len(tenant)}", tenant, decision_id)  # the length keeps tenants apart
         return client.set(key, value, nx=True, get=True, px=self._life_ms)
+
+
+def _escaped(name: str) -> str:
+    """A name as a pattern of SCAN that matches it alone."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", name)
+
+
+def _each(client: Any, command: str, names: Sequence[bytes]) -> list[Any]:
+    """A command of one key for each of several, in one trip a node."""
+    with client.pipeline(transaction=False) as pipeline:
+        for name in names:
+            getattr(pipeline, command)(name)
+        found: list[Any] = pipeline.execute()
+        return found

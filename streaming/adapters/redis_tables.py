@@ -71,6 +71,15 @@ class RedisTable:
 
         return dict(zip(wanted, self._client.ask(rows), strict=True))
 
+    def forget(self, wanted: Mapping[int, Sequence[str]]) -> int:
+        def taken(client: Any) -> int:
+            with client.pipeline(transaction=False) as pipeline:
+                for partition, names in wanted.items():
+                    pipeline.hdel(self._key(partition), *names)
+                return sum(pipeline.execute())
+
+        return self._client.ask(taken)
+
     def _replace(self, key: str, mark: Mark, rows: Mapping[str, bytes]) -> None:
         beside = f"{key}:{mark.epoch}"
         self._client.ask(lambda client: client.delete(beside))

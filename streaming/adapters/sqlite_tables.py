@@ -38,6 +38,11 @@ class SqliteTable:
     def read(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Sequence[bytes | None]]:
         return {place: self._rows(place, names) for place, names in wanted.items()}
 
+    def forget(self, wanted: Mapping[int, Sequence[str]]) -> int:
+        rows = [(place, name) for place, names in wanted.items() for name in names]
+        with self._file.write() as db:
+            return db.executemany('DELETE FROM "rows" WHERE partition = ? AND name = ?', rows).rowcount
+
     def _rows(self, partition: int, names: Sequence[str]) -> Sequence[bytes | None]:
         found: dict[str, bytes] = {}
         for start in range(0, len(names), _ASKED):

@@ -34,6 +34,9 @@ class Table(Protocol):
     def read(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Sequence[bytes | None]]:
         """Rows by name, of several partitions, in one trip."""
 
+    def forget(self, wanted: Mapping[int, Sequence[str]]) -> int:
+        """Take rows away, whatever mark the table is at, and leave the mark; how many there were."""
+
 
 class TableCounters:
     """A number is its shortest exact decimal, so that people can read the store too."""
@@ -59,9 +62,18 @@ class TableProfiles:
     def write(self, partition: int, mark: Mark, values: Mapping[str, bytes], since: Mark | None) -> bool:
         return self._table.write(partition, mark, values, since)
 
-    def read(self, units: Sequence[str]) -> list[bytes]:
+    def forget(self, units: Sequence[str]) -> int:
+        wanted: dict[int, list[str]] = {}
+        for unit, place in zip(units, self._places(units), strict=True):
+            wanted.setdefault(place, []).append(unit)
+        return self._table.forget(wanted)
+
+    def _places(self, units: Sequence[str]) -> list[int]:
         hashes = [unit.partition("/")[0].encode() for unit in units]  # what else is kept of a unit lies beside it
-        places = partitions_of(hashes, self._partitions)
+        return partitions_of(hashes, self._partitions)
+
+    def read(self, units: Sequence[str]) -> list[bytes]:
+        places = self._places(units)
         wanted: dict[int, list[str]] = {}
         for unit, place in zip(units, places, strict=True):
             wanted.setdefault(place, []).append(unit)

@@ -1,0 +1,44 @@
+"""`DELETE /v1/units/{id}`: forget a person; `/v1/forgets`: how far that is. The raw id is hashed at once and kept nowhere."""
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from policies.errors import Rejected
+from services.control.experiments import who_of
+from services.forgetting import Forgetting, told
+
+LONGEST = 256
+
+
+def router(forgetting: Forgetting) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.delete("/v1/units/{unit:path}")
+    def forget(unit: str, request: Request) -> Response:
+        if not 1 <= len(unit) <= LONGEST:
+            raise Rejected(f"Expected str of length 1 to {LONGEST}", at="$.id")
+        key, job = forgetting.ask(unit, who_of(request))
+        return _json(told(key, job), 202, {"location": f"/v1/forgets/{job.job}"})
+
+    @routes.get("/v1/forgets")
+    def forgets() -> Response:
+        newest = sorted(forgetting.jobs().items(), key=lambda one: -one[1].at)
+        return _json({"forgets": [told(unit, job) for unit, job in newest]})
+
+    @routes.get("/v1/forgets/{job}")
+    def report(job: str) -> Response:
+        for unit, found in forgetting.jobs().items():
+            if found.job == job:
+                return _json(told(unit, found))
+        raise Rejected(
+            f"No job {job[:64]!r}; a later one of the same unit takes its place", code="unknown_job", status=404
+        )
+
+    return routes
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
