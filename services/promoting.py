@@ -77,6 +77,7 @@ class Promotions:
             after = course.started(released, surface, candidate, against, stage, wanted, now)
             if against == served:
                 return after
+            store_arms(self.state, compiled.surface, trials_on(self.state, surface), against)
             return msgspec.structs.replace(after, live=against, before=[*after.before, released.live])
 
         return self._step(surface, step, who, "start", expect)

@@ -230,15 +230,17 @@ def _judge(of: OfSurface, release: Release, versions: Versions, usable: Sequence
         if decision.policy != release.baseline or decision.mode != "live" or decision.at <= release.began:
             continue
         for shadow in decision.shadows:
+            if shadow.policy != release.candidate:
+                continue
+            surface = versions(decision.config)
             fits = len(shadow.propensities) == len(decision.slate) == len(shadow.design)
-            if shadow.policy == release.candidate and fits:
-                surface = versions(decision.config)
-                if surface is None or release.objective not in one.row.objectives:
-                    continue
-                agreed = surface
-                design = [np.inf if value is None else value for value in shadow.design]
-                kept.append((one, np.array(shadow.propensities), design))
-                overlap += shadow.overlap
+            if not fits or surface is None or release.objective not in one.row.objectives:
+                of.unusable += 1
+                continue
+            agreed = surface
+            design = [np.inf if value is None else value for value in shadow.design]
+            kept.append((one, np.array(shadow.propensities), design))
+            overlap += shadow.overlap
     if not kept or agreed is None:
         return
     try:

@@ -218,7 +218,7 @@ class Guard:
         if len(fell) >= LEAST and sum(fell) >= LEAST_FALLEN and share > release.terms.max_fallback:
             return f"{sum(fell)} of its last {len(fell)} decisions fell back: it had no bundle, or failed"
         refused = self._refused(release.surface, release.candidate)
-        before = self._refusals.setdefault(key, refused)
+        before = self._refusals[key] = min(refused, self._refusals.get(key, refused))  # a restart counts from 0
         return f"scoring refused {refused - before:.0f} of its bundles" if refused > before else ""
 
     def _end(self, release: Release, reason: str) -> None:

@@ -122,7 +122,7 @@ def router(promotions: Promotions, estimating: Estimating, readouts: Readouts, b
 
     def _read(surface: str) -> Response:
         released, version = promotions.get(surface)
-        return _json({**told_with_history(released), **_evidence(released)}, etag=str(version))
+        return _json({**msgspec.to_builtins(released), **_evidence(released)}, etag=str(version))
 
     def _evidence(released: Released) -> dict[str, Any]:
         release = released.release
@@ -133,11 +133,6 @@ def router(promotions: Promotions, estimating: Estimating, readouts: Readouts, b
         return {"canary": msgspec.to_builtins(readouts.canary(release))}
 
     return routes
-
-
-def told_with_history(released: Released) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(released)
-    return plain
 
 
 def _step(body: bytes) -> Step:

@@ -139,6 +139,8 @@ def test_a_shadow_is_what_the_candidate_would_draw(tmp_path: Path, name: str, ru
             assert free.distributions is not None
             np.testing.assert_allclose(beside[0], free.distributions[0], atol=1e-12)
         np.testing.assert_allclose(beside.sum(axis=1), 1.0)
+        for t in range(len(drawn.slate.items)):  # given the slots before: a draw of its own would show them again
+            assert not beside[t, drawn.slate.items[:t]].any()
         assert 0.0 < shadow_of(candidate, query, drawn).overlap < 1.0
 
 
