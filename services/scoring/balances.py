@@ -91,7 +91,7 @@ class Balances:
 
     def deficits(self) -> Iterator[tuple[str, str, float]]:
         """(surface, group, what it is owed as a share of the window's looks)."""
-        for surface, kept in self._kept.items():
+        for surface, kept in list(self._kept.items()):
             for group, share in zip(list(kept.groups), kept.state.shares.tolist(), strict=False):
                 yield surface, group, share
 

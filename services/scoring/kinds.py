@@ -5,6 +5,7 @@ Features that came with a request win over the catalogue's, as they do for polic
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -61,6 +62,7 @@ class Kinds:
         self._items, self._rows = items, rows
         self._codes: dict[str, I64] = {}
         self._names: dict[str, dict[Key, int]] = {}  # attribute → value → code
+        self._labels: dict[str, list[str]] = {}  # attribute → what its values are called, by code
         self._masks: dict[Test, Mask] = {}
 
     def codes(self, name: str) -> I64:
@@ -112,13 +114,16 @@ class Kinds:
         """(codes (n,) from 0, −1 of none; what the values are called), in the order of the values' numbers."""
         codes = self.of(name, rows, given)
         numbers, places = np.unique(codes, return_inverse=True)
-        called = {number: key for key, number in self._names.get(name, {}).items()}
-        for place, features in given.items():
-            key = _key(features[name]) if name in features else None
-            if key is not None:
-                called[int(codes[place])] = key
+        values, labels = self._names.get(name, {}), self._labels.setdefault(name, [])
+        labels += [_called(key) for key in islice(values, len(labels), None)]
+        fresh = {
+            int(codes[place]): _called(key)
+            for place, features in given.items()
+            if name in features and (key := _key(features[name])) is not None and codes[place] >= len(labels)
+        }
         none = int(len(numbers) > 0 and numbers[0] == UNKNOWN)
-        return places - none, [_called(called[number]) for number in numbers[none:].tolist()]
+        called = [labels[number] if number < len(labels) else fresh[number] for number in numbers[none:].tolist()]
+        return places - none, called
 
     def holding(self, condition: Test, rows: I64, given: Given) -> Mask:
         """(n,) of which candidates a condition holds."""

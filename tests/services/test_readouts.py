@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policies.errors import Rejected, Unavailable
-from policies.surface import Frequency, Objective, PolicySpec, Rule, Surface
+from policies.surface import Exposure, Fairness, Frequency, Objective, PolicySpec, Rule, Surface
 from services.audit import Audit
 from services.control.readouts import Readouts
 from services.exposition import Exposition
@@ -301,8 +301,9 @@ def test_what_arms_share_is_said(
     both = {name: {"policy": policy, "share": 0.5} for name, policy in zip(ARMS, arms, strict=True)}
     house = House(tmp_path, arms=both, **changes)
     assert house.readouts.report("ts")["interference"] == said
-    publish_surface(house.state, msgspec.structs.replace(SURFACE, rules=[Rule(frequency=Frequency(9, "5m", "item"))]))
-    assert house.readouts.report("ts")["interference"] == [*said, "exposure"]
+    for shared in ({"rules": [Rule(frequency=Frequency(9, "5m", "item"))]}, {"fairness": Fairness(Exposure("genre"))}):
+        publish_surface(house.state, msgspec.structs.replace(SURFACE, **shared))  # type: ignore[arg-type]  # either
+        assert house.readouts.report("ts")["interference"] == [*said, "exposure"]
 
 
 def test_no_harm_stops_nothing(house: House) -> None:

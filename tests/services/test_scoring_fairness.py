@@ -239,3 +239,23 @@ def test_what_is_right_is_kept() -> None:
     assert made.fairness == Fairness(
         Exposure("g", {"a": 0.3, "b": 0.7}, window="1h", gain=0.2), Prefix("g", {"a": 0.2})
     )
+
+
+def test_groups_of_a_request_are_those_of_the_catalogue_and_its_own(tmp_path: Path) -> None:
+    """Values that came with a request win, and are told apart from those of the catalogue and from each other."""
+    made = surface(slots=4, fairness=Fairness(Exposure("price")), logging=Logging(1.0))
+    scoring = fair(tmp_path, None, made)
+    mine = [
+        {"id": "i0", "features": {"price": 2}},
+        "i1",
+        {"id": "new", "features": {"price": 77}},
+        {"id": "x", "features": {"price": 0.5}},
+    ]
+    ask(scoring, 1, candidates=[*mine, "unknown"])
+    said = decisions(tmp_path)[-1].exposed
+    assert said is not None
+    assert sorted(said.groups) == ["0.5", "1", "2", "77"]
+    record = decisions(tmp_path)[-1]
+    of = {item: "" if place < 0 else said.groups[place] for item, place in zip(record.slate, said.of, strict=True)}
+    expected = {"i0": "2", "i1": "1", "new": "77", "x": "0.5", "unknown": ""}
+    assert of == {item: expected[item] for item in record.slate}

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from policies.errors import Unavailable
-from policies.surface import Category, FeatureSpec, Number
+from policies.surface import Category, Exposure, Fairness, FeatureSpec, Number
 from streaming.adapters.memory_tables import MemoryCounters, MemoryProfiles, MemoryTable
 from streaming.derived import Derived, counter_name
-from streaming.events import encode
+from streaming.events import Exposed, encode
 from streaming.feed import Feed
 from streaming.ledger import Ledger
 from streaming.ports import Commit, Mark, Record
@@ -393,3 +393,36 @@ def test_learning_does_not_notice() -> None:
 def test_names_of_counters_may_hold_anything() -> None:
     assert counter_name("default", "home", "item", "a/b c%") == "default/home/item/a%2Fb%20c%25"
     assert len({counter_name("a", "b/c"), counter_name("a/b", "c"), counter_name("a", "b", "c")}) == 3
+
+
+def test_looks_of_groups_count_once_through_deaths_at_every_step() -> None:
+    """Two groups, a decision whose slots turn out unseen, a click: the same sums wherever the shard dies."""
+    configs = TallyConfigs()
+    version = configs.add(surface(fairness=Fairness(Exposure("genre", objective="like"))))
+    said = Exposed(("jazz", "rock"), (1.5, 0.5), (1.0, 1.0), (2.0, 0.0), (0, 0, 1))
+    events = [
+        decision(version, f"{UNIT}-1", EPOCH0, exposed=said),
+        feedback(f"{UNIT}-1", EPOCH0 + 1, slot=1, kind="like", value=2.0),
+        decision(version, f"{UNIT}-2", EPOCH0, exposed=said),
+        feedback(f"{UNIT}-2", EPOCH0 + 2, kind="shown", slots=[], feedback_id="s"),
+        decision(version, f"{UNIT}-3", EPOCH0, exposed=said),
+        feedback(f"{UNIT}-1", EPOCH0 + 1, slot=1, kind="like", value=2.0),  # sent twice
+    ]
+    expected = {"jazz/delivered": 3.0, "jazz/entitled": 2.0, "jazz/drawn": 4.0, "jazz/worth": 4.0}  # 2 / ½
+    expected |= {"rock/delivered": 1.0, "rock/entitled": 2.0}
+    for die_at in range(40):
+        ports, stores = Ports(configs), Stores()
+        shard = ports.shard(read_limit=2, feed=stores.feed())
+        for event in events:
+            ports.append(event, at=EPOCH0 + 3)
+        ports.operations, ports.die_at = 0, die_at
+        try:
+            drain(shard)
+        except Abort:
+            ports.die_at = None
+            shard = ports.shard(read_limit=2, feed=stores.feed())
+            drain(shard)
+        ports.die_at = None
+        shard.step()
+        found = {name: value for name, value in everything(stores).items() if "/exposure/" in name}
+        assert found == {f"default/home/exposure/genre/{name}": value for name, value in expected.items()}, die_at
