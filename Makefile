@@ -45,7 +45,7 @@ stack: $(VENV)/.stack  ## Kafka, Redis and Ray on this machine, and the service 
 	$(BIN)/slatewise stack
 
 test: $(VENV)/.tools  ## everything that can fail, in at most 15 minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m $(if $(PYTEST),pytest $(PYTEST),tests.side_by_side)
 
 check: $(VENV)/.tools  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -18,7 +18,12 @@ README = (ROOT / "README.md").read_text()
 def algorithm_table() -> str:
     rows = ["| algorithm | model | merges | source |", "|---|---|---|---|"]
     for name, algorithm in ALGORITHMS.items():
-        merges = "yes" if "merges" in algorithm.traits else ("nothing to learn" if not algorithm.learner else "no")
+        if "epochs" in algorithm.traits:
+            merges = "within an epoch"
+        elif algorithm.trainer:
+            merges = "trained in one recorded order"
+        else:
+            merges = "yes" if "merges" in algorithm.traits else "nothing to learn"
         rows.append(f"| `{name}` | {algorithm.summary} | {merges} | {algorithm.source} |")
     return "\n".join(rows)
 

@@ -1,14 +1,12 @@
 """`slatewise bench`: speed of this build beside the machine's floors and its peers, in one run; a table and JSON."""
 
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from services.bench.report import Report
+from services.bench.report import Report, typed
 
 PARTS = (
     "decide",
@@ -45,7 +43,7 @@ def command(out: Path | None, parts: tuple[str, ...], quick: bool, seconds: floa
 
     Budgets are ratios to floors taken in the same run, or stated limits. A budget that is missed is shown, not an error.
     """
-    report = Report("slatewise bench" + (" --quick" if quick else ""), _typed())
+    report = Report("slatewise bench" + (" --quick" if quick else ""), typed())
     for name in parts or PARTS:
         click.echo(f"… {name}", err=True)
         _parts(quick, seconds, rounds)[name](report)
@@ -136,10 +134,3 @@ def _learn(report: Report, quick: bool) -> None:
     report.add(
         "restart", found["restart_seconds"], "s", at_most=5.0, note=f"{found['restart_events']:,.0f} events in the log"
     )
-
-
-def _typed() -> str:
-    """The command as typed, without this machine's paths."""
-    words = sys.argv[1:]
-    kept = [w for i, w in enumerate(words) if w != "--out" and words[i - 1 : i] != ["--out"]]
-    return shlex.join(["slatewise", *kept])

@@ -1,7 +1,9 @@
 """One measured number a row, with its floor and its budget where it has one: a table for people, JSON for machines."""
 
 import platform
+import shlex
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,8 @@ import msgspec
 import psutil
 from rich.console import Console
 from rich.table import Table
+
+PATHS = ("--data", "--out", "--log", "--keep")  # options that name them
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,13 @@ def write(folder: Path, name: str, markdown: str, document: bytes) -> list[Path]
 
 def dated(folder: Path, name: str, suffix: str) -> Path:
     return folder / f"{datetime.now(UTC):%Y-%m-%d}-{name}.{suffix}"
+
+
+def typed() -> str:
+    """The command as typed, without the paths of this machine."""
+    words = sys.argv[1:]
+    kept = [w for i, w in enumerate(words) if w not in PATHS and words[i - 1 : i] not in [[path] for path in PATHS]]
+    return shlex.join(["slatewise", *kept])
 
 
 def provenance() -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """`slatewise replay`: public data through the loop. Full information over HTTP, logged data into a log of its own, streams beside peers."""
 
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -122,14 +120,14 @@ def jester(
         "person, so only held-out people compare like with like",
         f"a held-out person is decided for {repeats} times (`defer`, never shown: nothing is learned from it)",
     ]
-    text = jester_run.markdown(told, _typed(), settings, None)
+    text = jester_run.markdown(told, report.typed(), settings, None)
     if out:
         name = "jester-in-process" if in_process else "jester"
         out.mkdir(parents=True, exist_ok=True)
         picture = report.dated(out, name, "png")
         jester_run.plot(run, split, known, picture)
-        text = jester_run.markdown(told, _typed(), settings, picture.name)
-        _written(report.write(out, name, text, jester_run.document(told, _typed(), settings)))
+        text = jester_run.markdown(told, report.typed(), settings, picture.name)
+        _written(report.write(out, name, text, jester_run.document(told, report.typed(), settings)))
     click.echo(text)
 
 
@@ -227,9 +225,9 @@ def streams(
         "learning after every decision. Mean over all rounds of a seed; intervals over seeds (Student's t)."
     )
     Console().print(quality.table(results))
-    text = quality.markdown(results, verdicts, _typed(), settings)
+    text = quality.markdown(results, verdicts, report.typed(), settings)
     if out:
-        _written(report.write(out, "streams", text, quality.document(results, verdicts, _typed(), settings)))
+        _written(report.write(out, "streams", text, quality.document(results, verdicts, report.typed(), settings)))
     click.echo(text)
 
 
@@ -241,14 +239,14 @@ def _replay_logged(
     from services.replay import learned
 
     where = report.provenance()
-    text = [f"# Logged data replayed: {name}", "", f"`{_typed()}` · {where['date']} · commit {where['commit']}", ""]
+    text = [f"# Logged data replayed: {name}", "", f"`{typed()}` · {where['date']} · commit {where['commit']}", ""]
     text += [
         "Times "
         + ("kept" if keep_time else "shifted so that the data ends now")
         + f"; a log of its own; {teach} learns.",
         "",
     ]
-    document: dict[str, Any] = {"command": _typed(), **where}
+    document: dict[str, Any] = {"command": report.typed(), **where}
     with tempfile.TemporaryDirectory(prefix="slatewise-replay-") as folder:
         for title, logged in sets:
             done = learned.replay(
@@ -283,17 +281,6 @@ def _say() -> Callable[[str], None]:
         click.echo(f"{time.monotonic() - start:6.1f} s  {line}", err=True)
 
     return say
-
-
-def _typed() -> str:
-    """The command as typed, paths to data left out: they are this machine's."""
-    words = sys.argv[1:]
-    kept = [
-        w
-        for i, w in enumerate(words)
-        if w not in ("--data", "--out", "--log") and words[i - 1 : i] not in (["--data"], ["--out"], ["--log"])
-    ]
-    return shlex.join(["slatewise", *kept])
 
 
 def _written(paths: list[Path]) -> None:

@@ -4,13 +4,12 @@ A study's module has `run(quick: bool, seeds: int | None, data: Path | None) -> 
 """
 
 import importlib
-import shlex
-import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
 
+from services.bench.report import typed
 from services.studies.study import Study
 
 STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
@@ -45,5 +44,5 @@ def command(name: str, seeds: int | None, quick: bool, data: Path | None, out: P
     found: Study = importlib.import_module(STUDIES[name][0]).run(quick, seeds, data)
     found.show(Console())
     if out:
-        for path in found.write(out, name, shlex.join(["slatewise", *sys.argv[1:]])):
+        for path in found.write(out, name, typed()):
             click.echo(f"wrote {path}", err=True)

@@ -1,0 +1,47 @@
+"""`make test`: two pytest runs at once, one a core. What needs no server computes while the other half waits for its servers.
+
+    python -m tests.side_by_side [pytest options]
+
+The second half's output comes as it is made, the first half's when both are done; the exit status is that of the worse.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SERVERS = ("kafka", "redis", "adapters", "bundles_fsspec")  # in a file's name: it talks to one
+COMPUTES = ("policies", "streaming", "contracts", "helm", "deploy")  # folders without processes of ours
+NO_TESTS = 5  # pytest's exit status: as good as passed for a half that an option has emptied
+
+
+def halves() -> tuple[list[str], list[str]]:
+    """(files that compute, files that start something): every test file is in exactly one."""
+    computes, starts = [], []
+    for file in sorted(HERE.rglob("test_*.py")):
+        folder = file.relative_to(HERE).parts[0]
+        pure = folder in COMPUTES and not any(word in file.stem for word in SERVERS)
+        (computes if pure else starts).append(str(file.relative_to(HERE.parent)))
+    return computes, starts
+
+
+def main(options: list[str]) -> int:
+    computes, starts = halves()
+    pytest = [sys.executable, "-m", "pytest", *options]
+    with tempfile.TemporaryFile() as kept:
+        beside = subprocess.Popen(
+            [*pytest, "-p", "no:cacheprovider", *computes], cwd=HERE.parent, stdout=kept, stderr=subprocess.STDOUT
+        )
+        try:
+            status = subprocess.run([*pytest, *starts], cwd=HERE.parent, check=False).returncode
+        finally:
+            other = beside.wait()
+            kept.seek(0)
+            sys.stdout.buffer.write(kept.read())
+            sys.stdout.flush()
+    return max((0 if code == NO_TESTS else code for code in (status, other)), key=abs)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
