@@ -239,7 +239,12 @@ def _replay_logged(
     from services.replay import learned
 
     where = report.provenance()
-    text = [f"# Logged data replayed: {name}", "", f"`{typed()}` · {where['date']} · commit {where['commit']}", ""]
+    text = [
+        f"# Logged data replayed: {name}",
+        "",
+        f"`{report.typed()}` · {where['date']} · commit {where['commit']}",
+        "",
+    ]
     text += [
         "Times "
         + ("kept" if keep_time else "shifted so that the data ends now")
