@@ -184,7 +184,10 @@ def _weights(decision: Decision) -> dict[str, F64]:
         found[decision.policy] = np.ones(k)
     if decision.mode == "live" and decision.experiment is None:
         found[SERVED] = np.ones(k)
-        found[UNIFORM] = 1.0 / (np.array(decision.remaining) * p)
+        if (
+            decision.shortlist is None
+        ):  # |R| is of the shortlist there, and uniform would draw from all that is eligible
+            found[UNIFORM] = 1.0 / (np.array(decision.remaining) * p)
         found[GREEDY] = (np.array(decision.rows) == np.array(decision.greedy)) / p
     for shadow in decision.shadows:
         if len(shadow.propensities) == k and shadow.policy not in found:

@@ -49,6 +49,10 @@ class Shadowing:
 
 def shadow_of(served: Served, query: Query, drawn: Drawn) -> Shadow:
     """Raises Rejected, Corrupt('nan_scores' | 'impossible')."""
+    if query.shortlist is not None:
+        raise Rejected(
+            "The shortlist was made by other scores: this policy would have drawn from another", code="shortlist"
+        )
     slate = drawn.slate
     assert slate.distributions is not None  # whoever wants a shadow draws in full
     own = propensities(served, query, drawn)

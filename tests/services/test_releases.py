@@ -27,7 +27,7 @@ from streaming.adapters.memory import MemoryCheckpoints, MemoryLog, MemoryState
 from streaming.adapters.sqlite_estimates import SqliteEstimates
 from streaming.adapters.sqlite_totals import SqliteTotals
 from streaming.configuration import Configs, publish_surface
-from streaming.events import Decision, Feedback, Shadow, encode
+from streaming.events import Decision, Feedback, Shadow, Shortlisted, encode
 
 START, WINDOW, HORIZON, PARTITIONS = 1_000_100.0, 50.0, 10.0, 2
 SURFACE = Surface(
@@ -342,6 +342,14 @@ def test_a_decision_that_lacks_what_is_needed_is_counted(house: House) -> None:
     house.settle(START + 100)
     found = house.estimating.value("home")
     assert (found["decisions"], found["unusable"]) == (1, 1)
+
+
+def test_uniform_is_not_guessed_from_a_shortlist(house: House) -> None:
+    house.decide(unit("ann"), START + 1)
+    house.decide(unit("ann"), START + 2, shortlist=Shortlisted(5_000, 1, 1, [1.0]))
+    house.settle(START + 100)
+    found = {policy: one["click"]["decisions"] for policy, one in house.estimating.value("home")["policies"].items()}
+    assert found == {"old": 2.0, "served": 2.0, "uniform": 1.0, "greedy": 2.0}
 
 
 def canary_story(house: House, n: int, clicks: dict[str, float], hates: dict[str, float], seed: int = 2) -> None:

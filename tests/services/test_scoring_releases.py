@@ -12,14 +12,16 @@ from scoring_setup import decisions, in_memory, surface
 from policies.errors import Rejected
 from policies.releases import Terms
 from policies.reranking.acting import NOTHING_ACTS
+from policies.shortlist import WHOLE
 from policies.slate import draw
 from policies.surface import Diversity, PolicySpec, Rule
 from services.promoting import Promotions
 from services.scoring.decide import drawn_from, inputs_of
 from services.scoring.service import Scoring
 from services.scoring.shadowing import propensities, shadow_of
-from services.scoring.wire import read_decision
+from services.scoring.wire import Item, encode, read_decision
 from streaming.configuration import Configs, publish_surface
+from streaming.ports import Versioned
 
 POLICIES = {
     "home-ts": PolicySpec("linear_thompson", objective="click", options={"floor": 0.05}),
@@ -162,3 +164,23 @@ def test_a_candidate_that_fails_costs_no_answer(house: tuple[Scoring, Promotions
     assert 'outcome="nan_scores"' in scoring.telemetry.text().decode()
     promotions.abort("home", "ann")
     followed(scoring)
+
+
+def test_a_shortlist_of_other_scores_has_no_shadow(tmp_path: Path) -> None:
+    scoring = in_memory(tmp_path, HOME)
+    Promotions(scoring.state, Configs()).start("home", "other", "ann", terms=EVERY)
+    followed(scoring)
+    items = [Item(id=f"i{j}", features={"price": j / 300, "genre": "jazz"}) for j in range(WHOLE + 50)]
+    entries = [
+        Versioned(i, "item", item.id, encode(item)) for i, item in enumerate(items, scoring.catalogue.version + 1)
+    ]
+    scoring.catalogue.apply(scoring.catalogue.prepare(entries), 0.0)
+    request = {"surface": "home", "unit": "ann"}
+    scoring.decide(msgspec.json.encode(request))
+    decided(scoring, "ann")  # with candidates of its own
+    scoring.spool.sync()
+    short, own = decisions(tmp_path)[-2:]
+    assert short.shortlist is not None
+    assert (short.shadows, len(own.shadows)) == ([], 1)
+    scoring.telemetry.flush()
+    assert 'outcome="shortlist"' in scoring.telemetry.text().decode()
