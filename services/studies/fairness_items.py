@@ -17,7 +17,10 @@ DRAWS, NOISE = 32, 0.15  # of the pool, in standard deviations of a request's va
 SETTINGS = DrawSettings(floor=0.02)
 SYNC = 20  # requests
 LAW = Law(gain=0.3, most=4.0, window=100.0)  # a second is a sync
-FAST = Law(gain=0.9, most=4.0, window=100.0)  # for 24 groups, each of which gets little of a sync
+RARE, RARE_SYNC = (
+    Law(gain=0.9, most=4.0, window=1_000.0),
+    2,
+)  # 24 groups, each of which gets little: a sync every other request
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,10 @@ def creators(seed: int, periods: int, requests: int, correct: str) -> tuple[F64,
             floor = min(1.0, 1.1 * world.need * len(here) / count) if correct == "reserve" else 1.0
             waiting[0, here] += due * floor
             waiting[1, here] += delivered
-            if correct != "none" and t % SYNC == SYNC - 1:
-                state = stepped(FAST, state, waiting[0], waiting[1], 1.0)
+            if correct != "none" and t % RARE_SYNC == RARE_SYNC - 1:
+                state = stepped(RARE, state, waiting[0], waiting[1], 1.0)
                 if correct == "reserve":  # nobody pays back what it got beyond its need
                     state = Owed(np.maximum(state.owed, 0.0), state.looks, state.syncs)
-                given, waiting = boosts(FAST, state), np.zeros((2, count))
+                given, waiting = boosts(RARE, state), np.zeros((2, count))
         world.pass_period(got)
     return utility, kept, best
