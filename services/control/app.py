@@ -10,9 +10,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import uvicorn
@@ -27,12 +26,13 @@ from policies.surface import Surface
 from services.access import Access
 from services.audit import Audit, Change, entry
 from services.configuring import applied, apply_folder
-from services.control import experiments, keyring, releasing, sessions, units
+from services.control import experiments, inspecting, keyring, pages, releasing, sessions, units
 from services.control.canaries import Canaries, Guard
 from services.control.estimating import Estimating
 from services.control.overview import Overview
 from services.control.readouts import Readouts
 from services.control.sessions import Sessions
+from services.dead_letters import Replayed, replay
 from services.forgetting import Forgetting
 from services.guarding import Guarding
 from services.keys import Keys
@@ -47,7 +47,7 @@ from streaming.configuration import ConfigInvalid, Configs, parse, publish_surfa
 from streaming.ports import DeadLetters
 
 log = logging.getLogger("slatewise.control")
-MOST_LETTERS = 1_000
+MOST_LETTERS, MOST_DECISIONS = 1_000, 200
 FOLDER_SECONDS, KEYS_SECONDS = 2.0, 0.5
 
 
@@ -58,6 +58,16 @@ class Release(Struct, frozen=True, forbid_unknown_fields=True):
     action: str  # rollback | resume
     to: str | None = None
     before: str | None = None
+
+
+class Again(Struct, frozen=True, forbid_unknown_fields=True):
+    """Dead letters to bring to the log again: of one reason or of all, after a number."""
+
+    reason: str | None = None
+    after: int = 0
+
+
+Asked = TypeVar("Asked", Release, Again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,21 +168,30 @@ def create_app(control: Control) -> FastAPI:
     app.include_router(sessions.router(control.sessions))
     app.include_router(keyring.router(control.releases.state, control.access))
     app.include_router(units.router(control.forgetting))
-    page = (files("services") / "control" / "ops.html").read_bytes()
-    policy = sessions.policy_for(page.decode())
+    app.include_router(pages.router())
 
     @app.get("/healthz")
     def healthz() -> Response:
         return _json({"status": "alive"})
 
-    @app.get("/ops", include_in_schema=False)
-    def ops() -> Response:
-        headers = {"cache-control": "no-cache", "content-security-policy": policy}
-        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
-
     @app.get("/v1/overview")
     def overview() -> Response:
         return _json(control.overview.report())
+
+    @app.get("/v1/stream")
+    def stream() -> Response:
+        return _json(control.overview.stream())
+
+    @app.get("/v1/decisions")
+    def decisions(limit: int = 20) -> Response:
+        if not 1 <= limit <= MOST_DECISIONS:
+            raise Rejected(f"Expected 1 ≤ limit ≤ {MOST_DECISIONS}", at="$.limit")
+        return _json({"decisions": control.overview.recent(limit)})
+
+    @app.get("/v1/decisions/{decision_id:path}")
+    def decision(decision_id: str) -> Response:
+        control.configs.follow(control.releases.state)
+        return _json(inspecting.inspect(control.releases.events, control.configs, decision_id))
 
     @app.get("/v1/surfaces")
     def surfaces() -> Response:
@@ -219,7 +238,9 @@ def create_app(control: Control) -> FastAPI:
 
     @app.post("/v1/releases", openapi_extra=_BODY)
     async def release(request: Request) -> Response:
-        asked = _decoded(await _body(request))
+        asked = _decoded(await _body(request), Release)
+        if asked.action not in ("rollback", "resume"):
+            raise Rejected(f"Expected rollback or resume, got {asked.action!r}", at="$.action")
         bundle = await run_in_threadpool(_release, control, asked, experiments.who_of(request))
         return _json({"policy": asked.policy, "action": asked.action, "bundle": bundle})
 
@@ -240,6 +261,12 @@ def create_app(control: Control) -> FastAPI:
             for number, letter in control.dead.read(after, limit)
         ]
         return _json({"counts": control.dead.count(), "letters": letters})
+
+    @app.post("/v1/dead-letters/replay", openapi_extra=_BODY)
+    async def replay_dead_letters(request: Request) -> Response:
+        asked = _decoded(await _body(request), Again)
+        found = await run_in_threadpool(_replay, control, asked, experiments.who_of(request))
+        return _json({"records": found.records, "last": found.last})
 
     _errors(app)
     return app
@@ -333,16 +360,22 @@ def _audit(control: Control, who: str, action: str, subject: str, before: Any, a
     control.releases.state.put([entry(Change(time.time(), who, action, subject, before, after))])
 
 
-def _decoded(body: bytes) -> Release:
+def _replay(control: Control, asked: Again, who: str) -> Replayed:
+    if asked.after < 0:
+        raise Rejected(f"Expected after ≥ 0, got {asked.after}", at="$.after")
+    found = replay(control.dead, control.releases.events, reason=asked.reason, after=asked.after)
+    after = {"records": found.records, "from": asked.after, "to": found.last}
+    _audit(control, who, "replay", f"dead-letters/{asked.reason or 'all'}", None, after)
+    return found
+
+
+def _decoded(body: bytes, kind: type[Asked]) -> Asked:
     try:
-        asked = msgspec.json.decode(body, type=Release)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise Rejected(str(error)) from None
     except msgspec.DecodeError as error:
         raise Rejected(str(error), code="undecodable", status=400) from None
-    if asked.action not in ("rollback", "resume"):
-        raise Rejected(f"Expected rollback or resume, got {asked.action!r}", at="$.action")
-    return asked
 
 
 async def _body(request: Request) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from policies.errors import SlatewiseError
+from services.control import health
 from services.control.window import Window
 from services.exposition import Exposition, quantile
 from services.releases import Releases, holds
@@ -42,11 +43,11 @@ class Overview:
         self._http.close()
 
     def report(self) -> dict[str, Any]:
-        surfaces = {
-            name: {**self._window.report(name), "bundles": self.policies(name)} for name in self._configs.surfaces()
-        }
-        latest = self._scrapes[-1] if self._scrapes else None
-        fresh = latest is not None and time.time() - latest[0] < 5 * TURN_SECONDS
+        scrape, surfaces = self.scrape, {}
+        for name in self._configs.surfaces():
+            bundles = [line | {"draws": health.draws(scrape, name, line["policy"])} for line in self.policies(name)]
+            surfaces[name] = {**self._window.report(name), "bundles": bundles, "goals": health.goals(scrape, name)}
+        fresh = scrape is not None
         return {
             "at": time.time(),
             "surfaces": surfaces,
@@ -61,6 +62,24 @@ class Overview:
             return 0.0
         newest = self._scrapes[-1][1].by("swap_total", "outcome", surface=surface, policy=policy)
         return sum(count for outcome, count in newest.items() if outcome not in ("swapped", "unavailable"))
+
+    @property
+    def scrape(self) -> Exposition | None:
+        """The newest numbers of scoring; None: it has not answered lately."""
+        latest = self._scrapes[-1] if self._scrapes else None
+        return latest[1] if latest is not None and time.time() - latest[0] < 5 * TURN_SECONDS else None
+
+    def stream(self) -> dict[str, Any]:
+        """How far each part of the stream is behind. Raises Unavailable."""
+        return {
+            "at": time.time(),
+            **health.stream(self.scrape, self._releases.events),
+            "dead_letters": self._dead.count(),
+        }
+
+    def recent(self, limit: int) -> list[dict[str, Any]]:
+        """The newest decisions, the newest first."""
+        return self._window.recent(limit)
 
     def policies(self, surface: str) -> list[dict[str, Any]]:
         """Every policy of a surface with the bundle it points to."""

@@ -5,12 +5,15 @@ The reward of uniform slates is estimated from the same decisions by their logge
 
     V_t = Σ w r_t / Σ w,  w = (1/∣R_t∣) / p_t,   V = Σ_t V_t        (self-normalised, first order)
 
+and that of greedy slates likewise, w = 1[the greedy candidate was shown] / p_t.
+
 First order: a slot is judged given the slots before it as they were shown. The spread is the standard error of the
 ratio estimator, slots taken as independent. Source: Swaminathan and Joachims, NeurIPS 2015 (SNIPS).
 """
 
 import threading
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +30,7 @@ KEPT = 8_000  # decisions; at 500 a second the last 16 s, at 10 a second the las
 BACK = 4_000  # records before the end of a partition to start from
 READ = 2_000
 SERIES = 60  # points of the drawn line
+ANSWERED = 20  # bundles of a policy to choose from
 
 
 @dataclass(slots=True)
@@ -71,7 +75,9 @@ class Window:
         rewards = [self._rewards(compiled, one) for one in seen]
         values = np.array([reward.sum() for reward in rewards])
         times = np.array([one.appended for one in seen])
-        uniform, spread = _uniform([one.decision for one in seen], rewards)
+        decisions = [one.decision for one in seen]
+        uniform, spread = _estimated(decisions, rewards, _to_uniform)
+        greedy, greedy_spread = _estimated(decisions, rewards, _to_greedy)
         span = max(float(times[-1] - times[0]), 1e-9)
         return {
             "decisions": len(seen),
@@ -84,9 +90,29 @@ class Window:
             "reward_error": float(values.std() / np.sqrt(len(values))),
             "uniform": uniform,
             "uniform_error": spread,
-            "greedy_share": _greedy([one.decision for one in seen]),
+            "greedy": greedy,
+            "greedy_error": greedy_spread,
+            "greedy_share": _greedy(decisions),
+            "answered": _answered(seen),
             "series": _series(times, values),
         }
+
+    def recent(self, limit: int) -> list[dict[str, Any]]:
+        """The newest kept decisions, the newest first."""
+        with self._lock:
+            newest = sorted(self._seen.values(), key=_appended)[-limit:]
+        return [
+            {
+                "decision_id": one.decision.decision_id,
+                "at": one.decision.at,
+                "surface": one.decision.surface,
+                "policy": one.decision.policy,
+                "mode": one.decision.mode,
+                "slate": one.decision.slate,
+                "feedback": sum(h is not None for h in one.heard.values()),
+            }
+            for one in newest[::-1]
+        ]
 
     def _take(self, appended: float, event: Decision | Feedback) -> None:
         if isinstance(event, Decision):
@@ -133,20 +159,32 @@ def _position(decision: Decision, feedback: Feedback) -> int | None:
     return WHOLE_SLATE
 
 
-def _uniform(decisions: list[Decision], rewards: list[F64]) -> tuple[float | None, float | None]:
-    """(value, standard error) of uniform slates."""
+def _to_uniform(decision: Decision, index: int) -> float:
+    return 1 / (decision.remaining[index] * decision.propensities[index])
+
+
+def _to_greedy(decision: Decision, index: int) -> float:
+    return (decision.rows[index] == decision.greedy[index]) / decision.propensities[index]
+
+
+def _estimated(
+    decisions: list[Decision], rewards: list[F64], weight: Callable[[Decision, int], float]
+) -> tuple[float | None, float | None]:
+    """(value, standard error) of slates drawn as `weight`, target over logged propensity, says; None where nothing is known."""
     weights: dict[int, list[float]] = defaultdict(list)
     earned: dict[int, list[float]] = defaultdict(list)
     for decision, reward in zip(decisions, rewards, strict=True):
         for index, (p, left) in enumerate(zip(decision.propensities, decision.remaining, strict=True)):
             if p > 0 and left > 0:
-                weights[index].append(1 / (left * p))
+                weights[index].append(weight(decision, index))
                 earned[index].append(float(reward[index]))
     if not weights:
         return None, None
     value = variance = 0.0
     for index, found in weights.items():
         w, r = np.array(found), np.array(earned[index])
+        if not w.any():  # never shown, so nothing is known of it
+            return None, None
         mean = float(w @ r / w.sum())
         value += mean
         variance += float(np.square(w * (r - mean)).sum() / w.sum() ** 2)
@@ -169,6 +207,22 @@ def _series(times: F64, values: F64) -> list[dict[str, float]]:
         for t, v in zip(np.array_split(times, SERIES), np.array_split(values, SERIES), strict=True)
         if len(v)
     ]
+
+
+def _answered(seen: list[_Seen]) -> dict[str, list[dict[str, Any]]]:
+    """Policy → bundles that answered, the latest first: what a rollback may go back to."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in seen:
+        key = one.decision.policy, one.decision.bundle
+        if one.decision.bundle:
+            line = found.setdefault(key, {"bundle": key[1], "decisions": 0, "from": one.appended})
+            line["decisions"] += 1
+            line["to"] = one.appended
+    answered: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (policy, _), line in sorted(found.items(), key=lambda item: -item[1]["to"]):
+        if len(answered[policy]) < ANSWERED:
+            answered[policy].append(line)
+    return dict(answered)
 
 
 def _count(names: Any) -> dict[str, int]:

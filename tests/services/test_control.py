@@ -14,17 +14,27 @@ from fastapi import FastAPI
 from policies.errors import Rejected
 from services import releases as releasing
 from services.configuring import apply_folder, apply_quickstart
+from services.control import health
 from services.control.app import Control, create_app
 from services.control.window import Window
 from services.epochs import take_epoch
+from services.exposition import Exposition
 from services.settings import Settings
-from services.wiring import open_bundles, open_log, open_state
+from services.telemetry import Telemetry
+from services.wiring import open_bundles, open_dead_letters, open_log, open_state
 from streaming.adapters.memory import MemoryLog
 from streaming.configuration import Compiled, Configs
-from streaming.events import Decision, Feedback, encode
+from streaming.events import Decision, Feedback, Sample, encode
+from streaming.ports import DeadLetter
 from streaming.publish import Publisher
 
 NOW = time.time()
+SAMPLE = Sample(
+    rate=1.0,
+    distributions=np.array([[0.25, 0.75], [0.0, 1.0]]).tobytes(),
+    uniforms=np.zeros(2).tobytes(),
+    boosts=np.array([0.0, 2.0]).tobytes(),
+)
 
 
 class House:
@@ -231,9 +241,95 @@ def test_before_finds_the_bundle_that_answered_then(house: House) -> None:
 def test_the_page_needs_nothing_from_outside(http: Http) -> None:
     page = http.get("/ops")
     assert page.headers["content-type"].startswith("text/html")
-    assert "/v1/overview" in page.text
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    parts = [word for word in page.text.split('"') if word.startswith("/ops/page/")]
+    assert len(parts) >= 4
+    for part in [*parts, "/ops/page/uplot-1.6.32.LICENSE.txt"]:
+        assert http.get(part).status_code == 200
     outside = [word for word in page.text.split('"') if word.startswith(("http://", "https://", "//"))]
-    assert set(outside) <= {"http://www.w3.org/2000/svg"}  # the name of SVG, not an address that is fetched
+    assert outside == []
+    assert http.get("/ops/page/app.py").status_code == 404
+    assert http.get("/ops/page/..%2fapp.py").status_code == 404
+
+
+def test_a_decision_is_read_from_the_log(http: Http, house: House) -> None:
+    unit = "0123456789abcdef"
+    made = decision(house, f"{unit}-1", acted=["fresh"], candidates=["a", "b"], sample=SAMPLE)
+    other = decision(house, f"{unit}-2")
+    events = [
+        made,
+        other,
+        click(made.decision_id),
+        click(other.decision_id, "g"),
+        click(made.decision_id, "", retracts="f"),
+    ]
+    house.log.append([(unit.encode(), encode(event)) for event in [*events, made]])
+    house.log.append([(unit.encode(), b"{"), (unit.encode(), f'["{made.decision_id}"'.encode())])
+    found = http.get(f"/v1/decisions/{made.decision_id}").json()
+    assert (found["offset"], found["searched"]) == (0, 8)
+    assert found["decision"]["acted"] == ["fresh"]
+    assert [(slot["item"], slot["propensity"], slot["greedy"]) for slot in found["slots"]] == [
+        ("a", 0.5, "a"),
+        ("b", 1.0, "b"),
+    ]
+    assert found["slots"][0]["likely"] == [
+        {"item": "b", "p": 0.75, "boost": 2.0},
+        {"item": "a", "p": 0.25, "boost": 0.0},
+    ]
+    assert found["slots"][1]["likely"] == [{"item": "b", "p": 1.0, "boost": 2.0}]
+    assert [one.get("retracts") or one["kind"] for one in found["feedback"]] == ["click", "f"]
+
+
+def test_a_decision_that_is_not_in_the_log_is_not_found(http: Http, house: House) -> None:
+    house.log.append([(b"u", encode(decision(house, "mine/1")))])
+    assert http.get("/v1/decisions/mine%2F1").json()["decision"]["decision_id"] == "mine/1"
+    answer = http.get("/v1/decisions/0123456789abcdef-1")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_decision")
+    assert http.get("/v1/decisions/" + "x" * 600).json()["error"]["at"] == "$.id"
+    assert http.get("/v1/decisions?limit=0").json()["error"]["at"] == "$.limit"
+
+
+def test_dead_letters_are_brought_to_the_log_again(http: Http, house: House) -> None:
+    dead = open_dead_letters(house.settings)
+    dead.put([DeadLetter(0, 3, "unknown_surface", "", b"u", b"one"), DeadLetter(0, 4, "undecodable", "", b"u", b"two")])
+    answer = http.post("/v1/dead-letters/replay", json={"reason": "unknown_surface"})
+    assert answer.json() == {"records": 1, "last": 2}
+    assert [record.value for record in house.log.read(0, 0, 10)] == [b"one"]
+    [change] = http.get("/v1/audit?subject=dead-letters/unknown_surface").json()["changes"]
+    assert (change["action"], change["after"]) == ("replay", {"records": 1, "from": 0, "to": 2})
+    assert http.post("/v1/dead-letters/replay", json={"after": -1}).json()["error"]["at"] == "$.after"
+    assert http.post("/v1/dead-letters/replay", json={"reasons": "x"}).status_code == 422
+
+
+def test_the_stream_says_how_far_it_is(http: Http, house: House) -> None:
+    house.log.append([(b"u", b"one"), (b"u", b"two")])
+    report = http.get("/v1/stream").json()
+    [partition] = report["partitions"]
+    assert (partition["first"], partition["end"], partition["join_lag_seconds"]) == (
+        0,
+        2,
+        None,
+    )  # nothing to scrape here
+
+
+def test_draws_and_lags_are_read_from_a_scrape() -> None:
+    telemetry = Telemetry()
+    telemetry.set("join_lag_seconds", "0", value=1.5)
+    telemetry.set("selection_entropy_nats", "home", "home-ts", value=0.7)
+    telemetry.set("selection_entropy_nats", "home", "home-popular", value=0.1)
+    telemetry.set("exposure_share", "home", "jazz", value=0.25)
+    telemetry.set("constraint_multiplier", "home", "home-ts", "click", value=2.0)
+    scrape = Exposition.parse(telemetry.text().decode())
+    log = MemoryLog(1)
+    assert health.stream(scrape, log)["partitions"][0]["join_lag_seconds"] == 1.5
+    assert health.draws(scrape, "home", "home-ts")["entropy_nats"] == 0.7
+    assert health.draws(scrape, "home", "none")["entropy_nats"] is None
+    found = health.goals(scrape, "home")
+    assert found["groups"] == {"jazz": {"share": 0.25}}
+    assert [(one["objective"], one["of"], one["value"]) for one in found["objectives"]] == [
+        ("click", "multiplier", 2.0)
+    ]
+    assert health.goals(scrape, "other") == {"groups": {}, "objectives": []}
 
 
 def test_the_overview_says_what_is_missing(http: Http, house: House) -> None:
