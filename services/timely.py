@@ -7,7 +7,7 @@ runs while a request is incomplete; a request that comes in one piece, as almost
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 SLOW_SECONDS = 10.0  # from a request's first byte to its last; a new connection may be silent for as long
 BODY = b'{"error":{"code":"slow","message":"The request took more than %d s to arrive","at":"$"}}' % SLOW_SECONDS
@@ -54,9 +54,14 @@ class Timely(HttpToolsProtocol):
         self._patience = None
         if self.transport.is_closing():
             return
-        answering = isinstance(self.cycle, RequestResponseCycle) and (
-            self.cycle.response_started and not self.cycle.response_complete
-        )
-        if not answering:  # else what we say would end up in the middle of an answer
+        if not self._owed:
             self.transport.write(ANSWER)
         self.transport.close()
+
+    @property
+    def _owed(self) -> bool:
+        """Whether an earlier request has not got all of its answer: ours would be taken for it, or end up inside it."""
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(self.pipeline or not cycle.more_body or getattr(cycle, "response_started", False))

@@ -95,7 +95,9 @@ class Sessions:
         return session.who
 
     def elsewhere(self, scope: Scope) -> str | None:
-        return LOGIN if scope["path"].rstrip("/") == "/ops" and scope["method"] in SAFE else None
+        path, wants = scope["path"], dict(scope["headers"]).get(b"accept", b"")
+        page = path.rstrip("/") == "/ops" or (path.startswith("/ops/") and b"text/html" in wants)
+        return LOGIN if page and scope["method"] in SAFE else None
 
     def _by_cookie(self, scope: Scope) -> tuple[Session, str] | None:
         payload, _, signature = _cookie(scope["headers"]).rpartition(".")

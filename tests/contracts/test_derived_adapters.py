@@ -186,6 +186,21 @@ def each_unit_is_found_in_its_partition(adapter: Adapter[Profiles], folder: Path
 
 
 @profiles.check
+def who_is_forgotten_goes_at_once_and_the_chain_goes_on(adapter: Adapter[Profiles], folder: Path) -> None:
+    """Without a new mark: a forget is no step of the partition's log."""
+    store, names = adapter.open(folder), units(20)
+    for partition in range(PARTITIONS):
+        mine = {name: b"x" for name in names if partition_of(name.encode(), PARTITIONS) == partition}
+        assert store.write(partition, Mark(1, 5), mine | {f"{name}/shown": b"y" for name in mine}, None)
+    assert store.forget([names[0], f"{names[0]}/shown", "0" * 16]) == 2
+    assert store.read([names[0], f"{names[0]}/shown", names[1]]) == [b"", b"", b"x"]
+    assert store.forget([names[0]]) == 0
+    place = partition_of(names[1].encode(), PARTITIONS)
+    assert store.write(place, Mark(1, 6), {names[1]: b"z"}, Mark(1, 5))
+    assert store.read([names[1]]) == [b"z"]
+
+
+@profiles.check
 def a_unit_that_is_forgotten_is_gone(adapter: Adapter[Profiles], folder: Path) -> None:
     store = adapter.open(folder)
     unit = units(1)[0]

@@ -231,6 +231,21 @@ def sweeping_takes_expired_claims_only(adapter: Adapter[Any], folder: Path) -> N
         assert len(opened._claims) == 600
 
 
+@claims.check
+def what_names_a_unit_is_forgotten_of_its_tenant_alone(adapter: Adapter[Claims], folder: Path) -> None:
+    """In the value or in the id; among more claims than are looked at in one trip."""
+    store, unit = adapter.open(folder), "00000000000000aa"
+    store.claim("t", "a", b"x" + unit.encode() + b"y", 0.0)
+    store.claim("t", f"goal\0{unit}\0*[", b"z", 0.0)
+    store.claim("u", "a", unit.encode(), 0.0)
+    store.claim_all("t", [(f"other-{i}", b"00000000000000bb") for i in range(600)], 0.0)
+    assert store.forget("t", unit) == 2
+    assert store.forget("t", unit) == 0
+    assert store.claim("t", "a", b"again", 0.0) is None
+    assert store.claim("u", "a", b"again", 0.0) == unit.encode()
+    assert store.claim("t", "other-599", b"again", 0.0) == b"00000000000000bb"
+
+
 @claims.check_durable
 def processes_share_claims(adapter: Adapter[Claims], folder: Path) -> None:
     one, other = adapter.open(folder), adapter.open(folder)

@@ -159,6 +159,13 @@ def test_a_slow_request_loses_its_place(tmp_path: Path, monkeypatch: pytest.Monk
             protocol.connection_lost(None)
             await asyncio.sleep(0.01)
             assert app.admission.admitted == 0, sent
+        protocol, wired = Stamped(config, state, {}), Wire()  # behind a request that is still to be answered
+        protocol.connection_made(wired)
+        protocol.data_received(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\nGET /healthz HT")
+        protocol._too_slow()
+        assert b"408" not in wired.written
+        assert wired.closed
+        protocol.connection_lost(None)
         protocol, wired = Stamped(config, state, {}), Wire()
         protocol.connection_made(wired)
         protocol.data_received(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n")

@@ -68,6 +68,8 @@ def stage(tmp_path: Path, runner: asyncio.Runner) -> Stage:
 def test_an_admin_key_becomes_a_cookie_that_scripts_and_other_sites_never_get(stage: Stage) -> None:
     browser = stage.browser()
     assert browser("GET", "/ops").headers["location"] == sessions.LOGIN
+    assert browser("GET", "/ops/any", headers={"accept": "text/html"}).headers["location"] == sessions.LOGIN
+    assert browser("GET", "/ops/any.js").status_code == 401
     assert "password" in browser("GET", sessions.LOGIN).text
     wrong = browser.login("not-the-key<script>")
     assert wrong.status_code == 401
