@@ -37,7 +37,8 @@ from streaming.shown import shown_key
 log = logging.getLogger("slatewise.control")
 TURN_SECONDS = 0.2
 PAGE = 2_000
-STORES = ("joins", "profiles", "claims", "counters", "experiments", "experiences")
+FILES = "experiences"  # last: all of them are read, and the rest is done within a second
+STORES = ("joins", "profiles", "claims", "counters", "experiments", FILES)
 
 
 class Forgetting:
@@ -94,9 +95,9 @@ class Forgetting:
             self._seen = entries[-1].version
         for unit, job in list(self._pending.items()):
             stores = dict(job.stores)
-            for name in STORES:
-                if stores[name].state not in ("done", "failed"):
-                    stores[name] = self._done(name, unit, job)
+            waiting = [name for name in STORES if stores[name].state == "pending"]
+            for name in waiting if waiting == [FILES] else [name for name in waiting if name != FILES]:
+                stores[name] = self._done(name, unit, job)
             if stores != job.stores:
                 job = msgspec.structs.replace(job, stores=stores)
                 self._write(unit, job)

@@ -220,7 +220,11 @@ def test_a_store_that_fails_is_named_and_the_others_go_on(house: House) -> None:
     (house.files / "broken.parquet").write_bytes(b"not parquet")
     key, _ = house.forgetting.ask(ANN, "test")
     house.learn()
-    house.forgetting.turn()
+    deadline = time.monotonic() + 60
+    while house.forgetting.jobs()[key].stores["experiences"].state == "pending":
+        assert time.monotonic() < deadline
+        house.forgetting.turn()
+        time.sleep(0.05)
     stores = house.forgetting.jobs()[key].stores
     assert stores["experiences"].state == "failed"
     assert "broken.parquet" in stores["experiences"].detail
