@@ -166,7 +166,8 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
 
 
 class Configs:
-    """All surface versions known to this process, in memory, and which of them is current.
+    """All surface versions known to this process, in memory, and which of them is current; and who is to be forgotten, for
+    everybody who reads the log follows this.
 
     refused  hash → why a stored version cannot run here (an algorithm this build lacks); the one before stays current, or
              where this process knows of none, the newest that runs
@@ -182,8 +183,10 @@ class Configs:
         self._released: dict[str, Released] = {}
         self._canaries: dict[str, Trial] = {}
         self._seen = 0
-        self.forgotten: dict[str, float] = {}  # unit → what it did before is to be taken for never done
-        self.forgets = 0  # entries of that
+        self.forgotten: dict[
+            str, float
+        ] = {}  # unit's hash → what it did before is taken for never done (`semantics.md` 24)
+        self.forgets = 0  # entries of the record that said so: who saw as many has seen all
         self.changes = 0  # of versions, currents, experiments, releases: a follower that saw as many has seen all
         self.refused: dict[str, str] = {}
 

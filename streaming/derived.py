@@ -96,7 +96,7 @@ class Derived:
                 self._expose(one, counting)
 
     def forget(self, units: Iterable[str]) -> None:
-        """Take units' profiles away, and what they were shown. Counters know no units."""
+        """Take away units' profiles, and what they were shown. Counters know no units and stay."""
         for unit in units:
             self.profiles.take(unit)
             self.profiles.take(shown_key(unit))

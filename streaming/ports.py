@@ -117,7 +117,7 @@ class Claims(Protocol):
         """As `claim` of each (decision id, value) in order, in one visit. Raises Unavailable, when some may have been made."""
 
     def forget(self, tenant: str, unit: str) -> int:
-        """Take away every claim whose id or value names a unit; how many. Looks at all of them. Raises Unavailable."""
+        """Take away every claim whose id or value names a unit; how many. All claims are looked at. Raises Unavailable."""
 
 
 class Mark(NamedTuple):

@@ -41,7 +41,7 @@ class StepReport:
     fresh          (surface, policy, accepted_at) of feedback now in committed statistics, at most 32 for each policy
     rebuilding     records still to be read again before anything is learned
     headroom       how much of the log's retention is left to the oldest record still needed; None: not looked at, or unknown
-    forgot         unit → (since when, rows blanked) of those forgotten in this step
+    forgot         unit's hash → (since when, rows blanked) of those forgotten in this step, which is committed
     stopped        why this partition waits for a person; empty: it does not
     """
 
@@ -112,7 +112,7 @@ class Shard:
         self._ghosts = b""
         self._moved = 0  # learners that the last batch changed
         self._forgets = -1  # how many the configuration had when rows were last blanked for them
-        self._forgot: dict[str, tuple[float, int]] = {}  # … in this step
+        self._forgot: dict[str, tuple[float, int]] = {}  # … in this step: unit → (since when, rows)
 
     @property
     def partition(self) -> int:
