@@ -59,7 +59,7 @@ class Judging(Struct, array_like=True):
 
 
 class OfSurface(Struct):
-    """`values` by (policy, objective); `unusable`: decisions of a producer that does not say what was needed; `outside`:
+    """`values` by (policy, `scale_of` an objective); `unusable`: decisions of a producer that does not say what was needed; `outside`:
     rewards clipped to their range."""
 
     values: dict[str, dict[str, Value]] = {}
@@ -170,10 +170,17 @@ def gate_of(release: Release, surface: Surface) -> Gate:
     )
 
 
+def scale_of(surface: Surface, objective: str) -> str:
+    """Name of an objective's sums: another range or number of slots begins others, and coming back goes on with these."""
+    span = surface.objectives[objective].range
+    return f"{objective} {surface.slots} {span}"
+
+
 def _usable(decision: Decision) -> bool:
     k = len(decision.slate)
     sizes = (decision.propensities, decision.remaining, decision.greedy, decision.rows)
-    return k > 0 and all(len(one) == k for one in sizes) and all(0.0 < p <= 1.0 for p in decision.propensities)
+    whole = k > 0 and all(len(one) == k for one in sizes)
+    return whole and min(decision.remaining) > 0 and all(0.0 < p <= 1.0 for p in decision.propensities)
 
 
 def _weights(decision: Decision) -> dict[str, F64]:
@@ -184,9 +191,7 @@ def _weights(decision: Decision) -> dict[str, F64]:
         found[decision.policy] = np.ones(k)
     if decision.mode == "live" and decision.experiment is None:
         found[SERVED] = np.ones(k)
-        if (
-            decision.shortlist is None
-        ):  # |R| is of the shortlist there, and uniform would draw from all that is eligible
+        if decision.shortlist is None:  # there ∣R∣ is the shortlist's, and uniform would draw from all that is eligible
             found[UNIFORM] = 1.0 / (np.array(decision.remaining) * p)
         found[GREEDY] = (np.array(decision.rows) == np.array(decision.greedy)) / p
     for shadow in decision.shadows:
@@ -210,7 +215,9 @@ def _values(of: OfSurface, surface: Surface, part: Sequence[Experience]) -> None
                 size = max(surface.slots, k)
                 gains.setdefault((policy, name), []).append((gained / size, missed / size, k, one.decision.at))
     for (policy, name), rows in gains.items():
-        value = of.values.setdefault(policy, {}).setdefault(name, Value([0.0] * 3, [0.0] * 3, 0.0, {}))
+        value = of.values.setdefault(policy, {}).setdefault(
+            scale_of(surface, name), Value([0.0] * 3, [0.0] * 3, 0.0, {})
+        )
         value.gained = _updated(value.gained, [row[0] for row in rows], 0.5)
         value.missed = _updated(value.missed, [row[1] for row in rows], 0.5)
         value.slots += sum(row[2] for row in rows)

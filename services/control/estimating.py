@@ -33,6 +33,7 @@ from streaming.estimates import (
     pooled_gate,
     pooled_value,
     read,
+    scale_of,
     written,
 )
 
@@ -166,7 +167,8 @@ class Estimating:
         slots = compiled.surface.slots
         for policy in dict.fromkeys(policy for part in parts for policy in part.values):
             for objective, span in _ranged(compiled.surface).items():
-                held = [v for part in parts if (v := part.values.get(policy, {}).get(objective)) is not None]
+                scale = scale_of(compiled.surface, objective)
+                held = [v for part in parts if (v := part.values.get(policy, {}).get(scale)) is not None]
                 if not held:
                     continue
                 size = (span[1] - span[0]) * slots

@@ -337,11 +337,24 @@ def test_a_decision_that_lacks_what_is_needed_is_counted(house: House) -> None:
     house.decide(unit("ann"), START + 1)
     partition = next(p for p in range(PARTITIONS) if house.log.end(p)[0])
     stored = msgspec.json.decode(house.log.read(partition, 0, 1)[0].value)
-    stored |= {"decision_id": "foreign", "remaining": [], "greedy": []}
-    house.log.append([(unit("ann").encode(), msgspec.json.encode(stored))])
+    for i, remaining in enumerate(([], [0])):
+        stored |= {"decision_id": f"foreign-{i}", "remaining": remaining}
+        house.log.append([(unit("ann").encode(), msgspec.json.encode(stored))])
     house.settle(START + 100)
     found = house.estimating.value("home")
-    assert (found["decisions"], found["unusable"]) == (1, 1)
+    assert (found["decisions"], found["unusable"]) == (1, 2)
+
+
+def test_another_range_is_another_scale(house: House) -> None:
+    """What was summed in tenths is not read as wholes; the old range finds its sums again."""
+    for step in story(house, 5, 40, (1.0, 1.0), 0.9):
+        step()
+    house.settle(START + 100)
+    wide = msgspec.structs.replace(SURFACE, objectives={"click": Objective("click", range=(0, 10))})
+    publish_surface(house.state, wide)
+    assert house.estimating.value("home")["policies"] == {}
+    publish_surface(house.state, SURFACE)
+    assert house.estimating.value("home")["policies"]["served"]["click"]["estimate"] == 1.0
 
 
 def test_uniform_is_not_guessed_from_a_shortlist(house: House) -> None:
