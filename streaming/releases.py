@@ -6,6 +6,7 @@ from policies.errors import Rejected
 from policies.releases import OPEN, Released
 from policies.surface import Surface
 from streaming.checks import RESERVED
+from streaming.experiments import DECISIONS
 from streaming.ports import State
 
 KIND, PREFIX = "release", "surface/"
@@ -31,11 +32,21 @@ def released_on(state: State, surface: str) -> Released:
 
 
 def keep_released(surface: Surface, released: Released) -> None:
-    """Raises Rejected(409) for a version of a surface that lacks a policy that is released, or on its way."""
+    """Raises Rejected(409) for a version of a surface that lacks a policy that is released, or what one on its way needs."""
     release = released.release
     wanted = [released.live]
     if release is not None and release.stage in OPEN:
         wanted += [release.candidate, release.baseline]
+        objective = surface.objectives.get(release.objective)
+        gone = [name for name in release.terms.guardrails if name not in (*surface.objectives, DECISIONS)]
+        if objective is None or objective.range is None or gone:
+            name = gone[0] if gone else release.objective
+            raise Rejected(
+                f"{release.candidate} is judged by {name!r}: it stays, with its range, until the release is over",
+                at=f"$.objectives.{name}",
+                code="released",
+                status=409,
+            )
     for name in wanted:
         if name is not None and name not in surface.policies and name not in RESERVED:
             raise Rejected(

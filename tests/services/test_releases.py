@@ -475,6 +475,9 @@ def test_steps_compare_and_name_what_is_wrong(house: House) -> None:
     with pytest.raises(Rejected, match="If-Match") as stale:
         house.promotions.canary("home", "ann", expect=0)
     assert stale.value.status == 412
+    for objectives in ({"click": Objective("click")}, {"hate": Objective("hate", range=(0, 1))}):
+        with pytest.raises(Rejected, match="is judged by 'click'"):
+            publish_surface(house.state, msgspec.structs.replace(SURFACE, objectives=objectives))
     house.promotions.abort("home", "ann")
     publish_surface(house.state, msgspec.structs.replace(SURFACE, objectives={"click": Objective("click")}))
     with pytest.raises(Rejected, match="needs a `range`"):
