@@ -40,10 +40,10 @@ def keep_released(surface: Surface, released: Released) -> None:
         objective = surface.objectives.get(release.objective)
         gone = [name for name in release.terms.guardrails if name not in (*surface.objectives, DECISIONS)]
         if objective is None or objective.range is None or gone:
-            name = gone[0] if gone else release.objective
+            lost = gone[0] if gone else release.objective
             raise Rejected(
-                f"{release.candidate} is judged by {name!r}: it stays, with its range, until the release is over",
-                at=f"$.objectives.{name}",
+                f"{release.candidate} is judged by {lost!r}: it stays, with its range, until the release is over",
+                at=f"$.objectives.{lost}",
                 code="released",
                 status=409,
             )
