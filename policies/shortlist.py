@@ -34,6 +34,7 @@ DRAWS = 7  # posterior draws that are asked for their best, their mean beside th
 EACH = 32  # best items of each; a slate longer than that gets as many as it has slots
 RANDOM = 64  # size of U beside a T
 BATCH = 16_384  # items scored at a time: 2 MB of 32 features
+FIRST = 1_024  # and at first, for the bars that later ones must pass
 CHECKED = 8  # real items on which a slope is checked
 CLOSE = 1e-3  # of the spread of scores: rounding is a thousandth of that, curvature of any use far more
 
@@ -124,29 +125,32 @@ def shortlist(
 
 def best(matrix: F32, rows: I64, views: F32, each: int) -> I64:
     """Positions in `rows`, ascending, of the `each` best of every view (d, v); of equals those with the smaller position."""
-    up = np.ascontiguousarray(views.T)  # so that the scores of a view lie side by side
-    v = len(up)
-    held: list[list[tuple[I64, F32]]] = [[] for _ in range(v)]
-    bars, counts = np.full(v, -np.inf, np.float32), [0] * v
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
+    v = views.shape[1]
+    # Of each view, once `each` are known that good: repeated, for comparing rows of eight with one row costs more than the product
+    bars = np.full((BATCH, v), -np.inf, np.float32)
+    held: list[tuple[I64, I64, F32]] = []  # positions, views and scores of those above the bars
+    count, start = 0, 0
+    while start < len(rows):
+        part = rows[start : start + (BATCH if start else FIRST)]
         first, span = int(part[0]), int(part[-1] - part[0]) + 1
         if span <= 2 * len(part):  # few holes: what is not eligible is scored and passed over
-            scores = up @ matrix[first : first + span].T
-            scores = scores if span == len(part) else scores[:, part - first]
+            scores = matrix[first : first + span] @ views
+            scores = scores if span == len(part) else scores[part - first]
         else:
-            scores = up @ matrix[part].T
-        for j, line in enumerate(scores):
-            over = np.flatnonzero(line > bars[j])
-            if not len(over):
-                continue
-            held[j].append((over + start, line[over]))
-            counts[j] += len(over)
-            if counts[j] >= 4 * each:
-                held[j] = [_top(held[j], each)]
-                counts[j], bars[j] = len(held[j][0][0]), held[j][0][1].min()
-    found = [_top(parts, each)[0] for parts in held if parts]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+            scores = matrix[part] @ views
+        over = np.flatnonzero(scores > bars[: len(scores)])
+        held.append((start + over // v, over % v, scores.ravel()[over]))
+        count += len(over)
+        if count > 4 * each * v:
+            held = [_top(held, each, v)]
+            positions, view, score = held[0]
+            count = len(positions)
+            full = np.bincount(view, minlength=v) >= each
+            lows = np.full(v, np.inf, np.float32)
+            np.minimum.at(lows, view, score)
+            bars[:] = np.where(full, lows, -np.inf)
+        start += len(part)
+    return np.unique(_top(held, each, v)[0])
 
 
 def sample(uniforms: F64, of: int) -> I64:
@@ -161,13 +165,19 @@ def sample(uniforms: F64, of: int) -> I64:
     return np.array(sorted(chosen), np.int64)
 
 
-def _top(parts: Sequence[tuple[I64, F32]], each: int) -> tuple[I64, F32]:
-    """The `each` largest, of equals those with the smaller position; positions ascend."""
-    positions = np.concatenate([p for p, _ in parts])
-    scores = np.concatenate([s for _, s in parts])
-    if len(scores) <= each:
-        return positions, scores
-    bar = np.partition(scores, len(scores) - each)[len(scores) - each]
-    above, at = scores > bar, np.flatnonzero(scores == bar)
-    above[at[: each - int(above.sum())]] = True
-    return positions[above], scores[above]
+def _top(parts: Sequence[tuple[I64, I64, F32]], each: int, views: int) -> tuple[I64, I64, F32]:
+    """The `each` largest of every view, of equals those with the smaller position."""
+    positions, view, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    kept: list[I64] = []
+    for j in range(views):
+        mine = np.flatnonzero(view == j)
+        if len(mine) > each:
+            own = scores[mine]
+            bar = np.partition(own, len(own) - each)[len(own) - each]
+            stays, at = own > bar, np.flatnonzero(own == bar)
+            at = at[np.argsort(positions[mine[at]], kind="stable")]
+            stays[at[: each - int(stays.sum())]] = True
+            mine = mine[stays]
+        kept.append(mine)
+    chosen = np.concatenate(kept)
+    return positions[chosen], view[chosen], scores[chosen]

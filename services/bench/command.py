@@ -11,6 +11,7 @@ from services.bench.report import Report, typed
 PARTS = (
     "decide",
     "rules",
+    "catalogue",
     "http",
     "learn",
     "algorithms",
@@ -60,6 +61,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
     from services.bench import (
         agents,
         algorithms,
+        catalogue,
         decide,
         freshness,
         http,
@@ -81,6 +83,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
     return {
         "decide": lambda report: decide.measure(report, 1 if quick else 15),
         "rules": lambda report: ruled.measure(report, 1 if quick else 25),
+        "catalogue": lambda report: catalogue.measure(report, *((5, 20_000) if quick else ())),
         "http": http_part,
         "learn": lambda report: _learn(report, quick),
         "algorithms": lambda report: algorithms.measure(*((report, 1, 1, 20) if quick else (report,))),

@@ -90,6 +90,7 @@ def test_sets_are_equally_likely() -> None:
 def test_the_best_of_every_view_are_kept(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a sort, in batches so small that bars rise, with holes and without."""
     monkeypatch.setattr(module, "BATCH", 256)
+    monkeypatch.setattr(module, "FIRST", 64)
     rng = np.random.default_rng(7)
     matrix = rng.integers(-4, 5, (5_000, 4)).astype(np.float32)  # whole numbers: many ties, and no rounding
     views = rng.integers(-4, 5, (4, 3)).astype(np.float32)

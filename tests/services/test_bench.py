@@ -121,7 +121,9 @@ def test_load_sends_every_body_and_counts_refusals(
     assert 0 < found.errors < len(heard)
 
 
-@pytest.mark.parametrize("part", ["decide", "rules", "learn", "algorithms", "open", "settle", "publish", "peers"])
+@pytest.mark.parametrize(
+    "part", ["decide", "rules", "catalogue", "learn", "algorithms", "open", "settle", "publish", "peers"]
+)
 def test_a_tiny_run_of_every_part_in_process(part: str, tmp_path: Path) -> None:
     words = ["--quick", "--part", part, "--out", str(tmp_path), "--json"]
     done = CliRunner().invoke(command, words, catch_exceptions=False)
