@@ -81,8 +81,9 @@ class Balances:
             known = len(kept.read)
             moved = np.zeros_like(read)  # of groups that are new here, nothing is known to have moved
             moved[:known] = read[:known] - kept.read
-            forgotten = moved[:, :2].min(axis=1, initial=0.0) < -1e-6  # counters that began again at 0
-            moved[forgotten] = 0.0
+            looks = read[:known, :2]  # those of a store that forgot begin again at 0; a retraction takes back less
+            began_again = (looks < kept.read[:, :2] / 2).any(axis=1)
+            moved[:known][began_again] = 0.0
             since = min(now - kept.read_at, kept.law.window)
             kept.state = stepped(kept.law, widened(kept.state, len(groups)), moved[:, 1], moved[:, 0], since)
             kept.worth = read[:, 2]
