@@ -8,6 +8,7 @@ import pytest
 from scoring_setup import decisions, in_memory, surface
 
 from policies import bundle as bundling
+from policies.errors import Rejected
 from policies.surface import Exposure, Fairness, Logging, Prefix, Surface
 from services.scoring.service import Scoring
 from services.scoring.wire import DecisionAnswer, Item, encode
@@ -259,3 +260,25 @@ def test_groups_of_a_request_are_those_of_the_catalogue_and_its_own(tmp_path: Pa
     of = {item: "" if place < 0 else said.groups[place] for item, place in zip(record.slate, said.of, strict=True)}
     expected = {"i0": "2", "i1": "1", "new": "77", "x": "0.5", "unknown": ""}
     assert of == {item: expected[item] for item in record.slate}
+
+
+def test_what_is_no_feature_is_in_no_record_and_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An attribute of a person that a surface does not name, sent along: not in a file, not in a log, not in an answer."""
+    caplog.set_level("DEBUG")
+    scoring = fair(tmp_path, Told(), written())
+    request = {
+        "surface": "home",
+        "unit": "jo",
+        "context": {"device": "ios", "religion": "SECRET-77"},
+        "candidates": IDS,
+    }
+    try:
+        answer = scoring.decide(msgspec.json.encode({**request, "explain": True}))
+    except Rejected as error:  # refused, and not repeated
+        answer = str(error).encode()
+    ask(scoring, 1)
+    scoring.spool.sync()
+    written_down = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"exposed" in written_down  # what is grepped does hold the records
+    for place in (answer, written_down, caplog.text.encode()):
+        assert b"SECRET-77" not in place
