@@ -8,7 +8,9 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from e2e.running import Up, up, wait_for
+from e2e.browsing import DESKTOP, PHONE, browser
+from e2e.running import SECONDS, Up, up, wait_for
+from playwright.sync_api import Page
 
 from policies.bundle import Manifest, read_manifest
 from services.cli import main
@@ -104,6 +106,99 @@ def test_a_rollback_is_drawn_from_and_stays(running: Up) -> None:
         asked = {"policy": "home/home-ts", "action": "resume"}
         assert httpx.post(f"{running.control_url}/v1/releases", json=asked, timeout=60.0).status_code == 200
         wait_for(lambda: slatewise.decide("home", "eve", candidates=CANDIDATES).bundle != answered, "follows again")
+
+
+@pytest.mark.slow
+def test_the_page_of_operations(running: Up, tmp_path: Path) -> None:
+    """Every view in a real browser, on a desk and on a phone, by day and by night: nothing on the console, nothing serious
+    found by axe-core; a rollback, an experiment's start, a replay of dead letters and a decision looked up by hand."""
+    log, state = open_log(running.settings), {"n": 0}
+    log.append([(b"0" * 16, b"{not a record")])
+    with (
+        httpx.Client(base_url=running.control_url, timeout=60.0) as control,
+        Slatewise(running.url, timeout=60.0) as slatewise,
+        browser(tmp_path / "pictures") as seen,
+    ):
+        page = seen.page
+        page.set_default_timeout(1000 * SECONDS)
+        assert control.put("/v1/surfaces/shown", json={**TRIAL_SURFACE, "surface": "shown"}).status_code == 201
+        draft = {**TRIAL, "experiment": "drafted", "surface": "shown"}
+        assert control.post("/v1/experiments", json=draft).status_code == 201
+
+        def traffic() -> str:
+            decision = None
+            for _ in range(10):
+                state["n"] += 1
+                decision = slatewise.decide("home", f"seen-{state['n']}", candidates=CANDIDATES)
+                slatewise.feedback(decision, "click", slot=0)
+            assert decision is not None
+            return decision.decision_id
+
+        decided = traffic()
+        wait_for(lambda: control.get("/v1/stream").json()["dead_letters"] != {}, "the record is set aside")
+        views = {
+            "overview": "Is it learning?",
+            "policies": "home-ts",
+            "experiments": "drafted",
+            "experiments/drafted": "Arms",
+            "goals": "No surface",
+            "stream": "undecodable",
+            "decisions": "The newest decisions",
+            f"decisions/{decided}": "What was heard",
+        }
+        for name, size, scheme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark")):
+            page.set_viewport_size({"width": size[0], "height": size[1]})
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a str of two
+            for view, holds in views.items():
+                traffic()
+                page.goto(f"{running.control_url}/ops#/{view}")
+                page.locator("#view", has_text=holds).wait_for()
+                seen.picture(f"{name}-{view.partition('/')[0]}{'-one' if '/' in view else ''}")
+                assert seen.violations() == [], view
+                assert seen.overflows() == 0, view
+                assert page.locator("nav a[aria-current=page]").count() == 1
+        page.set_viewport_size({"width": DESKTOP[0], "height": DESKTOP[1]})
+
+        page.goto(f"{running.control_url}/ops#/policies")
+        page.get_by_role("button", name="Roll back home/home-ts").focus()
+        page.keyboard.press("Enter")  # all of it can be done without a mouse
+        page.locator("dialog select").select_option(label=held_now(page))
+        assert seen.violations() == []
+        page.keyboard.press("Escape")
+        assert control.get("/v1/releases").json()["holds"] == {}  # it was only asked
+        page.get_by_role("button", name="Roll back home/home-ts").click()
+        page.locator("dialog select").select_option(label=held_now(page))
+        page.locator("dialog").get_by_role("button", name="Roll back").click()
+        page.locator("article", has_text="home-ts").get_by_text("held").wait_for()
+        assert "home/home-ts" in control.get("/v1/releases").json()["holds"]
+        page.get_by_role("button", name="home/home-ts: follow learning again").click()
+        wait_for(lambda: control.get("/v1/releases").json()["holds"] == {}, "it follows again")
+
+        page.goto(f"{running.control_url}/ops#/experiments/drafted")
+        page.get_by_role("button", name="Start…").click()
+        page.locator("dialog").get_by_role("button", name="Start").click()
+        page.get_by_role("button", name="Stop…").wait_for()
+        assert control.get("/v1/experiments/drafted").json()["status"] == "running"
+        page.get_by_role("button", name="Stop…").click()
+        page.get_by_label("Why (kept in the audit)").fill("seen enough")
+        page.locator("dialog").get_by_role("button", name="Stop").click()
+        page.get_by_text("Stopped: seen enough").wait_for()
+
+        page.goto(f"{running.control_url}/ops#/stream")
+        page.get_by_role("button", name="Replay dead letters: undecodable").click()
+        page.locator("dialog").get_by_role("button", name="Replay").click()
+        page.get_by_text("1 records are in the log again").wait_for()
+        assert seen.wrong == []
+
+        page.goto(f"{running.control_url}/ops#/decisions/none")  # an error is said where it belongs
+        page.get_by_role("alert").get_by_text("No decision 'none'").wait_for()
+        assert len(seen.wrong) == 1  # the browser's own word of the 404
+        assert "404" in seen.wrong[0]
+
+
+def held_now(page: Page) -> str:
+    """The choice that keeps what is drawn from."""
+    return page.locator("dialog option").last.inner_text()
 
 
 @pytest.mark.slow
