@@ -48,10 +48,9 @@ class Sigmoid:
         columns = [np.ones(len(odds)), np.full(len(odds), near), odds, odds * near, seen.clickbait]
         columns.append(np.full(len(odds), np.exp(-seen.step / 5)))
         if self.prior is not None:
-            choc, memory, sensitivity = self._person(seen)
+            choc, memory, sensitivity = self.person(seen)
             choc, memory, sensitivity = (choc - 12) / 5, 10 * (memory - 0.8), 10 * (sensitivity - 0.5)
             columns += [choc, choc * odds, choc * near, memory, sensitivity]
-        self._satisfaction = seen.satisfaction
         return sigmoid((STEEP * self.theta * np.stack(columns, axis=1)).sum(axis=1).clip(-30, 30))
 
     def _nothing(self) -> tuple[F64, F64]:
@@ -60,7 +59,7 @@ class Sigmoid:
         rewards = np.stack([precision * every, precision * (self.prior or 0.0) * every])
         return rewards, np.stack([0.01 * every, 0.0 * every, 0.01 * every, 0.008 * every, 0.005 * every])
 
-    def _person(self, seen: Seen) -> tuple[F64, F64, F64]:
+    def person(self, seen: Seen) -> tuple[F64, F64, F64]:
         """Estimates of choc, m and k after the last step: r − (1 − c) kale SAT = choc · c SAT, and k NPE′ = m · k NPE − k · 2 (c − ½)."""
         if seen.step == 0:
             self._rewards, self._moves = self._nothing()
@@ -71,6 +70,7 @@ class Sigmoid:
             )
             one, two, y = logit(self._satisfaction), -2 * (seen.clickbait - 0.5), logit(seen.satisfaction)
             self._moves = self._moves + np.stack([one * one, one * two, two * two, one * y, two * y])
+        self._satisfaction = seen.satisfaction
         a, b, d, p, q = self._moves
         over = a * d - b * b
         return self._rewards[1] / self._rewards[0], (d * p - b * q) / over, (a * q - b * p) / over

@@ -130,7 +130,7 @@ def rows(
         "session": np.array(session, np.uint64),
         "time": np.array(time, float),
         "reward": np.array(reward, float),
-        "goal": np.array(goal),
+        "chosen": np.array(goal),
         "terminal": np.array(over, bool),
     }
 
@@ -142,7 +142,7 @@ def test_a_stretch_waits_for_its_session_and_the_next_one() -> None:
     assert not len(waiting.take(rows([1], [2], [50], [8], [0], [0]), now=50.0)["return"])  # the next one is not over
     found = waiting.take(rows([1], [2], [51], [2], [0], [1]), now=51.0)
     assert found["return"].tolist() == [1 + 0.5 * 4 + 2.0 * (8 + 0.5 * 2)]
-    assert found["goal"].tolist() == [3]
+    assert found["chosen"].tolist() == [3]
     gone = waiting.take(rows([3], [9], [200], [0], [0], [0]), now=200.0)
     assert sorted(zip(gone["unit"].tolist(), gone["return"].tolist(), strict=True)) == [(1, 9.0), (2, 7.0)]
     assert len(waiting) == 1
@@ -191,6 +191,13 @@ def test_the_manager_learns_which_goal_pays(best: int) -> None:
     asked = {"context": ENCODER.context({"device": "ios"}), "history": CATALOGUE.encoded[:3]}
     logits = novelty_hierarchy.manage(CONFIG, PASTS, made, asked)
     assert logits.argmax() == best
+
+
+def test_of_nobody_nobody_comes_back() -> None:
+    trainer = novelty_hierarchy.trainer(CONFIG, PASTS)
+    metrics = trainer.train(replace(goal_pays(1, 1), units=np.zeros(400, np.uint64)))
+    assert (metrics["waiting"], metrics["stretches"]) == (0.0, 0.0)
+    assert metrics["replay"] == 400
 
 
 def test_novelty_is_rewarded_only_where_it_was_accepted() -> None:

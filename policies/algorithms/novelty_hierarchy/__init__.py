@@ -71,7 +71,7 @@ ALGORITHM = Algorithm(
     trainer=trainer,
     publish=publish,
     reference=reference,
-    shaping=("goals", "hidden", "least", "most", "long_run", "recent"),
+    shaping=("goals", "hidden", "least", "most", "long_run", "static", "session", "recent"),
     inputs=("context", "items", "history", "goal"),
     traits=frozenset({"trains", "contextual"}),
 )

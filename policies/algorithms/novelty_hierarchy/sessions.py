@@ -19,7 +19,7 @@ Columns = dict[str, NDArray[Any]]
 
 
 class Waiting:
-    """Rows of decisions: `unit`, `session`, `time`, `reward`, `terminal`, `goal`, `propensity` and whatever else; see `take`."""
+    """Rows of decisions: `unit`, `session`, `time`, `reward`, `terminal`, `chosen` (goal, −1 = none) and whatever else; see `take`."""
 
     def __init__(self, discount: float, weight: float, steps: int, return_seconds: float, capacity: int) -> None:
         self.discount, self.weight, self.steps = discount, weight, steps
@@ -51,10 +51,10 @@ class Waiting:
         complete = (over & follows & np.append(over[1:], False)) | gone
         coming = np.where(follows, np.append(total[first[1:]], 0.0), 0.0)
 
-        begins = starts | (place > 0) & (np.roll(held["goal"], 1) != held["goal"])
+        begins = starts | (place > 0) & (np.roll(held["chosen"], 1) != held["chosen"])
         if self.steps:
             begins |= place % self.steps == 0
-        chosen = begins & complete[which] & (held["goal"] >= 0)
+        chosen = begins & complete[which] & (held["chosen"] >= 0)
         made = {name: value[chosen] for name, value in held.items()}
         made["return"] = total[chosen] + self.weight * coming[which[chosen]]
         left = np.flatnonzero(~complete[which])

@@ -26,6 +26,7 @@ FIRST, SECOND, TINY = 0.9, 0.999, 1e-8  # Adam's, as in Kingma & Ba
 FORGETS = 0.01  # share of a new minibatch in the running moments, once a hundred have been seen
 SESSION_GAP = 1_800.0  # seconds without a decision: the next one is another session's, as everywhere on the web
 FEW = 16  # the manager learns once it has a minibatch's 16th of stretches
+WAITS = ("unit", "session", "time", "reward", "terminal", "chosen")
 MANAGER = ("manager_in", "manager_out", "goals_in", "goals_out")
 MOMENTS = {"reward": 1.0, "advantage": 1.0, "return": 0.0, "return_square": 1.0}
 
@@ -53,9 +54,7 @@ class HierarchyTrainer:
         if rows:
             self._now = max(self._now, float(columns["time"].max()))
             self._wait(columns)
-            columns = {
-                name: value for name, value in columns.items() if name not in ("unit", "session", "time", "reward")
-            }
+            columns = {name: value for name, value in columns.items() if name not in WAITS}
             self._replay.add(columns)
             self._credit += rows * self.config.replay_ratio
         found: list[dict[str, float]] = []
@@ -129,7 +128,6 @@ class HierarchyTrainer:
                 "shaped": reward + config.shaping * config.novel * accepted,
                 "over": batch.terminal | (batch.elapsed > SESSION_GAP),
                 "goal": goal * float(config.managed),
-                "goal_propensity": batch.goal_propensities,
             }
             for name, value in columns.items():
                 if name != "slate":
@@ -143,17 +141,15 @@ class HierarchyTrainer:
         return {name: value[good] for name, value in columns.items()}, int((~good).sum())
 
     def _wait(self, columns: dict[str, NDArray[Any]]) -> None:
-        chosen, terminal = columns.pop("chosen"), columns.pop("terminal")
-        if not self.config.managed:
+        """Decisions of units that were named, to wait for what their goals brought; of nobody, nobody comes back."""
+        named = columns["unit"] != 0
+        if not self.config.managed or not named.any():
             return
-        made = self._waiting.take(
-            {name: columns[name] for name in ("unit", "session", "time", "reward")}
-            | {"terminal": terminal, "goal": chosen, "propensity": columns["goal_propensity"]}
-            | {"told": (columns["phi"] * self._told).astype(np.float32)},
-            self._now,
-        )
+        rows = {name: columns[name][named] for name in WAITS}
+        told = (columns["phi"] * self._told).astype(np.float32)[named]
+        made = self._waiting.take(rows | {"told": told}, self._now)
         if len(made["return"]):
-            hot = (made["goal"][:, None] == np.arange(self.config.goals)).astype(np.float32)
+            hot = (made["chosen"][:, None] == np.arange(self.config.goals)).astype(np.float32)
             self._stretches.add({"told": made["told"], "goal": hot, "return": made["return"]})
 
     # -- learning ------------------------------------------------------------------------------------------------------
