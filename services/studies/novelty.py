@@ -153,6 +153,14 @@ def told(study: Study, pays: float, played: list[dict[str, Value]]) -> None:
     wanted = ["ahead in acceptances (95%)", "… and in returns"] if pays else ["non-inferior within 1% (95%)"]
     columns = ["than", "accepted a person", "returned after a session", *wanted]
     study.table(f"Where {where}: novelty_hierarchy, the same people and luck", columns, compared)
+    floor, best, ours = (
+        np.array([p[name].per_person for p in played])
+        for name in ("uniform (floor)", "reference (knows the world)", "novelty_hierarchy")
+    )
+    study.note(
+        f"Where {where}, novelty_hierarchy comes {with_interval(100 * (ours - floor) / (best - floor))} % of the way from the floor to "
+        "the reference, which is told everybody's taste and mood."
+    )
 
 
 def percent(values: F64) -> str:
