@@ -34,7 +34,9 @@ DRAWS = 7  # posterior draws that are asked for their best, their mean beside th
 EACH = 32  # best items of each; a slate longer than that gets as many as it has slots
 RANDOM = 64  # size of U beside a T
 BATCH = 16_384  # items scored at a time: 2 MB of 32 features
-FIRST = 1_024  # and at first, for the bars that later ones must pass
+FIRST = 2_048  # items, evenly among all, that say how good the best will be at least
+MANY = 64  # times what is wanted may be held before it is sorted out
+ROUNDING = 1e-5  # of the largest score: products of another batch add up in another order
 CHECKED = 8  # real items on which a slope is checked
 CLOSE = 1e-3  # of the spread of scores: rounding is a thousandth of that, curvature of any use far more
 
@@ -126,12 +128,16 @@ def shortlist(
 def best(matrix: F32, rows: I64, views: F32, each: int) -> I64:
     """Positions in `rows`, ascending, of the `each` best of every view (d, v); of equals those with the smaller position."""
     v = views.shape[1]
-    # Of each view, once `each` are known that good: repeated, for comparing rows of eight with one row costs more than the product
-    bars = np.full((BATCH, v), -np.inf, np.float32)
+    some = matrix[rows[np.linspace(0, len(rows) - 1, min(FIRST, len(rows))).astype(np.int64)]] @ views
+    lows = np.full(v, -np.inf, np.float32)
+    if len(some) >= each:  # as many as are wanted are known to be that good, so only what is as good is looked at
+        lows = np.partition(some, len(some) - each, axis=0)[len(some) - each] - ROUNDING * np.abs(some).max(axis=0)
+    bars = np.empty((BATCH, v), np.float32)  # repeated: a comparison with one row of eight costs more than the product
+    bars[:] = lows
     held: list[tuple[I64, I64, F32]] = []  # positions, views and scores of those above the bars
-    count, start = 0, 0
-    while start < len(rows):
-        part = rows[start : start + (BATCH if start else FIRST)]
+    count = 0
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
         first, span = int(part[0]), int(part[-1] - part[0]) + 1
         if span <= 2 * len(part):  # few holes: what is not eligible is scored and passed over
             scores = matrix[first : first + span] @ views
@@ -141,15 +147,13 @@ def best(matrix: F32, rows: I64, views: F32, each: int) -> I64:
         over = np.flatnonzero(scores > bars[: len(scores)])
         held.append((start + over // v, over % v, scores.ravel()[over]))
         count += len(over)
-        if count > 4 * each * v:
+        if count > MANY * each * v:
             held = [_top(held, each, v)]
             positions, view, score = held[0]
             count = len(positions)
-            full = np.bincount(view, minlength=v) >= each
             lows = np.full(v, np.inf, np.float32)
             np.minimum.at(lows, view, score)
-            bars[:] = np.where(full, lows, -np.inf)
-        start += len(part)
+            bars[:] = np.where(np.bincount(view, minlength=v) >= each, lows, bars[0])  # later equals have lost
     return np.unique(_top(held, each, v)[0])
 
 

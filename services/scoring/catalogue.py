@@ -164,9 +164,14 @@ class Catalogue:
 
     def eligible(self, where: dict[str, Scalar | list[Scalar]]) -> I64:
         """Rows of all items that pass a filter, ascending. Unavailable items pass only a filter that asks for them."""
-        mask = self._passing(where).copy()
-        mask[-1] = False  # unknown items are not part of the catalogue
-        return np.flatnonzero(mask)
+        if where:
+            return np.flatnonzero(
+                self._passing(where)[:-1]
+            )  # unknown items, the last row, are not part of the catalogue
+        if self._all is None:
+            self._all = np.flatnonzero(self.allowed[:-1])
+            self._all.flags.writeable = False
+        return self._all
 
     def passing(self, rows: I64, where: dict[str, Scalar | list[Scalar]]) -> Mask:
         """(n,) which of the rows pass a filter; row −1 passes only an empty one."""
@@ -178,6 +183,7 @@ class Catalogue:
 
     def _allow(self) -> None:
         self.allowed: Mask = self._live & self._available
+        self._all: I64 | None = None  # rows of them, once somebody asks
         self._hidden = len(self.index) + 1 - int(np.count_nonzero(self.allowed))  # the last row is nobody's
 
     def _passing(self, where: dict[str, Scalar | list[Scalar]]) -> Mask:

@@ -91,6 +91,7 @@ def test_the_best_of_every_view_are_kept(share: float, monkeypatch: pytest.Monke
     """Against a sort, in batches so small that bars rise, with holes and without."""
     monkeypatch.setattr(module, "BATCH", 256)
     monkeypatch.setattr(module, "FIRST", 64)
+    monkeypatch.setattr(module, "MANY", 3)
     rng = np.random.default_rng(7)
     matrix = rng.integers(-4, 5, (5_000, 4)).astype(np.float32)  # whole numbers: many ties, and no rounding
     views = rng.integers(-4, 5, (4, 3)).astype(np.float32)
