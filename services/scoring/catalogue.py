@@ -68,6 +68,7 @@ class Catalogue:
         self._available: Mask = np.zeros(FIRST_ROWS + 1, bool)
         self._expires: F64 = np.full(FIRST_ROWS + 1, np.inf)
         self._live[-1] = self._available[-1] = True
+        self._all: I64 | None = None  # rows that are allowed, once somebody asks
         self._allow()
         self._next_expiry = math.inf
         self._filters: dict[tuple[str, bool, Scalar], Mask] = {}
@@ -169,8 +170,9 @@ class Catalogue:
                 self._passing(where)[:-1]
             )  # unknown items, the last row, are not part of the catalogue
         if self._all is None:
-            self._all = np.flatnonzero(self.allowed[:-1])
-            self._all.flags.writeable = False
+            rows = np.flatnonzero(self.allowed[:-1])
+            rows.flags.writeable = False
+            self._all = rows
         return self._all
 
     def passing(self, rows: I64, where: dict[str, Scalar | list[Scalar]]) -> Mask:
@@ -183,7 +185,7 @@ class Catalogue:
 
     def _allow(self) -> None:
         self.allowed: Mask = self._live & self._available
-        self._all: I64 | None = None  # rows of them, once somebody asks
+        self._all = None
         self._hidden = len(self.index) + 1 - int(np.count_nonzero(self.allowed))  # the last row is nobody's
 
     def _passing(self, where: dict[str, Scalar | list[Scalar]]) -> Mask:

@@ -161,3 +161,15 @@ def test_policies_whose_scores_are_not_affine_draw_from_a_uniform_sample(tmp_pat
     assert short is not None
     assert (short.kept, short.drawn) == (0, WHOLE)
     assert answer.inclusions == [(WHOLE - j) / (ITEMS - j) for j in range(4)]
+
+
+def test_what_is_eligible_follows_every_change() -> None:
+    catalogue = Catalogue()
+    put(catalogue, [Item(id="a"), Item(id="b", expires_at=5.0)])
+    assert catalogue.eligible({}).tolist() == [0, 1]
+    put(catalogue, [Item(id="c")])
+    assert catalogue.eligible({}).tolist() == [0, 1, 2]
+    catalogue.expire(9.0)
+    assert catalogue.eligible({}).tolist() == [0, 2]
+    put(catalogue, [Item(id="a", available=False)])
+    assert catalogue.eligible({}).tolist() == [2]
