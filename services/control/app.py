@@ -28,6 +28,7 @@ from services.audit import Audit, Change, entry
 from services.configuring import applied, apply_folder
 from services.control import experiments, inspecting, keyring, pages, releasing, sessions, units
 from services.control.canaries import Canaries, Guard
+from services.control.coefficients import coefficients
 from services.control.estimating import Estimating
 from services.control.overview import Overview
 from services.control.readouts import Readouts
@@ -220,6 +221,14 @@ def create_app(control: Control) -> FastAPI:
         names = control.configs.surfaces()
         lines = [{"surface": name, **line} for name in names for line in control.overview.policies(name)]
         return _json({"policies": lines})
+
+    @app.get("/v1/policies/{surface}/{policy}/coefficients")
+    def coefficients_of(surface: str, policy: str) -> Response:
+        control.configs.follow(control.releases.state)
+        compiled = control.configs.current(surface)
+        if compiled is None:
+            raise Rejected(f"No surface {surface!r}", at="$.surface", code="unknown_surface", status=404)
+        return _json(coefficients(control.releases, compiled, policy))
 
     @app.get("/v1/bundles")
     def bundles() -> Response:

@@ -139,6 +139,7 @@ def test_the_page_of_operations(running: Up, tmp_path: Path) -> None:
         views = {
             "overview": "Is it learning?",
             "policies": "home-ts",
+            "policies/home/home-ts": "Posterior sd",
             "experiments": "drafted",
             "experiments/drafted": "Arms",
             "goals": "No surface",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from policies import linear_graph
 from policies.errors import Rejected
 from services import releases as releasing
 from services.configuring import apply_folder, apply_quickstart
@@ -299,6 +300,31 @@ def test_dead_letters_are_brought_to_the_log_again(http: Http, house: House) -> 
     assert (change["action"], change["after"]) == ("replay", {"records": 1, "from": 0, "to": 2})
     assert http.post("/v1/dead-letters/replay", json={"after": -1}).json()["error"]["at"] == "$.after"
     assert http.post("/v1/dead-letters/replay", json={"reasons": "x"}).status_code == 422
+
+
+def test_the_coefficients_of_a_linear_policy_are_those_of_its_draws(http: Http, house: House) -> None:
+    house.publish()
+    found = http.get("/v1/policies/home/home-ts/coefficients").json()
+    encoder = house.compiled.encoder
+    bundle = releasing.Releases.of(house.settings).read("home/home-ts")
+    by_name = {line["column"]: line for line in found["coefficients"]}
+    assert found["columns"] == 1 + encoder.context_size + encoder.item_size + len(encoder.cross_names)
+    for row, name in enumerate(encoder.item_names):
+        if name in by_name:
+            assert by_name[name]["sd"] == pytest.approx(bundle.arrays["pool"][row].std(), rel=1e-5)
+    # one context column and one item column at 1: what the graph's weights give a cross is what is told of it
+    context, items = np.eye(encoder.context_size), np.eye(encoder.item_size)
+    left, right = next(name for name in by_name if "×" in name).split("×")
+    crossed = by_name[f"{left}×{right}"]["mean"]
+    here = context[encoder.context_names.index(left)], items[encoder.item_names.index(right)][None]
+    inputs = {"context": here[0].astype(np.float32), "items": here[1].astype(np.float32)}
+    score = linear_graph.reference(house.compiled.policies["home-ts"].problem, bundle.arrays, inputs).mean()
+    alone = {name: part.mean(-1) for name, part in bundle.arrays.items() if name in ("base", "pool")}
+    rest = alone["base"][0] + alone["base"][1 + encoder.context_names.index(left)]
+    assert crossed == pytest.approx(score - rest - alone["pool"][encoder.item_names.index(right)], abs=1e-5)
+    assert http.get("/v1/policies/home/none/coefficients").status_code == 404
+    house.publisher.publish(house.compiled.policies["home-popular"], [], {0: 0}, NOW)
+    assert http.get("/v1/policies/home/home-popular/coefficients").json()["error"]["code"] == "not_linear"
 
 
 def test_the_stream_says_how_far_it_is(http: Http, house: House) -> None:

@@ -22,6 +22,7 @@ function asked() {
 function navigate() {
   const { name, argument } = asked(), title = argument && name === "decisions" ? "Decision" : VIEWS[name].title;
   morph($("views"), Object.entries(VIEWS).map(([to, view]) => el("a", { href: `#/${to}`, "aria-current": to === name ? "page" : null }, view.title)));
+  document.querySelector("nav [aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
   document.title = `${title} · Slatewise operations`;
   $("title").textContent = title;
   $("view").setAttribute("aria-busy", "true");

@@ -3,9 +3,12 @@ import { el, fixed, known, moment } from "./dom.js";
 
 const HEIGHT = 190;
 const STEPS = [1, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 10800, 86400]; // seconds between labels of a time axis
+const LONG = 26; // letters of a name on an axis
+const many = (spec) => (spec.names?.length ?? 0) > 4; // names then stand askew
+const tall = (spec) => (many(spec) ? 320 : HEIGHT);
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => {
-  if (target.plot && target.clientWidth) target.plot.setSize({ width: target.clientWidth, height: HEIGHT });
+  if (target.plot && target.clientWidth) target.plot.setSize({ width: target.clientWidth, height: tall(target.spec) });
 }));
 
 // spec: {label: what it shows, in words with its numbers; lines: [{name, color, dash, hidden, band}]; data; names: of an ordinal x}
@@ -34,7 +37,7 @@ function options(box) {
   const digits = spec.digits ?? 3;
   return {
     width: box.clientWidth || 320,
-    height: HEIGHT,
+    height: tall(spec),
     cursor: { y: false, drag: { x: false, y: false } },
     legend: { show: !spec.names },
     scales: spec.names
@@ -42,12 +45,12 @@ function options(box) {
       : { y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(1e-9, high ?? 1) * 1.08] } },
     axes: [
       spec.names
-        ? { ...axis, grid: { show: false }, size: 30, splits: spec.names.map((_, i) => i), values: () => spec.names }
+        ? { ...axis, grid: { show: false }, size: many(spec) ? 150 : 30, rotate: many(spec) ? -50 : 0, splits: spec.names.map((_, i) => i), values: () => spec.names.map((name) => (name.length > LONG ? name.slice(0, LONG - 1) + "…" : name)) }
         : { ...axis, values: "{HH}:{mm}:{ss}", space: 90, size: 30, incrs: STEPS },
       { ...axis, size: 56, values: (_, at) => at.map((v) => (Math.abs(v) >= 1000 ? v.toLocaleString("en") : String(+v.toFixed(6)))) },
     ],
     series: [
-      { label: "at", value: (_, v) => (v === null ? "" : moment(v)) },
+      { label: "at", class: "u-at", value: (_, v) => (v === null ? "" : moment(v)) },
       ...spec.lines.map((line) => ({
         label: line.name,
         stroke: line.hidden ? "transparent" : color(line.color),

@@ -1,13 +1,18 @@
 // What is answered, how well, and whether it learns.
+import { get } from "./api.js";
 import { chart } from "./charts.js";
-import { count, duration, el, empty, fixed, known, millis, bytes, number, percent, signed } from "./dom.js";
+import { count, duration, el, empty, figure, fixed, known, millis, bytes, number, percent, signed, table } from "./dom.js";
 
 const Z = 1.96; // 95 % of a normal
 const KEPT = 300; // turns drawn: ten minutes
 const history = [[], [], []];
 
 export const title = "Overview";
-export const load = async () => ({});
+
+export async function load() {
+  const { surfaces } = await get("/v1/surfaces");
+  return Object.fromEntries(await Promise.all(surfaces.map(async (s) => [s.surface, await get(`/v1/surfaces/${encodeURIComponent(s.surface)}/value`)])));
+}
 
 export function followed({ at, scoring }) {
   if (!scoring) return;
@@ -17,9 +22,9 @@ export function followed({ at, scoring }) {
   });
 }
 
-export function render(_, report) {
+export function render(values, report) {
   const surfaces = Object.entries(report.surfaces);
-  return [service(report), ...surfaces.map(([name, s]) => surface(name, s)),
+  return [service(report), ...surfaces.map(([name, s]) => surface(name, s, values[name])),
     ...(surfaces.length ? [] : [el("section", {}, el("h2", {}, "Surfaces"), empty("No surface yet: ", el("code", {}, "slatewise validate"), " a document and put it into the config folder."))])];
 }
 
@@ -50,7 +55,7 @@ export function learning(s) {
   return below ? ["No: worse than uniform", gain] : ["Not told apart from uniform yet", gain];
 }
 
-function surface(name, s) {
+function surface(name, s, value) {
   const head = el("h2", {}, name);
   if (!s.decisions) return el("section", { "data-key": `empty ${name}` }, head, empty("No decisions yet."));
   const [verdict, gain] = learning(s), at = s.series.map((p) => p.at), flat = (v) => at.map(() => v);
@@ -72,5 +77,17 @@ function surface(name, s) {
     s.series.length > 1 && chart(`reward ${name}`, {
       label: `Mean reward a slate over the last ${s.decisions} decisions: ${fixed(s.reward, 3)}; uniform slates ${fixed(s.uniform, 3)}, greedy slates ${fixed(s.greedy, 3)}`,
       lines, data }),
-    el("p", { class: "note" }, `The last ${count(s.decisions)} decisions, ${duration(s.to - s.from)}. Uniform and greedy slates are estimated from logged propensities, with 95 % bands.`));
+    el("p", { class: "note" }, `The last ${count(s.decisions)} decisions, ${duration(s.to - s.from)}. Uniform and greedy slates are estimated from logged propensities, with 95 % bands.`),
+    settled(name, value));
+}
+
+// Since the beginning, with intervals that hold at any time, from settled decisions.
+function settled(name, value) {
+  const found = Object.entries(value?.policies ?? {}).map(([policy, by]) => [policy, by[value.objective]]).filter(([, v]) => known(v?.estimate));
+  if (!found.length) return null;
+  const cell = (v) => `${fixed(v.low, 3)} … ${fixed(v.high, 3)}`;
+  return el("details", {}, el("summary", {}, `Since the beginning: what each policy would have earned, of ${count(value.decisions)} settled decisions`),
+    table(`Values on ${name}`, [{ name: "Policy" }, { name: `${value.objective}, a decision`, n: true }, { name: "Holds at any time", n: true }],
+      found.map(([policy, v]) => [policy, fixed(v.estimate, 3), cell(v)])),
+    el("p", { class: "note" }, `Learned, above uniform: ${figure(value.learned)}. Cost of exploring, against greedy: ${figure(value.exploration_cost)}.`));
 }
