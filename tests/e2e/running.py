@@ -69,6 +69,13 @@ class Up:
         except httpx.TransportError:
             return False
 
+    def is_operated(self) -> bool:
+        """Whether the control service answers: it is started with the others, and need not be the first."""
+        try:
+            return httpx.get(f"{self.control_url}/healthz", timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
     def stop(self) -> list[psutil.Process]:
         """SIGTERM and wait for the end; the processes that are still there afterwards."""
         everyone = self.everyone()

@@ -112,6 +112,7 @@ def test_a_rollback_is_drawn_from_and_stays(running: Up) -> None:
 def test_the_page_of_operations(running: Up, tmp_path: Path) -> None:
     """Every view in a real browser, on a desk and on a phone, by day and by night: nothing on the console, nothing serious
     found by axe-core; a rollback, an experiment's start, a replay of dead letters and a decision looked up by hand."""
+    wait_for(running.is_operated, "the control service answers")
     log, state = open_log(running.settings), {"n": 0}
     log.append([(b"0" * 16, b"{not a record")])
     with (

@@ -74,7 +74,7 @@ function policy(surface, one, answered, now) {
     el("div", { class: "head" }, el("h3", {}, one.policy), el("span", { class: "note" }, one.algorithm),
       one.live && tag("live", "live"), one.held && tag("held", "held"),
       one.bundle && el("div", { class: "actions" },
-        el("a", { class: "button", href: `#/policies/${path(pointer)}`, "aria-label": `What ${pointer} believes` }, "Beliefs"),
+        el("a", { class: "button", href: `#/policies/${path(pointer)}`, "aria-label": `Beliefs of ${pointer}` }, "Beliefs"),
         one.held && button("Follow learning again", () => resume(pointer), "", { "aria-label": `${pointer}: follow learning again` }),
         button("Roll back…", () => rollback(pointer, one, answered), "", { "aria-label": `Roll back ${pointer}` }))),
     one.error ? el("p", { class: "bad" }, one.error) : null,
