@@ -10,7 +10,7 @@ import * as policies from "./policies.js";
 import * as stream from "./stream.js";
 
 const VIEWS = { overview, policies, experiments, goals, stream, decisions: inspector };
-const SEEN_MS = 2000, HIDDEN_MS = 10000;
+const SEEN_MS = 2000, SLOW_MS = 10000, HIDDEN_MS = 10000; // slow: one thing of a view that costs the service something
 const $ = (id) => document.getElementById(id);
 let turn = 0, next = 0;
 
@@ -51,7 +51,7 @@ async function look() {
     if (error instanceof api.Failed) morph($("view"), view.failed?.(argument) ?? []);
   }
   $("view").removeAttribute("aria-busy");
-  next = setTimeout(look, document.hidden ? HIDDEN_MS : SEEN_MS);
+  next = setTimeout(look, document.hidden ? HIDDEN_MS : view.slow && argument ? SLOW_MS : SEEN_MS);
 }
 
 function said(text, kind) {

@@ -3,6 +3,7 @@ import { get } from "./api.js";
 import { count, el, empty, figure, fixed, moment, number, percent, table, tag } from "./dom.js";
 
 export const title = "Decisions";
+export const slow = true; // one decision is searched in the log
 
 export async function load(id) {
   return id ? { id, found: await get(`/v1/decisions/${encodeURIComponent(id)}`) } : { recent: (await get("/v1/decisions?limit=20")).decisions };

@@ -6,6 +6,7 @@ import { button, count, duration, el, empty, figure, fixed, known, moment, numbe
 
 const Z = 1.96; // 95 % of a normal
 export const title = "Policies";
+export const slow = true; // what one policy believes is computed when it is asked
 
 export async function load(pointer) {
   if (pointer) return believed(pointer);
@@ -22,10 +23,14 @@ async function believed(pointer) {
   return { pointer, coefficients, convergence };
 }
 
-const SHOWN = 12; // coefficients drawn
+const SHOWN = 12, NARROW = 6; // coefficients drawn
+const LISTED = 20; // and written at once
+
+const columns = (label, found) => table(label, [{ name: "Column" }, { name: "Mean", n: true }, { name: "Posterior sd", n: true }, { name: "Importance", n: true }],
+  found.map((one) => [one.column, figure(one.mean), figure(one.sd), figure(one.importance)]));
 
 function beliefs({ pointer, coefficients: c, convergence: v }) {
-  const drawn = c.none ? [] : c.coefficients.filter((one) => one.column !== "1").slice(0, SHOWN), spread = drawn.every((one) => known(one.sd)) && drawn.length > 0;
+  const drawn = c.none ? [] : c.coefficients.filter((one) => one.column !== "1").slice(0, innerWidth < 640 ? NARROW : SHOWN), spread = drawn.every((one) => known(one.sd)) && drawn.length > 0;
   const low = drawn.map((one) => one.mean - Z * (one.sd ?? 0)), high = drawn.map((one) => one.mean + Z * (one.sd ?? 0));
   return [
     el("p", { class: "note" }, el("a", { href: "#/policies" }, "All policies")),
@@ -36,8 +41,8 @@ function beliefs({ pointer, coefficients: c, convergence: v }) {
     el("section", { "data-key": "coefficients" }, el("h2", {}, "Coefficients"), c.none ? empty(c.none) : [
       spread && chart("coefficients", { names: drawn.map((one) => one.column), lines: [{ name: "mean", color: "live" }, { name: "low", hidden: true, color: "live" }, { name: "high", hidden: true, color: "live" }],
         label: `The ${drawn.length} most important coefficients with 95 % posterior intervals, as in the table`, data: [drawn.map((_, i) => i), drawn.map((one) => one.mean), low, high] }),
-      table("Coefficients", [{ name: "Column" }, { name: "Mean", n: true }, { name: "Posterior sd", n: true }, { name: "Importance", n: true }],
-        c.coefficients.map((one) => [one.column, figure(one.mean), figure(one.sd), figure(one.importance)])),
+      columns("Coefficients", c.coefficients.slice(0, LISTED)),
+      c.coefficients.length > LISTED && el("details", {}, el("summary", {}, "Less important columns"), columns("Less important columns", c.coefficients.slice(LISTED))),
       el("p", { class: "note" }, `${count(c.coefficients.length)} of ${count(c.columns)} columns, the most important first: by the root mean square of the posterior draws.`)]),
   ];
 }
