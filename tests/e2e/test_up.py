@@ -176,6 +176,17 @@ def test_the_page_of_operations(running: Up, tmp_path: Path) -> None:
         page.get_by_role("button", name="home/home-ts: follow learning again").click()
         wait_for(lambda: control.get("/v1/releases").json()["holds"] == {}, "it follows again")
 
+        release = {"action": "start", "candidate": "home-popular", "stage": "shadow"}
+        assert control.post("/v1/releases/home", json=release).status_code == 200
+        on_its_way = page.locator("article", has_text="Release of home-popular")
+        on_its_way.get_by_role("button", name="Promote…").wait_for()
+        assert seen.violations() == []
+        seen.picture("desktop-release")
+        on_its_way.get_by_role("button", name="Abort…").click()
+        page.locator("dialog").get_by_role("button", name="Abort").click()
+        on_its_way.wait_for(state="detached")
+        assert control.get("/v1/releases/home").json()["release"]["stage"] == "aborted"
+
         page.goto(f"{running.control_url}/ops#/experiments/drafted")
         page.get_by_role("button", name="Start…").click()
         page.locator("dialog").get_by_role("button", name="Start").click()

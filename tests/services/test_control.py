@@ -430,7 +430,7 @@ def test_the_value_of_uniform_slates_is_recovered_from_a_greedy_policy(house: Ho
             f"d{number}",
             slate=slate,
             slots=[0],
-            rows=[0],
+            rows=[0 if good else 1],
             propensities=p,
             remaining=[2],
             greedy=[0],
@@ -446,3 +446,17 @@ def test_the_value_of_uniform_slates_is_recovered_from_a_greedy_policy(house: Ho
     assert report["reward"] == pytest.approx(0.73, abs=4 * report["reward_error"])
     assert report["uniform"] == pytest.approx(0.45, abs=4 * report["uniform_error"])
     assert report["uniform_error"] < 0.05
+    assert report["greedy"] == pytest.approx(0.8, abs=4 * report["greedy_error"])
+    assert report["greedy_error"] < 0.01
+    [answered] = report["answered"]["home-ts"]
+    assert (answered["bundle"], answered["decisions"]) == ("b", 3_000)
+    [newest, before] = window.recent(2)
+    assert (newest["decision_id"], before["decision_id"]) == ("d2999", "d2998")
+
+
+def test_nothing_is_said_of_greedy_slates_that_were_never_shown(house: House) -> None:
+    window = Window(house.log, house.configs)
+    house.log.append([(b"u", encode(decision(house, "d", greedy=[1, 0])))])
+    window.follow()
+    assert window.report("home")["greedy"] is None
+    assert window.report("home")["uniform"] is not None
