@@ -25,6 +25,7 @@ async function believed(pointer) {
 
 const SHOWN = 12, NARROW = 6; // coefficients drawn
 const LISTED = 20; // and written at once
+const WORD = 24; // letters; what is longer is a sentence
 
 const columns = (label, found) => table(label, [{ name: "Column" }, { name: "Mean", n: true }, { name: "Posterior sd", n: true }, { name: "Importance", n: true }],
   found.map((one) => [one.column, figure(one.mean), figure(one.sd), figure(one.importance)]));
@@ -60,7 +61,8 @@ function release(surface, { body, etag }) {
         r.stage !== "canary" && button("Canary…", () => asked(`Canary of ${r.candidate}?`, `${percent(r.terms.share)} of the units get its slates.`, "Begin", { action: "canary" }, `${r.candidate} is a canary.`)),
         button("Promote…", () => asked(`Promote ${r.candidate}?`, "It becomes what the surface serves, if what it has shown allows that.", "Promote", { action: "promote" }, `${r.candidate} is live.`), "main"),
         button("Abort…", () => asked(`Abort the release of ${r.candidate}?`, "Nothing is drawn from it any more.", "Abort", { action: "abort", reason: "by hand" }, "The release is aborted.", "stop"), "stop"))),
-    evidence && el("dl", { class: "numbers small" }, Object.entries(evidence).filter(([, v]) => known(v) || typeof v === "string").map(([name, v]) => number(name.replaceAll("_", " "), known(v) ? figure(v) : v))));
+    evidence && el("dl", { class: "numbers small" }, Object.entries(evidence).filter(([, v]) => known(v) || (typeof v === "string" && v.length < WORD)).map(([name, v]) => number(name.replaceAll("_", " "), known(v) ? figure(v) : v))),
+    evidence && Object.values(evidence).filter((v) => typeof v === "string" && v.length >= WORD).map((said) => el("p", { class: "note after" }, `${said[0].toUpperCase()}${said.slice(1)}.`)));
 }
 
 export const render = (data, report) => {
