@@ -1,5 +1,5 @@
 // What is answered, how well, and whether it learns.
-import { get } from "./api.js";
+import { Failed, get } from "./api.js";
 import { chart } from "./charts.js";
 import { count, duration, el, empty, figure, fixed, known, millis, bytes, number, percent, signed, table } from "./dom.js";
 
@@ -9,9 +9,11 @@ const history = [[], [], []];
 
 export const title = "Overview";
 
+const orNone = (error) => (error instanceof Failed ? null : Promise.reject(error)); // the rest of the view stands without
+
 export async function load() {
   const { surfaces } = await get("/v1/surfaces");
-  return Object.fromEntries(await Promise.all(surfaces.map(async (s) => [s.surface, await get(`/v1/surfaces/${encodeURIComponent(s.surface)}/value`)])));
+  return Object.fromEntries(await Promise.all(surfaces.map(async (s) => [s.surface, await get(`/v1/surfaces/${encodeURIComponent(s.surface)}/value`).catch(orNone)])));
 }
 
 export function followed({ at, scoring }) {
