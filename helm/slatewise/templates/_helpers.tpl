@@ -61,6 +61,8 @@ securityContext:
 - {name: SLATEWISE_DATA, value: /var/lib/slatewise}
 - name: SLATEWISE_ADMIN_KEY
   valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: admin-key}}
+- name: SLATEWISE_BUNDLE_KEY  # with it learners sign bundles, and scoring takes no unsigned one
+  valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: bundle-key, optional: true}}
 - name: SLATEWISE_KAFKA_PASSWORD
   valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: kafka-password, optional: true}}
 - name: SLATEWISE_REDIS_PASSWORD
