@@ -29,6 +29,7 @@ from streaming.recovery import Held, beginning, better_upload, encode_held, read
 from streaming.rows import Rows
 from streaming.uploads import Checkpoint, Uploads
 
+LEARNERS = 40  # changed by a batch, from which on a longer one costs less (longer than it has to be costs cache: twice with 20)
 MOST_RECORDS = 32_000  # of a batch, some 100 MB
 FRESH_EACH = 32  # acceptance times reported for a policy and step: enough for a percentile
 
@@ -77,7 +78,7 @@ class Statistics:
 class Shard:
     """Owner of one partition for one epoch. A repeated `step()` is harmless; nothing is passed in but time.
 
-    read_limit  records of a batch for each learner that the last one changed: a learner's update and its part of the commit
+    read_limit  records of a batch for every `LEARNERS` that the last one changed: a learner's update and its part of the commit
                cost the same for few records as for many, so the cost of an event would grow with the number of surfaces
     refresh    follows the configuration record; called when a decision names a version not seen yet
     hot_limit  joins kept in memory between steps, some 3 kB each; for feedback on others the row and the log are read
@@ -144,7 +145,7 @@ class Shard:
 
     def _batch(self, joiner: Joiner, now: float | None) -> tuple[Applied, int, dict[str, int]]:
         """(what it came to, records, learned rows) of reading, joining, learning and committing once."""
-        limit = max(self._read_limit, min(self._moved * self._read_limit, MOST_RECORDS))
+        limit = max(self._read_limit, min(self._moved // LEARNERS * self._read_limit, MOST_RECORDS))
         if joiner.rebuilding:
             limit = min(limit, self._learned_to - self._offset)
         blanked = self._forget(joiner)

@@ -101,8 +101,9 @@ def test_statistics_are_those_of_a_prefix_of_the_log() -> None:
         assert alone.statistics().examples == statistics.examples
 
 
-def test_a_batch_is_longer_where_it_changes_more_learners() -> None:
+def test_a_batch_is_longer_where_it_changes_more_learners(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a learner costs a batch is paid seldom, however many surfaces share a partition."""
+    monkeypatch.setattr("streaming.shard.LEARNERS", 1)
     ports = Ports(CONFIGS)
     for i in range(60):
         ports.append(decision(WAIT if i % 2 else PLAIN, f"{UNIT}-{i}", EPOCH0), at=EPOCH0)
