@@ -60,12 +60,13 @@ format: $(VENV)/.tools  ## rewrite the code in the house style
 bench: $(VENV)/.tools  ## speed beside the machine's floors and beside peers, one run; a table and JSON
 	$(BIN)/slatewise bench --out docs/evidence
 
-evidence: $(VENV)/.tools  ## what takes long: benchmarks and learning on real data (SLATEWISE_DATASETS), as dated tables in docs/evidence
+evidence: $(VENV)/.tools  ## what takes long: benchmarks, chaos, studies, learning on real data (SLATEWISE_DATASETS); dated tables in docs/evidence
 	@test -n "$(DATASETS)" || { echo "SLATEWISE_DATASETS must name the folder of the public data sets"; exit 2; }
 	$(BIN)/slatewise bench --out docs/evidence
 	$(BIN)/slatewise chaos --out docs/evidence
 	$(BIN)/slatewise replay jester --data "$(DATASETS)" --out docs/evidence
 	$(BIN)/slatewise replay streams --data "$(DATASETS)" --out docs/evidence
+	for study in $$($(BIN)/slatewise study --names); do $(BIN)/slatewise study $$study --data "$(DATASETS)" --out docs/evidence || exit 1; done
 
 clean:  ## the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -35,8 +35,22 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
 }
 
 
+def _names(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo("\n".join(STUDIES))
+        context.exit()
+
+
 @click.command(epilog="\n\n".join(f"{name}: {what}" for name, (_, what) in STUDIES.items()))
 @click.argument("name", type=click.Choice(sorted(STUDIES)))
+@click.option(
+    "--names",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_names,
+    help="Every study's name, and nothing else.",
+)
 @click.option("--seeds", type=click.IntRange(1), help="Default: as many as the study's claim needs.")
 @click.option("--quick", is_flag=True, help="Seconds instead of minutes: shows that it works, not what it shows.")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), envvar="SLATEWISE_DATASETS", help="Public data.")

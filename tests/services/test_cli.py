@@ -122,3 +122,9 @@ def test_dead_letters_are_listed(tmp_path: Path) -> None:
     said = slatewise("dead-letters", "list", "--data", str(tmp_path)).output
     assert "0:7 too_late an hour" in said
     assert "1  conflict" in said
+
+
+def test_studies_are_named_for_whoever_runs_them_all() -> None:
+    from services.studies.command import STUDIES, command
+
+    assert CliRunner().invoke(command, ["--names"]).output.split() == list(STUDIES)
