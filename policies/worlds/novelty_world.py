@@ -30,6 +30,7 @@ from policies.novelty import novelty
 from policies.sequences import U64, Transitions
 from policies.surface import Category, FeatureSpec, Number, Objective, Vector
 from policies.types import F32, F64, I64, Mask, item_hashes
+from policies.worlds.actions import slate_of
 from policies.worlds.session_world import drawn, sigmoid
 
 ITEMS, TOPICS, SIZE, CANDIDATES, SLOTS, HISTORY = 60, 12, 8, 15, 2, 10
@@ -337,11 +338,7 @@ class NoveltyEnv:
         return self._observation(), {"begins": True}
 
     def step(self, action: I64) -> tuple[dict[str, F32], float, bool, bool, dict[str, Any]]:
-        slate = np.asarray(action, np.int64)
-        if slate.shape != (self.world.slots,) or len(set(slate.tolist())) < len(slate):
-            raise ValueError(f"an action is {self.world.slots} different candidate numbers, got {action!r}")
-        if not ((slate >= 0) & (slate < self.world.candidates)).all():
-            raise ValueError(f"candidates are numbered 0 to {self.world.candidates - 1}, got {action!r}")
+        slate = slate_of(action, self.world.slots, self.world.candidates)
         if not self._people.here[0]:
             raise ValueError("the person has gone: reset first")
         lived = self._people.step(lambda seen, u: without_goal(slate[None], np.ones((1, len(slate)))))

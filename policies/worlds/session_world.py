@@ -34,6 +34,7 @@ from policies.features import Encoder
 from policies.sequences import U64, Transitions
 from policies.surface import Category, FeatureSpec, Number, Objective
 from policies.types import F32, F64, I64, Mask, item_hashes
+from policies.worlds.actions import slate_of
 
 TYPES, GENRES, ITEMS, CANDIDATES, SLOTS = 4, 6, 60, 20, 4
 NAMES = ("news", "music", "sport", "games", "food", "travel")
@@ -349,11 +350,7 @@ class SessionEnv:
         return self._observation(), {}
 
     def step(self, action: I64) -> tuple[dict[str, F32], float, bool, bool, dict[str, Any]]:
-        slate = np.asarray(action, np.int64)
-        if slate.shape != (self.world.slots,) or len(set(slate.tolist())) < len(slate):
-            raise ValueError(f"an action is {self.world.slots} different candidate numbers, got {action!r}")
-        if not ((slate >= 0) & (slate < self.world.candidates)).all():
-            raise ValueError(f"candidates are numbered 0 to {self.world.candidates - 1}, got {action!r}")
+        slate = slate_of(action, self.world.slots, self.world.candidates)
         if not self._people.here[0]:
             raise ValueError("the person has gone: reset first")
         lived = self._people.step(lambda seen, u: (slate[None, :], np.ones((1, len(slate)))))
@@ -382,7 +379,6 @@ def drawn(scores: F64, u: F64, floor: float = 0.02, temperature: float = 1.0) ->
     scores (U, n), u (U, k) → slate rows (U, k), conditional propensities (U, k)
     """
     people, n = scores.shape
-    weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)
     slate, propensities = np.empty(u.shape, np.int64), np.empty(u.shape)
     free, every = np.ones((people, n), bool), np.arange(people)
     for t in range(u.shape[1]):
