@@ -78,10 +78,13 @@ class Shard:
 def test_what_is_owed_is_made_up_for(tmp_path: Path) -> None:
     """The loop: decide, derive from the log, read, boost. A quarter of the items are owed half of the looks."""
     told, made = Told(), written()
-    scoring, shard, shares, seen = fair(tmp_path, told, made), Shard(made), [], 0
+    scoring, shard, shares, lifts, seen = fair(tmp_path, told, made), Shard(made), [], [], 0
     for _ in range(30):
-        for i in range(20):
+        for i in range(19):
             ask(scoring, i)
+        boosts = {one.id: one.boosts.get("exposure", 0.0) for one in ask(scoring, 19, explain=True).explain or []}
+        assert len({boosts[item] for item in IDS[1:4]}) == 1  # no item has one of its own
+        lifts.append(boosts["i0"] - boosts["i1"])
         new = decisions(tmp_path)[seen:]
         seen += len(new)
         for record in new:
@@ -93,7 +96,9 @@ def test_what_is_owed_is_made_up_for(tmp_path: Path) -> None:
         told.write({}, shard.counters)
         scoring.refresh()
     assert shares[0] < 0.4  # uncorrected
-    assert abs(float(np.mean(shares[-10:])) - 0.5) < 0.05
+    assert abs(float(np.mean(shares[-9:])) - 0.5) < 0.05  # scores lie close together here, so it swings, over three syncs
+    assert lifts[0] == 0.0
+    assert float(np.mean(lifts[-9:])) > 0.0
     deficits = {group: share for _, group, share in scoring.exposures.balances.deficits()}  # type: ignore[union-attr]
     assert abs(deficits["small"]) < 0.1
     assert deficits["small"] == pytest.approx(-deficits["big"])
@@ -101,10 +106,6 @@ def test_what_is_owed_is_made_up_for(tmp_path: Path) -> None:
     assert (record.acted, record.skipped) == (["exposure"], {})
     slate = recompute(record, bundling.read(record.bundle, scoring._follower._bundles.get))
     assert slate.propensities.tolist() == record.propensities
-    explained = ask(scoring, 1, explain=True)
-    boosts = {one.id: one.boosts for one in explained.explain or []}
-    assert len({boosts[item]["exposure"] for item in IDS[1:4]}) == 1  # no item has one of its own
-    assert boosts["i0"]["exposure"] > boosts["i1"]["exposure"]
 
 
 def test_boosts_are_nobodys_own(tmp_path: Path) -> None:
