@@ -116,8 +116,11 @@ def pack(join: Join) -> bytes:
 
 
 def unpack(row: int, data: bytes) -> Join:
-    """A row; its decision is still to be read from the log."""
-    key, offset, *rest = _decode(data)
+    """A row; its decision is still to be read from the log. Raises Corrupt('join_format'): of a build that keeps other fields."""
+    try:
+        key, offset, *rest = _decode(data)
+    except msgspec.MsgspecError as error:
+        raise Corrupt("join_format", f"row {row}: {error}") from None
     return Join(row, key, None, offset, *rest)
 
 

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,6 +28,15 @@ KIND = "item"
 FIRST_ROWS = 1_024
 MAX_FILTERS = 4_096  # remembered (attribute, value) masks; beyond it all are forgotten
 _decode = msgspec.json.Decoder(Item).decode
+
+
+def _read(value: bytes) -> Item:
+    """An item of the record; of what a newer build says of it, what this one knows. Raises msgspec.MsgspecError, TypeError."""
+    try:
+        return _decode(value)
+    except msgspec.ValidationError:
+        said = msgspec.json.decode(value, type=dict[str, Any])
+        return msgspec.convert({name: said[name] for name in Item.__struct_fields__ if name in said}, Item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +133,14 @@ class Catalogue:
 
     def prepare(self, entries: Sequence[Versioned]) -> Prepared:
         """Decode and encode entries of the state record; safe in another thread while decisions run."""
-        last: dict[str, bytes | None] = {entry.key: entry.value for entry in entries if entry.kind == KIND}
-        items = [None if value is None else _decode(value) for value in last.values()]
+        last: dict[str, Item | None] = {}
+        for entry in entries:
+            if entry.kind == KIND:
+                try:
+                    last[entry.key] = None if entry.value is None else _read(entry.value)
+                except (msgspec.MsgspecError, TypeError) as error:  # the item stays what it was, and the others come
+                    log.error("item_unreadable", extra={"item": entry.key, "error": str(error)})
+        items = list(last.values())
         encoded = {schema: _encode(encoder, items) for schema, encoder in list(self._encoders.items())}
         version = max((entry.version for entry in entries), default=self.version)
         return Prepared(version, list(last), items, encoded)

@@ -2,7 +2,8 @@
 
 Write-ahead log, so readers never wait for a writer; writers take the lock at the start of a transaction (IMMEDIATE),
 so none is refused half way. Failures become the error tree: a busy, full or unreadable file is Unavailable, a file
-that is not a sound database is Corrupt('database').
+that is not a sound database is Corrupt('database'). A file carries the number of its tables' format (`user_version`): one
+that a newer build has raised is Corrupt('format'), and nothing in it is touched.
 """
 
 import os
@@ -20,6 +21,7 @@ from policies.errors import Corrupt, Unavailable
 # unixepoch('subsec') needs SQLite 3.42; this is the same clock, which counts whole milliseconds.
 NOW_SECONDS = "round((julianday('now') - 2440587.5) * 86400000) / 1000"
 
+FORMAT = 1  # raised when a table changes its meaning or a column goes; a file from before there was a number says 0
 _OPENING_SECONDS = 30.0  # several processes may make a file at the same moment
 _ATTEMPTS, _PAUSE_SECONDS = 250, 0.02
 
@@ -54,9 +56,17 @@ class SqliteFile:
             self._db.execute(f"PRAGMA synchronous={synchronous}")
             self._db.execute(f"PRAGMA wal_autocheckpoint={wal_bytes // page_bytes}")
         with self.write() as db:
+            self._numbered(db)
             for statement in schema.split(";"):  # executescript would commit the transaction we are in
                 db.execute(statement)
         self._db.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
+
+    def _numbered(self, db: sqlite3.Connection) -> None:
+        [said] = db.execute("PRAGMA user_version").fetchone()
+        if said > FORMAT:
+            raise Corrupt("format", f"{self.path} is of format {said}, this build reads {FORMAT}")
+        if said < FORMAT:
+            db.execute(f"PRAGMA user_version={FORMAT}")
 
     def _write_ahead(self) -> None:
         """Switching a new file to the write-ahead log does not wait for another process doing the same: try again."""
