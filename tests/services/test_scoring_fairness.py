@@ -96,7 +96,7 @@ def test_what_is_owed_is_made_up_for(tmp_path: Path) -> None:
         told.write({}, shard.counters)
         scoring.refresh()
     assert shares[0] < 0.4  # uncorrected
-    assert abs(float(np.mean(shares[-9:])) - 0.5) < 0.05  # scores lie close together here, so it swings, over three syncs
+    assert abs(float(np.mean(shares[-9:])) - 0.5) < 0.05  # close scores: it swings, over three syncs
     assert lifts[0] == 0.0
     assert float(np.mean(lifts[-9:])) > 0.0
     deficits = {group: share for _, group, share in scoring.exposures.balances.deficits()}  # type: ignore[union-attr]
