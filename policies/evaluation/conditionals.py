@@ -67,6 +67,21 @@ def conditionals(
     return out
 
 
+def mixed(shares: Sequence[float], parts: Sequence[F64], rows: Sequence[int]) -> F64:
+    """(k', n) of who first draws, with `shares` (g,), which of several policies to be: `parts` are theirs along the same rows (k',).
+
+    p_t = Σ_g w_g p_gt / Σ_g w_g,   w_g = share_g Π_{s<t} p_gs(a_s): how likely it was that one, given the slots before
+    """
+    w, out = np.asarray(shares, np.float64), np.zeros_like(parts[0])
+    for t, row in enumerate(rows):
+        here = np.stack([part[t] for part in parts])
+        if w.sum() <= 0.0:
+            break
+        out[t] = w @ here / w.sum()
+        w = w * here[:, row]
+    return out
+
+
 def _possible(slots: Sequence[int], rows: Sequence[int], pins: Mapping[int, int], masks: Mask | None) -> None:
     elsewhere = {row: slot for slot, row in pins.items()}
     if len(set(rows)) < len(rows) or list(slots) != sorted(set(slots)):

@@ -10,7 +10,7 @@ Missed   Σ_t mean_a π_t(a) (1 − β_t(a))^(M+1): what M replays see nothing o
 Source   Swaminathan et al., NeurIPS 2017 (pseudo-inverse); Li et al., KDD 2018 (item-position)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,7 +26,8 @@ RANK = 1e-9  # singular values of Γ below this share of the largest are its nul
 @dataclass(frozen=True, slots=True)
 class Marginals:
     """Of N decisions with K slots: slot (N, K) and slate (N,) weights with mean 1, their Monte Carlo standard errors,
-    design (N, K) = Σ_a π_t(a)²/β_t(a) of the marginals, missed (N,). 1, error 0, where there is no slot."""
+    design (N, K) = Σ_a π_t(a)²/β_t(a) of the marginals, missed (N,). 1, error 0, where there is no slot; slate NaN where Γ was
+    left out."""
 
     slot: F64
     slate: F64
@@ -41,27 +42,41 @@ class Marginals:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """M slates of one policy for one decision: items (M, k), candidate rows; distributions (M, k, n), conditional."""
+    """M slates of one policy for one decision: items (M, k), candidate rows; summed (GROUPS, k, n), the conditional distributions
+    of every tenth slate added up."""
 
     items: I64
-    distributions: F64
+    summed: F64
 
     @classmethod
-    def of(cls, slates: Sequence[Slate]) -> "Replay":
-        """Raises Rejected for slates drawn without their distributions: marginals need all candidates."""
-        distributions = [slate.distributions for slate in slates if slate.distributions is not None]
-        if not slates or len(distributions) < len(slates):
+    def of(cls, slates: Iterable[Slate], slots: I64 | None = None) -> "Replay":
+        """`slots` (k,): those that all must fill, default those of the first. Raises Rejected for slates that fill others, and
+        for those drawn without their distributions: marginals need all candidates."""
+        items: list[I64] = []
+        summed = np.zeros((GROUPS, 0, 0))
+        for number, slate in enumerate(slates):
+            if slate.distributions is None:
+                raise Rejected("Marginals need slates with full distributions", at="$.marginals", code="no_candidates")
+            slots = slate.slots if slots is None else slots
+            if not items:
+                summed = np.zeros((GROUPS, *slate.distributions.shape))
+            if not np.array_equal(slate.slots, slots):
+                raise Rejected("Replayed slates fill different slots", at="$.marginals", code="uneven_slates")
+            summed[number % GROUPS] += slate.distributions
+            items.append(slate.items)
+        if not items:
             raise Rejected("Marginals need slates with full distributions", at="$.marginals", code="no_candidates")
-        return cls(np.stack([slate.items for slate in slates]), np.stack(distributions))
+        return cls(np.stack(items), summed)
 
     @property
     def slots(self) -> F64:
         """Slot marginals (k, n)."""
-        return np.asarray(self.distributions.mean(axis=0), np.float64)
+        return np.asarray(self.summed.sum(axis=0) / len(self.items), np.float64)
 
     def without(self, group: int) -> "Replay":
-        keep = np.arange(len(self.items)) % GROUPS != group
-        return Replay(self.items[keep], self.distributions[keep])
+        summed = self.summed.copy()
+        summed[group] = 0.0
+        return Replay(self.items[np.arange(len(self.items)) % GROUPS != group], summed)
 
 
 def pairs(slates: I64, candidates: int, weights: F64 | None = None) -> F64:
@@ -88,8 +103,10 @@ def slot_weights(items: I64, behaviour: F64, target: F64) -> F64:
     return np.asarray(target[at] / behaviour[at], np.float64)
 
 
-def replayed(items: I64, behaviour: Replay, target: Replay) -> Marginals:
-    """Of one decision, as N = 1: items (k,) logged. Raises Rejected, naming the field, for replays that do not fit it."""
+def replayed(items: I64, behaviour: Replay, target: Replay, paired: bool = True) -> Marginals:
+    """Of one decision, as N = 1: items (k,) logged. `paired` False: Γ, which costs (k n)³, is left out, and with it the slate
+    weight. Raises Rejected, naming the field, for replays that do not fit.
+    """
     for name, replay in (("behaviour", behaviour), ("target", target)):
         if len(replay.items) < GROUPS or replay.items.shape[1:] != items.shape:
             raise Rejected(f"Expected at least {GROUPS} slates of {len(items)}", at=f"$.{name}", code="bad_replay")
@@ -100,6 +117,8 @@ def replayed(items: I64, behaviour: Replay, target: Replay) -> Marginals:
         raise Rejected("The bundle could not have shown what was logged", at="$.behaviour", code="no_support")
 
     def found(one: Replay, other: Replay) -> F64:
+        if not paired:
+            return np.array([*slot_weights(items, one.slots, other.slots), np.nan])
         gamma = pairs(np.concatenate([one.items, items[None]]), slots[0].shape[1])
         return np.array([*slot_weights(items, one.slots, other.slots), slate_weight(items, gamma, other.slots)])
 

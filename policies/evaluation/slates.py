@@ -14,6 +14,7 @@ Source   McInerney et al., KDD 2020 (rips); Kiyohara et al., WSDM 2022 (cascade_
 
 import numpy as np
 
+from policies.errors import Rejected
 from policies.evaluation.doubly_robust import model
 from policies.evaluation.estimate import Estimate, Estimator, mean_of
 from policies.evaluation.importance import ASSUMES
@@ -47,9 +48,12 @@ def iips(logged: Logged) -> Estimate:
 
 
 def pseudo_inverse(logged: Logged) -> Estimate:
-    """details: `missed`, the target's mass that the replays saw nothing of, mean over decisions: the order of the bias."""
+    """details: `missed`, the target's mass that the replays saw nothing of, mean over decisions: the order of the bias. Raises
+    Rejected for marginals without Γ."""
     marginals = logged.marginals
     assert marginals is not None  # `needs` has looked
+    if np.isnan(marginals.slate).all():
+        raise Rejected("Pairs of slots were not counted", at="$.marginals.slate", code="no_marginals")
     error = marginals.slate_error * logged.totals
     details = {"missed": float(marginals.missed.mean())}
     value = mean_of(marginals.slate * logged.totals)

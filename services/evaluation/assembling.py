@@ -9,11 +9,13 @@ from policies.algorithm import Problem
 from policies.errors import Rejected
 from policies.evaluation.diagnostics import BOUND, inverse_z
 from policies.evaluation.logged import Logged, checked
+from policies.evaluation.marginals import Marginals, stacked
 from policies.evaluation.models import with_model
 from policies.evaluation.truth import Truth
 from policies.ridge import columns, phi
 from policies.types import F64, I64
 from services.evaluation.decisions import Log, LoggedDecision, nothing_left
+from services.evaluation.replaying import Replaying
 from services.evaluation.targets import Target
 
 ARMS = 50  # item identities a reward model tells apart where the log has no item features
@@ -60,15 +62,18 @@ class Assembled:
     rejected: dict[str, int]
 
 
-def assemble(log: Log, target: Target, objective: str) -> Assembled:
+def assemble(log: Log, target: Target, objective: str, replaying: Replaying | None = None) -> Assembled:
     """Raises Rejected for an empty log, an objective it has not, and what `checked` refuses."""
     column = objective_column(log, objective)
     rejected: dict[str, int] = {}
     kept: list[LoggedDecision] = []
     laws: list[F64] = []
+    marginals: list[Marginals] = []
     for decision in log.decisions:
         try:
             law = target.conditionals(decision)
+            if replaying is not None:
+                marginals.append(replaying.marginals(decision, target))
         except Rejected as error:
             log.rejected.add(error.code, f"decision {decision.decision_id}: {error.message}")
             rejected[error.code] = rejected.get(error.code, 0) + 1
@@ -103,6 +108,7 @@ def assemble(log: Log, target: Target, objective: str) -> Assembled:
         units=units.astype(np.int64),
         times=np.array([decision.at for decision in kept]),
         design=design,
+        marginals=stacked(marginals, k) if marginals else None,
     )
     checked(logged)
     missing = np.isnan(outside)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from policies.evaluation.anytime import Method
 
 TIMES = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+REPLAYS = 2_000  # methods.md §5
 TRAINED = 0.5  # of the log, for a policy that learns, unless said
 
 
@@ -48,7 +49,7 @@ TRAINED = 0.5  # of the log, for a policy that learns, unless said
     type=float,
     help="First part of the log, that a policy learns from; it is judged on the rest. [0.5]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws of a fitted policy's posterior.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of a fitted policy's posterior, and of replays.")
 @click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="Folder with bundles, catalogue and versions."
 )
@@ -57,6 +58,11 @@ TRAINED = 0.5  # of the log, for a policy that learns, unless said
 @click.option("--until", type=TIMES, help="Only decisions made before (UTC), of our own log.")
 @click.option("--sampled", is_flag=True, help="Only decisions that were logged with everything the draw read.")
 @click.option("--unsettled", is_flag=True, help="Also decisions whose horizon has not passed, as they stand.")
+@click.option(
+    "--replays",
+    type=click.IntRange(100),
+    help="Slates replayed of each decision, for iips and pseudo_inverse. [2,000 where one of them is asked for]",
+)
 @click.option("--in-sample", is_flag=True, help="Also decisions that the bundle was trained on.")
 @click.option("--partial-support", is_flag=True, help="Go on where the target shows what the log could not.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
@@ -79,6 +85,7 @@ def command(
     until: datetime | None,
     sampled: bool,
     unsettled: bool,
+    replays: int | None,
     in_sample: bool,
     partial_support: bool,
     as_json: bool,
@@ -89,10 +96,24 @@ def command(
     from services.evaluation.decisions import nothing_left
     from services.evaluation.evaluating import evaluate
     from services.evaluation.fitting import fitted
-    from services.evaluation.resolving import after_training, asked_for, kind_of, read, ready, share_split
+    from services.evaluation.replaying import NEEDING, PAIRED
+    from services.evaluation.resolving import (
+        after_training,
+        asked_for,
+        kind_of,
+        read,
+        ready,
+        replayable,
+        replaying,
+        share_split,
+    )
 
+    if replays is None and set(NEEDING) & set(estimators):
+        replays = REPLAYS
     kind = kind_of(log) if kind == "auto" else kind
     folder = data or (Path(log) if (Path(log) / "log.sqlite").is_file() else None)
+    bundles = None if replays is None else replayable(kind, folder)
+    paired = not estimators or PAIRED in estimators
     asked = asked_for(name, data=folder, config=config)
     found = read(
         log,
@@ -104,6 +125,7 @@ def command(
         until=_utc(until),
         sampled=sampled,
         unsettled=unsettled,
+        whole=replays is not None,
     )
     if not len(found):
         raise nothing_left(found)
@@ -124,6 +146,7 @@ def command(
         span=span,
         partial_support=partial_support,
         method=method,
+        replaying=None if replays is None or bundles is None else replaying(found, bundles, replays, seed, paired),
     )
     if html is not None:
         from services.evaluation.page import page

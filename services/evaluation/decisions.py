@@ -10,6 +10,7 @@ from policies.errors import Rejected
 from policies.features import Encoder
 from policies.reranking.within import Within
 from policies.types import F32, F64, I64, DrawSettings, Mask
+from streaming.events import Goal
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class LoggedDecision:
     weights             objective → weight of the request
     history (h), past (h, d)   items of the unit's last interactions, oldest first, and what they were encoded to
     slot_weight         what a slot's example counts
+    policy, bundle, config   what drew it, and the surface version it was made under; "" where the log has none
+    goal                what it was drawn under, of policies that have goals
     remaining (k,)      candidates that could have been drawn; None: not in the log
     place               (partition, offset) of the record in our log
     """
@@ -57,6 +60,9 @@ class LoggedDecision:
     past: F32 | None = None
     slot_weight: float = 1.0
     policy: str = ""
+    bundle: str = ""
+    config: str = ""
+    goal: Goal | None = None
     remaining: I64 | None = None
     place: tuple[int, int] | None = None
 
@@ -161,10 +167,10 @@ def no_rules(without: int, of: int) -> Rejected:
     )
 
 
-def no_features(without: int, of: int) -> Rejected:
-    """What is said where a target reads features and the log has candidates by id alone."""
+def no_features(without: int, of: int, reader: str = "this target") -> Rejected:
+    """What is said where features are read and the log has candidates by id alone."""
     return Rejected(
-        f"Of {without} of {of} decisions the log has only the ids of the candidates, and this target reads their features: give "
+        f"Of {without} of {of} decisions the log has only the ids of the candidates, and {reader} reads their features: give "
         "the catalogue with --data FOLDER (of our own log), or evaluate the sampled decisions alone with --sampled",
         at="$.candidates",
         code="features_unknown",

@@ -15,9 +15,12 @@ from policies.evaluation.slates import SLATES
 from policies.evaluation.tails import TAILS
 from services.evaluation.assembling import Assembled, assemble
 from services.evaluation.decisions import Log
+from services.evaluation.replaying import Replaying
 from services.evaluation.targets import Target
 
 WHOLE = "the log has one reward for the whole slate, and this estimator wants one for each slot"
+BY_NAME = "only by name: it replays every decision's slate"
+FROM_REPLAYS = "none: replays know its weights up to their own error"
 ENOUGH = 200.0  # design effective sample size below which no gate decides (methods.md 5)
 
 
@@ -62,15 +65,17 @@ def evaluate(
     span: tuple[float, float] | None = None,
     partial_support: bool = False,
     method: Method = "empirical_bernstein",
+    replaying: Replaying | None = None,
 ) -> Evaluation:
     """`names`: estimators, default all that apply; `span`: (low, high) of one slot's reward, default the objective's;
-    `method` of the finite-sample intervals, which are those of the target's value under the weights of the estimator.
+    `method` of the finite-sample intervals, which are those of the target's value under the weights of the estimator;
+    `replaying`: what iips and pseudo_inverse need.
 
     Raises Rejected: see `assemble`; for a target that may show what the log could not, unless `partial_support`.
     """
     if not 0.0 < alpha < 1.0:
         raise Rejected(f"Expected a number between 0 and 1, got {alpha:g}", at="--alpha", code="bad_alpha")
-    found = assemble(log, target, objective)
+    found = assemble(log, target, objective, replaying)
     outside = found.outside
     if outside > 1e-9 and not partial_support:  # rounding of probabilities that sum to one
         raise Rejected(
@@ -99,6 +104,8 @@ def evaluate(
         try:
             if log.whole and each.weighting in ("slot", "marginal") and not one_slot:
                 raise Rejected(WHOLE, at="--estimator", code="whole_reward")
+            if "marginals" in each.needs and logged.marginals is None:
+                raise Rejected(BY_NAME, at="--estimator", code="no_marginals")
             estimate = each(logged)
         except Rejected as error:
             if names:
@@ -121,6 +128,8 @@ def _finite(
     """The interval that holds at every size, or why there is none. A model's weights are none."""
     if weighting == "none":
         return None, ""
+    if weighting == "marginal":
+        return None, FROM_REPLAYS
     if limits is None:
         return None, "needs a --range"
     return martingale(logged, limits, weighting, level, method), ""

@@ -27,6 +27,7 @@ from policies.reranking.within import Within
 from policies.types import F32, F64, I64, DrawSettings, Mask
 from services.evaluation.decisions import Log, LoggedDecision, Rejections, no_features, no_rules, sound
 from services.scoring.catalogue import KIND, Catalogue
+from streaming.events import Goal
 from streaming.ports import State
 
 Row = Mapping[str, Any]
@@ -155,6 +156,9 @@ class Reader:
             past=None if isinstance(known, str) else self._past(row),
             slot_weight=row["weight"],
             policy=row["policy"],
+            bundle=row["bundle"],
+            config=row["config"],
+            goal=None if row["goal"] is None else Goal(**row["goal"]),
             remaining=np.array(row["remaining"], np.int64),
             place=(row["log_partition"], row["log_offset"]),
         )
@@ -211,15 +215,17 @@ def read_experiences(
     needs_history: bool = False,
     items: KnownItems | None = None,
     sampled: bool = False,
+    reader: str = "this target",
 ) -> Log:
     """Rows of one surface. `needs_features`: the target reads them; `needs_rules`: it follows what acted on the logged draw;
-    `needs_history`: it reads what units did before; `sampled`: only decisions logged with all the draw read.
+    `needs_history`: it reads what units did before; `sampled`: only decisions logged with all the draw read; `reader`: who reads
+    features, for the message where there are none.
 
     Raises Rejected for rows of several surfaces, of objectives that differ, and where a target meets decisions that lack what
     it needs.
     """
     rejected, seen = Rejections(), 0
-    reader = Reader(versions, rejected, encoder, needs_features, needs_rules, items)
+    reading = Reader(versions, rejected, encoder, needs_features, needs_rules, items)
     surface = objectives = None
     decisions = []
     ranges: dict[str, tuple[float, float]] = {}
@@ -243,14 +249,14 @@ def read_experiences(
             )
         objectives = tuple(said)
         ranges |= {name: one.range for name, one in said.items() if one.range is not None}
-        one = reader.read(row)
+        one = reading.read(row)
         if one is not None:
             decisions.append(one)
             remembered |= bool(one.history)
     if rejected.counts["rules_unknown"]:
         raise no_rules(rejected.counts["rules_unknown"], seen)
-    if reader.without_features:
-        raise no_features(reader.without_features, seen)
+    if reading.without_features:
+        raise no_features(reading.without_features, seen, reader)
     if needs_history and decisions and not remembered:
         raise Rejected(
             "The target reads what units did before, and no decision of the log holds a history: its surface had no policy that "
@@ -259,10 +265,10 @@ def read_experiences(
             code="no_history",
         )
     decisions.sort(key=lambda one: one.at)
-    notes = [f"{n} decisions of mode {mode}" for mode, n in sorted(reader.modes.items())]
+    notes = [f"{n} decisions of mode {mode}" for mode, n in sorted(reading.modes.items())]
     if unsampled:
         notes.append(f"{unsampled} decisions that were not sampled left out: a random part, by --sampled")
-    return Log("experiences", surface or name, decisions, rejected, objectives or (), ranges, reader.encoder, notes)
+    return Log("experiences", surface or name, decisions, rejected, objectives or (), ranges, reading.encoder, notes)
 
 
 def uniform_over(rows: I64, n: int, pinned: Mask) -> F64:

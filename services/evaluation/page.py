@@ -12,7 +12,7 @@ from policies.errors import Rejected
 from policies.evaluation.diagnostics import BOUND
 from services.bench.report import provenance
 from services.evaluation.evaluating import Evaluation
-from services.evaluation.report import assumptions, doubts, notes, spelled, title, weightings
+from services.evaluation.report import assumptions, doubts, estimated, notes, title, weightings
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f; }
@@ -27,18 +27,12 @@ def page(told: Evaluation) -> str:
     if find_spec("matplotlib") is None:
         raise Rejected("Pictures need matplotlib: pip install 'slatewise[studies]'", at="--html", code="missing")
     where = provenance()
-    estimates = [
-        [line.name, f"{line.estimate.value:.6g}", spelled(line.interval), spelled(line.finite) or line.finite_refused]
-        if line.estimate is not None
-        else [line.name, "", line.refused, ""]
-        for line in [told.baseline, *told.lines]
-    ]
     weights = [[name, *doubts(found), ", ".join(names)] for name, (found, names) in weightings(told).items()]
     parts = [
         f"<h1>{escape(told.target)}</h1>",
         f"<p>{escape(title(told))}</p>",
         *(f'<p class="warning">{escape(warning)}</p>' for warning in told.warnings),
-        _table("Estimates", ("estimator", "value", "asymptotic", "finite-sample"), estimates),
+        _table("Estimates", *estimated(told)),
         _picture(lambda axes: _intervals(axes, told), 0.34 * (len(told.lines) + 1) + 1.2),
         _table(
             "Weights",

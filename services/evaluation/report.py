@@ -33,16 +33,30 @@ def show(told: Evaluation, console: Console | None = None) -> None:
 
 
 def _estimates(told: Evaluation) -> Table:
+    columns, rows = estimated(told)
     table = Table(title=title(told))
-    for column in ("estimator", "value", "asymptotic", "finite-sample"):
+    for column in columns:
         table.add_column(column, justify="left" if column == "estimator" else "right")
-    for line in [told.baseline, *told.lines]:
-        if line.estimate is None:
-            table.add_row(line.name, "", line.refused, "")
-        else:
-            finite = spelled(line.finite) or line.finite_refused
-            table.add_row(line.name, f"{line.estimate.value:.6g}", spelled(line.interval), finite)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def estimated(told: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of the estimates; the error of replays has a column where any slate was replayed."""
+    lines = [told.baseline, *told.lines]
+    replays = any(line.estimate is not None and line.estimate.monte_carlo_error > 0 for line in lines)
+    columns = ["estimator", "value", *(["± Monte Carlo"] if replays else []), "asymptotic", "finite-sample"]
+    rows = []
+    for line in lines:
+        if line.estimate is None:
+            rows.append([line.name, *[""] * (len(columns) - 3), line.refused, ""])
+            continue
+        error = line.estimate.monte_carlo_error
+        simulated = [f"{error:.2g}" if error > 0 else ""] if replays else []
+        finite = spelled(line.finite) or line.finite_refused
+        rows.append([line.name, f"{line.estimate.value:.6g}", *simulated, spelled(line.interval), finite])
+    return columns, rows
 
 
 def _weights(told: Evaluation) -> Table:

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from policies import bundle as bundling
 from policies.algorithm import Published
-from policies.errors import Corrupt, Rejected, Unavailable
+from policies.errors import Rejected
 from policies.features import Encoder
 from services.evaluation import bernoulli, dsjson, tabular
+from services.evaluation.bundled import Bundled
 from services.evaluation.decisions import Log
+from services.evaluation.replaying import Replaying
 from services.evaluation.targets import HISTORY, Behaviour, Greedy, Positions, Scored, Target, Uniform, check_inputs
 from services.scoring.live import served
 from services.settings import Settings
 from streaming.configuration import Compiled, CompiledPolicy, Configs, compile_surface, load_folder
-from streaming.scorer import Scorer, score
+from streaming.scorer import Scorer
 
 FORMATS = ("experiences", "obd", "dsjson", "hillstrom")
 BUILT_IN: dict[str, Target] = {"uniform": Uniform(), "greedy": Greedy(), "logged": Behaviour()}
@@ -133,38 +134,32 @@ def scored(compiled: Compiled, policy: CompiledPolicy, published: Published, nam
     scorer = Scorer(policy.algorithm.graph(policy.config, policy.problem).SerializeToString())
     bound = scorer.bind(published.arrays).scores
     live = served(policy, compiled.surface, bound, published.arrays, temperature=published.temperature)
-    return Scored(name or policy.name, live, policy.problem.encoder, remembers=bool(HISTORY & set(scorer.inputs)))
+    return Scored(
+        name=name or policy.name,
+        served=live,
+        encoder=policy.problem.encoder,
+        remembers=bool(HISTORY & set(scorer.inputs)),
+    )
 
 
 def _bundle(name: str, data: Path) -> Asked:
-    from services.wiring import open_bundles, open_state
-
-    settings = Settings.load(data=data)
-    store = open_bundles(settings)
-    try:
-        found = bundling.read(store.pointers().get(name, name), store.get)
-    except Unavailable:
-        raise Rejected(
-            f"No bundle and no policy {name!r} in the data folder", at="--policy", code="unknown_bundle"
-        ) from None
-    manifest = found.manifest
-    configs = Configs()
-    configs.follow(open_state(settings))
-    compiled = configs.get(manifest.config)
-    if compiled is None or manifest.policy not in compiled.policies:
-        raise Corrupt("schema", f"no configuration {manifest.config} in the data folder")
-    policy = compiled.policies[manifest.policy]
-    bundling.verify(found, schema=compiled.encoder.schema, algorithm=policy.algorithm.name, score=score)
-    scorer = Scorer(found.graph)
-    check_inputs(name, scorer.inputs)
-    target = Scored(
-        f"{manifest.surface}/{manifest.policy} {manifest.bundle}",
-        served(policy, compiled.surface, scorer.bind(found.arrays).scores, found.arrays, manifest),
-        compiled.encoder,
-        remembers=bool(HISTORY & set(scorer.inputs)),
-    )
-    through = {int(partition): offset for partition, offset in manifest.trained_through.items()}
+    target, compiled, through = Bundled(data).find(name)
     return Asked(name, target, compiled, trained_through=through)
+
+
+def replayable(kind: str, data: Path | None) -> Path:
+    """The folder of the bundles that a log's slates are replayed by. Raises Rejected for logs that do not say what drew them."""
+    said = "Slates are replayed by the bundles that drew them"
+    if kind != "experiences":
+        raise Rejected(f"{said}, and a log of kind {kind} names none", at="--estimator", code="no_bundles")
+    if data is None:
+        raise Rejected(f"{said}: give their data folder with --data", at="--data", code="no_bundles")
+    return data
+
+
+def replaying(log: Log, data: Path, replays: int, seed: int, paired: bool = True) -> Replaying:
+    """How a log's slates are replayed."""
+    return Replaying(Bundled(data).drew, log.encoder, replays, seed, paired)
 
 
 def read(
@@ -178,8 +173,9 @@ def read(
     until: datetime | None,
     sampled: bool,
     unsettled: bool,
+    whole: bool = False,
 ) -> Log:
-    """The log, encoded for the target."""
+    """The log, encoded for the target. `whole`: with all that the logged draws read, for whoever draws them again."""
     if asked.remembers and kind != "experiences":
         raise Rejected(
             f"{asked.name} reads what units did before, which this log does not hold", at="--policy", code="no_history"
@@ -190,7 +186,7 @@ def read(
         return tabular.read_hillstrom(Path(log), asked.encoder)
     if kind == "dsjson":
         return dsjson.read_dsjson(Path(log), asked.encoder, sampled=sampled)
-    return _experiences(log, asked, data, surface, since, until, sampled, unsettled)
+    return _experiences(log, asked, data, surface, since, until, sampled, unsettled, whole)
 
 
 def _experiences(
@@ -202,6 +198,7 @@ def _experiences(
     until: datetime | None,
     sampled: bool,
     unsettled: bool,
+    whole: bool,
 ) -> Log:
     from services.experiences import need_pyarrow
 
@@ -233,8 +230,9 @@ def _experiences(
         Versions(configs, None if is_log else log),
         name=surface or Path(log).name,
         encoder=asked.encoder,
-        needs_features=asked.encoder is not None,
-        needs_rules=asked.follows,
+        needs_features=whole or asked.encoder is not None,
+        needs_rules=whole or asked.follows,
+        reader="whoever replays slates" if whole else "this target",
         needs_history=asked.remembers,
         items=items,
         sampled=sampled,
@@ -252,7 +250,7 @@ def ready(asked: Asked, log: Log) -> Target:
         raise Rejected(
             f"The campaign's prior has {len(law)} items, its catalogue {len(items)}", at="$.log", code="bad_catalogue"
         )
-    return Positions("bernoulli_ts", items, law)
+    return Positions(name="bernoulli_ts", items=items, distribution=law)
 
 
 def after_training(log: Log, through: dict[int, int]) -> Log:

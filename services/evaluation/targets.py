@@ -7,18 +7,20 @@ bernoulli_ts   Zozotown's Thompson sampler before it learned from the log (Open 
 a bundle, or a policy fitted on the earlier part of the log: its own scores, through the draw of `policies.slate`
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from policies.errors import Rejected
-from policies.evaluation.conditionals import conditionals
+from policies.evaluation.conditionals import conditionals, mixed
 from policies.features import Encoder
-from policies.types import F32, F64, DrawSettings
+from policies.slate import draw
+from policies.types import F32, F64, Arrays, DrawSettings, Slate
 from services.evaluation.decisions import LoggedDecision
 from services.scoring.decide import Served, inputs_of
+from services.scoring.goals import NEUTRAL, one_hot, propensities
 from services.scoring.query import Query
 
 HISTORY = frozenset({"history", "history_rows"})
@@ -29,8 +31,43 @@ KNOWN = HISTORY | {
     "item_keys",
     "group_rows",
     "weights",
+    "goal",
 }  # inputs of graphs that a log answers
 EVEN = DrawSettings(floor=0.0)
+SURE = DrawSettings(
+    head="softmax", floor=0.0, temperature=1e-300
+)  # any gap is endless: only the largest means are drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """What one policy draws the slate of a decision by: scores (n, m), settings, and the decision with what acts on the draw."""
+
+    scores: F32
+    settings: DrawSettings
+    decision: LoggedDecision
+
+    def along(self) -> F64:
+        """(k, n) at each slot given the logged slots before. Raises ValueError for a slate that it cannot have drawn."""
+        one = self.decision
+        return conditionals(
+            self.scores,
+            one.slots.tolist(),
+            one.rows.tolist(),
+            self.settings,
+            boosts=one.boosts,
+            masks=one.masks,
+            pins=one.pins,
+            within=one.within,
+            asked=one.asked,
+        )
+
+    def slates(self, uniforms: F64) -> Iterator[Slate]:
+        """Slates drawn anew with full distributions, one a row of `uniforms` (M, asked)."""
+        one, width = self.decision, uniforms.shape[1]
+        acted: dict[str, Any] = {"boosts": one.boosts, "masks": one.masks, "pins": one.pins, "within": one.within}
+        for u in uniforms:
+            yield draw(self.scores, width, u, self.settings, full=True, **acted)
 
 
 class Target(Protocol):
@@ -52,36 +89,47 @@ class Target(Protocol):
     def conditionals(self, decision: LoggedDecision) -> F64:
         """(k, n) its distribution at each slot given the logged slots before. Raises Rejected, whose code is the reason."""
 
+    def law(self, decision: LoggedDecision, logged: Law | None) -> Law:
+        """What it draws whole slates by, `logged` being what the logged one was drawn by. Raises Rejected."""
+
 
 def unknown(reason: str, message: str) -> Rejected:
     return Rejected(message, at="--policy", code=reason)
 
 
-@dataclass(frozen=True)
-class Uniform:
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a reader must know of a target before it reads; see `Target`."""
+
+    name: str
+    encoder: Encoder | None = None
+    follows: bool = False
+    remembers: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Traits):
     """Masks and constraints hold for it too; boosts and diversity do not make it prefer anything."""
 
     name: str = "uniform"
-    encoder: Encoder | None = None
     follows: bool = True
-    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
+        return self.law(decision, None).along()
+
+    def law(self, decision: LoggedDecision, logged: Law | None) -> Law:
         within = decision.within
         if within is not None:
             within = replace(within, weights=np.zeros_like(within.weights))
         alone = replace(decision, boosts=None, within=within)
-        return forced(np.zeros((len(decision.candidates), 1), np.float32), alone, EVEN)
+        return Law(np.zeros((len(decision.candidates), 1), np.float32), EVEN, alone)
 
 
-@dataclass(frozen=True)
-class Greedy:
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Traits):
     """The logged bundle without its exploration: one item is certain at each slot; several equally good ones share it."""
 
     name: str = "greedy"
-    encoder: Encoder | None = None
-    follows: bool = False
-    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         k, n = len(decision.rows), len(decision.candidates)
@@ -95,15 +143,15 @@ class Greedy:
         best = full >= full.max(axis=1, keepdims=True) * (1 - 1e-9)
         return np.asarray(best / best.sum(axis=1, keepdims=True), np.float64)
 
+    def law(self, decision: LoggedDecision, logged: Law | None) -> Law:
+        return replace(_known(logged), settings=SURE)
 
-@dataclass(frozen=True)
-class Behaviour:
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour(Traits):
     """The logged policy itself; where its distributions are not in the log, only the drawn item's probability is known."""
 
     name: str = "logged"
-    encoder: Encoder | None = None
-    follows: bool = False
-    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         if decision.distributions is not None:
@@ -112,17 +160,16 @@ class Behaviour:
         out[np.arange(len(decision.rows)), decision.rows] = decision.propensities
         return out
 
+    def law(self, decision: LoggedDecision, logged: Law | None) -> Law:
+        return _known(logged)
 
-@dataclass(frozen=True)
-class Positions:
+
+@dataclass(frozen=True, kw_only=True)
+class Positions(Traits):
     """A distribution for each position, whoever is asked: (n items, positions)."""
 
-    name: str
     items: tuple[str, ...]
     distribution: F64
-    encoder: Encoder | None = None
-    follows: bool = False
-    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         if tuple(decision.candidates) != self.items:
@@ -131,21 +178,42 @@ class Positions:
             )
         return np.asarray(self.distribution[:, decision.slots].T, np.float64)
 
+    def law(self, decision: LoggedDecision, logged: Law | None) -> Law:
+        raise unknown("positions_only", f"{self.name} says each position's distribution, and draws no slates")
 
-@dataclass(frozen=True)
-class Scored:
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Traits):
     """What scoring serves, asked once more about a decision that was made by another policy."""
 
-    name: str
     served: Served
-    encoder: Encoder
     follows: bool = True
-    remembers: bool = False
 
     def conditionals(self, decision: LoggedDecision) -> F64:
-        return forced(self.served.scores(self._inputs(decision)), decision, self.served.settings)
+        """With goals: as if one were drawn for this decision alone."""
+        goals = self.goals(decision)
+        return mixed([*goals.values()], [self.under(decision, goal).along() for goal in goals], decision.rows.tolist())
 
-    def _inputs(self, decision: LoggedDecision) -> Mapping[str, Any]:
+    def law(self, decision: LoggedDecision, logged: Law | None) -> Law:
+        if self.served.goals:
+            raise unknown("draws_goals", f"{self.name} draws slates by the goal of a session, which is not replayed")
+        return self.under(decision, NEUTRAL)
+
+    def under(self, decision: LoggedDecision, goal: int) -> Law:
+        """What it draws by under a goal; of policies without goals it reads none."""
+        inputs = self._inputs(decision)
+        if self.served.goals:
+            inputs["goal"] = one_hot(goal, self.served.goals)
+        return Law(self.served.scores(inputs), self.served.settings, decision)
+
+    def goals(self, decision: LoggedDecision) -> dict[int, float]:
+        """Goal → its chance, were it drawn now. Without a manager it is always the neutral one."""
+        if self.served.manager is None:
+            return {NEUTRAL: 1.0}
+        shares = propensities(self.served.manager(self._inputs(decision)), self.served.settings.floor)
+        return dict(enumerate(shares.tolist()))
+
+    def _inputs(self, decision: LoggedDecision) -> Arrays:
         """Those of a request that asks for this decision."""
         items = decision.matrix
         if items is None or decision.context is None:
@@ -161,19 +229,10 @@ class Scored:
         return inputs
 
 
-def forced(scores: F32, decision: LoggedDecision, settings: DrawSettings) -> F64:
-    """Conditionals of scores along a logged slate, under whatever acted on the logged draw."""
-    return conditionals(
-        scores,
-        decision.slots.tolist(),
-        decision.rows.tolist(),
-        settings,
-        boosts=decision.boosts,
-        masks=decision.masks,
-        pins=decision.pins,
-        within=decision.within,
-        asked=decision.asked,
-    )
+def _known(logged: Law | None) -> Law:
+    if logged is None:
+        raise unknown("logged_unknown", "What the logged slate was drawn by is not known")
+    return logged
 
 
 def check_inputs(name: str, inputs: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ it has passed, so a change of configuration costs no answer either.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -279,14 +279,7 @@ class Follower:
         self.manifests[f"{manifest.surface}/{manifest.policy}"] = manifest
         bound = self._scorer(bundle.graph).bind(bundle.arrays)
         made = served(policy, compiled.surface, bound.scores, bundle.arrays, manifest)
-        if "goal" not in bundle.probes:
-            return made
-        return replace(
-            made,
-            goals=len(bundle.probes["goal"]),
-            manager=self._scorer(bundle.manager).bind(bundle.arrays).scores if bundle.manager else None,
-            goal_steps=getattr(policy.config, "goal_steps", 0),
-        )
+        return with_goals(made, policy, bundle, self._scorer)
 
     def _fresh(self, surface: str, policy: str, pointer: str) -> None:
         """Age, now that it is drawn from, of the feedback that is new in a bundle (a sample of it: `Manifest.fresh`)."""
@@ -307,6 +300,20 @@ class Follower:
         surface, _, policy = pointer.partition("/")
         self._telemetry.add("swap_total", surface, policy, reason)
         log.error("bundle_refused", extra={"policy": pointer, "bundle": name, "reason": reason, "detail": detail})
+
+
+def with_goals(
+    made: Served, policy: CompiledPolicy, bundle: bundling.Bundle, scorer: Callable[[bytes], Scorer]
+) -> Served:
+    """… and with its bundle's manager, where it has goals."""
+    if "goal" not in bundle.probes:
+        return made
+    return replace(
+        made,
+        goals=len(bundle.probes["goal"]),
+        manager=scorer(bundle.manager).bind(bundle.arrays).scores if bundle.manager else None,
+        goal_steps=getattr(policy.config, "goal_steps", 0),
+    )
 
 
 def served(

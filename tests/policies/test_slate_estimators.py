@@ -13,7 +13,7 @@ from policies.evaluation.diagnostics import diagnose, weights_of
 from policies.evaluation.estimators import ESTIMATORS
 from policies.evaluation.intervals import delta
 from policies.evaluation.logged import Logged
-from policies.evaluation.marginals import Replay, pairs, replayed, slate_weight, stacked
+from policies.evaluation.marginals import GROUPS, Replay, pairs, replayed, slate_weight, stacked
 from policies.evaluation.sequences import SEQUENCES, Trajectories, simplex_minimum
 from policies.slate import draw, uniforms
 from policies.types import F64, I64, DrawSettings, Slate
@@ -70,7 +70,7 @@ def test_marginal_weights_by_hand() -> None:
 def replay_of(slates: list[list[int]], n: int = 2) -> Replay:
     """Slates of a policy that is sure of each."""
     items = np.array(slates)
-    return Replay(items, np.eye(n)[items])
+    return Replay(items, np.stack([np.eye(n)[items[group::GROUPS]].sum(axis=0) for group in range(GROUPS)]))
 
 
 def test_the_pseudo_inverse_of_independent_slots_is_known() -> None:
@@ -130,6 +130,10 @@ def test_replays_that_do_not_fit_are_refused() -> None:
         replayed(np.array([0, 1]), fit, replay_of([[0, 1]] * 10, n=3))
     with pytest.raises(Rejected, match="could not have shown"):
         replayed(np.array([1, 0]), fit, fit)
+    alone = stacked(2 * [replayed(np.array([0, 1]), fit, fit, paired=False)], slots=2)
+    assert ESTIMATORS["iips"](replace(TWO, marginals=alone)).value == pytest.approx(TWO.totals.mean())
+    with pytest.raises(Rejected, match="Pairs of slots"):
+        ESTIMATORS["pseudo_inverse"](replace(TWO, marginals=alone))
     bad = stacked([replayed(np.array([0, 1]), fit, fit)], slots=2)
     with pytest.raises(Rejected, match="finite weights"):
         ESTIMATORS["iips"](replace(TWO, marginals=bad))
