@@ -17,6 +17,7 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from msgspec import Struct
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -35,6 +36,7 @@ from services.control.readouts import Readouts
 from services.control.sessions import Sessions
 from services.dead_letters import Replayed, replay
 from services.forgetting import Forgetting
+from services.guarded_schema import ERROR_BODY, guarded
 from services.guarding import Guarding
 from services.keys import Keys
 from services.promoting import Promotions
@@ -278,7 +280,24 @@ def create_app(control: Control) -> FastAPI:
         return _json({"records": found.records, "last": found.last})
 
     _errors(app)
+    app.openapi = lambda: described(app, control.access)  # type: ignore[method-assign]  # the way FastAPI documents
     return app
+
+
+def described(app: FastAPI, access: Access) -> dict[str, Any]:
+    """The OpenAPI document: FastAPI's, with the errors that are really answered and what the door asks for."""
+    made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    schemas = made.setdefault("components", {}).setdefault("schemas", {})
+    for theirs in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(theirs, None)
+    schemas["Error"] = ERROR_BODY
+    error = {"$ref": "#/components/schemas/Error"}
+    for operation in (one for path in made["paths"].values() for one in path.values()):
+        operation["responses"]["422"] = {
+            "description": "Not a valid request: `at` names the place",
+            "content": {"application/json": {"schema": error}},
+        }
+    return guarded(made, sessions.scope_of, error, closed=access.guarded)
 
 
 def document(surface: Surface) -> dict[str, Any]:

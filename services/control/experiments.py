@@ -152,7 +152,10 @@ def seen_of(request: Request) -> int | None:
 
 
 async def body_of(request: Request) -> bytes:
-    """Raises Rejected(408 | 413)."""
+    """Raises Rejected(408 | 413): by its header before it is read, where that says so."""
+    said = request.headers.get("content-length", "")
+    if said.isdigit() and int(said) > LARGEST_BODY:
+        raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
     chunks, size = [], 0
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from policies.errors import SlatewiseError
 from services.access import ADMIN
+from services.guarded_schema import guarded
 from services.guarding import SAFE, Guarding
 from services.scoring import openapi, wire
 from services.scoring.deciding import DECISIONS, Deciding
@@ -43,7 +44,8 @@ def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
     app = FastAPI(title=openapi.TITLE, version=version, lifespan=lifespan, redirect_slashes=False)
 
     def described() -> dict[str, Any]:
-        return openapi.document(version, list(scoring.live.surfaces), scoring.live.kinds)
+        made = openapi.document(version, list(scoring.live.surfaces), scoring.live.kinds)
+        return guarded(made, scope_of, openapi.ERROR, closed=scoring.access.guarded)
 
     app.openapi = described  # type: ignore[method-assign]  # the way FastAPI documents
 

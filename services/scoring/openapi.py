@@ -9,6 +9,7 @@ from services.scoring import wire
 
 TITLE = "Slatewise scoring"
 REF = "#/components/schemas/{name}"
+ERROR = {"$ref": REF.format(name=wire.ErrorBody.__name__)}
 TYPES = (
     wire.DecisionRequest,
     wire.DecisionAnswer,

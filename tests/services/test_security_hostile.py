@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from policies import bundle as bundling
 from policies.errors import Corrupt, Rejected
 from services import timely
+from services.control import experiments
 from services.control.app import Control, create_app
 from services.scoring import wire
 from services.scoring.app import create_app as create_scoring
@@ -275,3 +276,53 @@ def test_the_setting_signs_what_is_published(tmp_path: Path) -> None:
     other = Settings.load({}, data=settings.data, bundle_key="another-key-of-more-than-32-characters")
     with pytest.raises(Corrupt, match="signature"):
         bundling.read(name, open_bundles(other).get)
+
+
+WRITES = (
+    ("PUT", "/v1/surfaces/home"),
+    ("POST", "/v1/experiments"),
+    ("PUT", "/v1/experiments/x"),
+    ("POST", "/v1/experiments/x/course"),
+    ("POST", "/v1/releases"),
+    ("POST", "/v1/releases/home"),
+    ("POST", "/v1/keys"),
+    ("POST", "/v1/dead-letters/replay"),
+)
+
+
+def test_control_refuses_bodies_by_their_header_by_their_size_and_by_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "BODY_SECONDS", 0.05)
+    settings = Settings.load({}, data=tmp_path / "data", admin_key=ADMIN_KEY)
+    settings.data.mkdir()
+    app = create_app(Control.of(settings))
+    read = 0
+
+    async def endless(size: int, pause: float) -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(size):
+            read += 1
+            await asyncio.sleep(pause)
+            yield b"x" * 65_536
+
+    async def ask() -> None:
+        nonlocal read
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=KEYED) as client:
+            described = app.openapi()["paths"]
+            taking = {(m.upper(), p) for p, one in described.items() for m, o in one.items() if "requestBody" in o}
+            assert len(taking) == len(WRITES)  # every route that takes a body
+            for method, path in WRITES:
+                said = {"content-length": str(experiments.LARGEST_BODY + 1)}
+                read = 0
+                answer = await client.request(method, path, content=endless(100, 0), headers=said)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large"), path
+                assert read <= 1  # the header was enough
+                answer = await client.request(method, path, content=endless(100, 0))
+                assert answer.status_code == 413, path
+                assert read < 25  # 16 pieces are the most that is read, and no more than a few wait
+                answer = await client.request(method, path, content=endless(100, 0.02))
+                assert (answer.status_code, answer.json()["error"]["code"]) == (408, "slow"), path
+
+    asyncio.run(ask())

@@ -393,3 +393,34 @@ def test_a_key_is_32_random_bytes() -> None:
     key, token = make("n", ["admin"], now=0.0)
     assert len(token.rpartition("_")[2] if token.count("_") == 2 else token.split("_", 2)[2]) == 43
     assert key.hash == digest_of(token.encode()).hex()
+
+
+def test_the_document_says_of_every_route_what_its_door_does(asked: Asked) -> None:
+    """Security and refusals as they are written down are those that happen; what is open says nothing of keys."""
+    tokens = {scope: asked.key(scope) for scope in SCOPES}
+    told = asked.inner.openapi()
+    assert told["components"]["securitySchemes"].keys() == {"bearer", "api_key"}
+    described = {(method.upper(), path) for path, one in told["paths"].items() for method in one}
+    assert {path for _, path in described if "metrics" in path or "healthz" in path}
+    for method, path in sorted(described):
+        operation = told["paths"][path][method.lower()]
+        at = "".join("x" if part.startswith("{") else part for part in _parts(path))
+        refused = asked(method, at)
+        if "security" not in operation:
+            assert refused.status_code not in (401, 403), (method, path)
+            assert not {"401", "403"} & operation["responses"].keys()
+            continue
+        assert refused.status_code == 401, (method, path)
+        assert {"401", "403"} <= operation["responses"].keys(), (method, path)
+        assert ("requestBody" in operation) == ("413" in operation["responses"]), (method, path)
+        [bearer, api_key] = operation["security"]  # one of them is needed
+        (scope,) = bearer["bearer"]
+        assert api_key == {"api_key": [scope]}
+        for name, token in tokens.items():
+            got = asked(method, at, headers={"x-api-key": token}).status_code
+            assert (got == 403) == (name not in (scope, "admin")), (method, path, name, got)
+
+
+def test_an_open_service_says_that_a_key_is_optional(tmp_path: Path) -> None:
+    told = scoring_app.create_app(in_memory(tmp_path))._rest._app.openapi()  # type: ignore[attr-defined]
+    assert told["paths"]["/v1/decisions"]["post"]["security"][0] == {}
