@@ -1,11 +1,14 @@
 """The image and the compose file, by the linters of their trades; and what the scoring image must not carry."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+
+from services.settings import PREFIX, Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TOOLS = Path(sys.executable).parent
@@ -24,6 +27,34 @@ def test_compose_is_what_compose_reads() -> None:
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_every_service_of_compose_takes_the_settings_it_is_given(tmp_path: Path) -> None:
+    """As compose would fill them in: by default, and with a tenant and a proxy of one's own."""
+    given = {"SLATEWISE_TENANT": "shop", "SLATEWISE_OPS_USER_HEADER": "X-Forwarded-User"}
+    given |= {"SLATEWISE_OPS_PROXIES": "10.1.0.0/16", "SLATEWISE_ADMIN_KEY": "an-admin-key-of-more-than-32-characters"}
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    ours = {name: one["environment"] for name, one in compose["services"].items() if "build" in one}
+    assert ours.keys() == {"scoring", "forwarder", "learning", "settle", "control"}
+    for environ in ({"SLATEWISE_ADMIN_KEY": given["SLATEWISE_ADMIN_KEY"]}, given):
+        for name, said in ours.items():
+            filled = {key: _filled(str(value), environ) for key, value in said.items()}
+            found = Settings.load(filled)
+            assert {key.removeprefix(PREFIX).lower() for key in filled} <= set(Settings.__dataclass_fields__)
+            assert found.tenant == environ.get("SLATEWISE_TENANT", "default"), name
+            people = environ.get("SLATEWISE_OPS_USER_HEADER", "") if name == "control" else ""
+            assert found.ops_user_header == people, name
+
+
+def _filled(text: str, environ: dict[str, str]) -> str:
+    """`${NAME:-default}` and `${NAME:?complaint}` as compose fills them in."""
+
+    def one(match: re.Match[str]) -> str:
+        name, kind, rest = match.groups()
+        assert kind == ":-" or name in environ, rest
+        return environ.get(name) or rest
+
+    return re.sub(r"\$\{(\w+)(:-|:\?)([^}]*)\}", one, text)
 
 
 def test_services_are_built_from_targets_that_are_there() -> None:

@@ -11,6 +11,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from services.access import Access
+from services.control.sessions import Sessions
+from services.settings import PREFIX, Settings
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "slatewise"
 KUBERNETES = "1.31"
@@ -39,6 +43,11 @@ VALUES: dict[str, dict[str, Any]] = {
         "tolerations": [{"key": "fast", "operator": "Exists"}],
         "image": {"pullSecrets": [{"name": "pull"}]},
         "podDisruptionBudget": {"maxUnavailable": "25%"},
+    },
+    "a tenant of its own, its people known by a proxy": {
+        "tenant": "shop-eu",
+        "control": {"ops": {"userHeader": "X-Forwarded-User", "proxies": ["10.1.0.0/16", "fd00::/8"]}},
+        "learning": {"ray": {"mode": "plain"}},
     },
 }
 
@@ -106,6 +115,41 @@ def test_nothing_runs_as_root_and_every_volume_is_there(helm: str, tmp_path: Pat
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes, who
 
 
+def settings_of(container: dict[str, Any]) -> Settings:
+    """What a container's process makes of its environment; secrets are as long as they have to be."""
+    said = {one["name"]: one.get("value", "a-secret-of-more-than-32-characters") for one in container.get("env", [])}
+    ours = {name: value for name, value in said.items() if name.startswith(PREFIX)}
+    assert {name.removeprefix(PREFIX).lower() for name in ours} <= set(Settings.__dataclass_fields__)
+    return Settings.load(ours)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_process_takes_the_settings_it_is_given(helm: str, tmp_path: Path, name: str) -> None:
+    """No misspelt variable, no value that the process refuses; the tenant is the same everywhere, and its salt is there."""
+    tenant = VALUES[name].get("tenant", "default")
+    seen = 0
+    for who, pod in pods(rendered(helm, tmp_path, VALUES[name])):
+        keys = [one["secret"]["items"] for one in pod.get("volumes", []) if one["name"] == "keys"]
+        for container in pod["containers"]:
+            if "env" in container:
+                assert settings_of(container).tenant == tenant, who
+                [items] = keys
+                assert {one["path"] for one in items} == {"server.key", f"salt.{tenant}"}
+                seen += 1
+    assert seen >= 4
+
+
+def test_people_are_believed_from_the_proxy_only_and_by_control_only(helm: str, tmp_path: Path) -> None:
+    values = VALUES["a tenant of its own, its people known by a proxy"]
+    for who, pod in pods(rendered(helm, tmp_path, values)):
+        for container in pod["containers"]:
+            if "env" in container:
+                found = settings_of(container)
+                wanted = ("X-Forwarded-User", "10.1.0.0/16,fd00::/8") if who == "shop-control" else ("", "")
+                assert (found.ops_user_header, found.ops_proxies) == wanted, who
+                Sessions(Access(), b"x" * 32, user_header=found.ops_user_header, proxies=found.ops_proxies)
+
+
 def test_lint_is_clean(helm: str, tmp_path: Path) -> None:
     done = run(helm, tmp_path, {}, "lint", str(CHART), "--strict")
     assert done.returncode == 0, done.stdout
@@ -122,6 +166,12 @@ def test_lint_is_clean(helm: str, tmp_path: Path) -> None:
         ({"surfaces": {"home": HOME}}, "home"),
         ({"scoring": {"spool": {"bytes": "1Gi"}}}, "bytes"),
         ({"monitoring": {"labels": {"release": 3}}}, "release"),
+        ({"tenant": "Shop EU"}, "tenant"),
+        ({"tenant": ""}, "tenant"),
+        ({"control": {"ops": {"userHeader": "X-User: admin"}}}, "userHeader"),
+        ({"control": {"ops": {"proxies": ["the-proxy"]}}}, "proxies"),
+        ({"control": {"ops": {"proxies": ["0.0.0.0/0"]}}}, "proxies"),  # everybody could name themselves an admin
+        ({"control": {"ops": {"proxy": "10.0.0.1"}}}, "proxy"),
     ],
 )
 def test_wrong_values_are_refused_by_name(helm: str, tmp_path: Path, wrong: dict[str, Any], said: str) -> None:

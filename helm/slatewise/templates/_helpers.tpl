@@ -52,6 +52,7 @@ securityContext:
 
 {{/* Settings of every process. */}}
 {{- define "slatewise.env" -}}
+- {name: SLATEWISE_TENANT, value: {{ .Values.tenant | quote }}}
 - {name: SLATEWISE_LOG, value: {{ .Values.log | quote }}}
 - {name: SLATEWISE_STATE, value: {{ .Values.state | quote }}}
 - {name: SLATEWISE_BUNDLES, value: {{ .Values.bundles | quote }}}
@@ -81,7 +82,7 @@ securityContext:
     defaultMode: 0440
     items:
       - {key: server.key, path: server.key}
-      - {key: salt.default, path: salt.default}
+      - {key: salt.{{ .Values.tenant }}, path: salt.{{ .Values.tenant }}}
 - {name: tmp, emptyDir: {sizeLimit: 1Gi}}
 {{- end }}
 
