@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies.adam import adam
 from policies.algorithm import Problem
 from policies.algorithms.novelty_hierarchy import losses, network
 from policies.algorithms.novelty_hierarchy.config import NoveltyHierarchy, read
@@ -22,7 +23,6 @@ from policies.replay import Replay
 from policies.sequences import Transitions
 from policies.types import F64, Arrays, Mask
 
-FIRST, SECOND, TINY = 0.9, 0.999, 1e-8  # Adam's, as in Kingma & Ba
 FORGETS = 0.01  # share of a new minibatch in the running moments, once a hundred have been seen
 SESSION_GAP = 1_800.0  # seconds without a decision: the next one is another session's, as everywhere on the web
 FEW = 16  # the manager learns once it has a minibatch's 16th of stretches
@@ -195,14 +195,8 @@ class HierarchyTrainer:
             self._counts["skipped"] += 1
             return False
         self._counts[count] += 1
-        t = self._counts[count]
-        rate = self.config.learning_rate * np.sqrt(1 - SECOND**t) / (1 - FIRST**t)
-        first, second = self._adam
-        with torch.no_grad():
-            for name, gradient in zip(names, gradients, strict=True):
-                first[name].lerp_(gradient, 1 - FIRST)
-                second[name].mul_(SECOND).addcmul_(gradient, gradient, value=1 - SECOND)
-                self._weights[name].addcdiv_(first[name], second[name].sqrt() + TINY, value=-rate)
+        found = dict(zip(names, gradients, strict=True))
+        adam(self._weights, self._adam, found, self._counts[count], self.config.learning_rate)
         return True
 
 

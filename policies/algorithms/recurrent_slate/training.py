@@ -7,21 +7,19 @@ empirical Bayes value before every step, so the KL pulls every item towards its 
 of the seed and the number of steps made, so a state that was stored goes on as the one that was not.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from policies import item_draws
+from policies.adam import adam
 from policies.algorithm import Problem
 from policies.algorithms.recurrent_slate import model
 from policies.algorithms.recurrent_slate.config import RecurrentSlate
 from policies.sequences import Transitions
 from policies.types import F32, I64, Arrays, Mask
 
-FIRST, SECOND, TINY = 0.9, 0.999, 1e-8  # Adam's, as in Kingma & Ba
 NOISE = 0.5  # a new item starts half a prior's standard deviation from its group: all at one point would learn nothing
 ITEM = ("item_mean", "item_log_scale")
 KEPT = ("past", "shown", "clicked", "present", "context")
@@ -188,18 +186,10 @@ class SlateTrainer:
         gradients = torch.autograd.grad(loss, [self._parameters[name] for name in names])
         if not all(torch.isfinite(gradient).all() for gradient in gradients):
             return float("nan"), float("nan")
-        self._adam(dict(zip(names, gradients, strict=True)))
-        return float(loss.detach()), float(likelihood.detach())
-
-    def _adam(self, gradients: Mapping[str, Tensor]) -> None:
         t = int(self._counts[0] - self._counts[1])
-        rate = self.config.learning_rate * np.sqrt(1 - SECOND**t) / (1 - FIRST**t)
-        first, second = self._moments
-        with torch.no_grad():
-            for name, gradient in gradients.items():
-                first[name].lerp_(gradient, 1 - FIRST)
-                second[name].mul_(SECOND).addcmul_(gradient, gradient, value=1 - SECOND)
-                self._parameters[name].addcdiv_(first[name], second[name].sqrt() + TINY, value=-rate)
+        found = dict(zip(names, gradients, strict=True))
+        adam(self._parameters, self._moments, found, t, self.config.learning_rate)
+        return float(loss.detach()), float(likelihood.detach())
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
