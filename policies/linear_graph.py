@@ -87,12 +87,13 @@ class Linear:
     """The nodes of Θᵀφ, for an algorithm to add its own after them.
 
     inputs, changing, constants, nodes  what `graphs.model` takes
+    items                               the name under which the graph has the candidates' features (n, d)
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.encoder, self.objectives = problem.encoder, len(chosen(problem))
+    def __init__(self, problem: Problem, items: str = "items") -> None:
+        self.encoder, self.objectives, self.items = problem.encoder, len(chosen(problem)), items
         self.crosses = folded(self.encoder)
-        self.inputs: dict[str, graphs.Shape] = {"items": ("n", self.encoder.item_size)}
+        self.inputs: dict[str, graphs.Shape] = {items: ("n", self.encoder.item_size)}
         self.changing: Arrays = {}
         self.constants: Arrays = {}
         self.nodes: list[NodeProto] = []
@@ -119,15 +120,16 @@ class Linear:
         self.changing |= {prefix + name: np.zeros((*leading, *shape), np.float32) for name, shape in shapes.items()}
         return {name: prefix + name for name in shapes}
 
-    def weighed(self, m: int) -> dict[str, str]:
+    def weighed(self, m: int, prefix: str = "") -> dict[str, str]:
         """Arrays for m columns of each objective, weighed by the input `weights` where there are several."""
         if self.objectives == 1:
-            return self.arrays(m)
+            return self.arrays(m, prefix=prefix)
         self.constants["flat"] = graphs.whole(self.objectives, -1)
-        held, shapes = self.arrays(m, self.objectives), self.shapes(m)
+        held, shapes = self.arrays(m, self.objectives, prefix=prefix), self.shapes(m)
         for name, shape in shapes.items():
             self.constants[f"{name}_shape"] = graphs.whole(*shape)
-            row = self.add("MatMul", ["weights", self.add("Reshape", [name, "flat"], f"{name}_flat")], f"{name}_row")
+            flat = self.add("Reshape", [held[name], "flat"], f"{name}_flat")
+            row = self.add("MatMul", ["weights", flat], f"{name}_row")
             held[name] = self.add("Reshape", [row, f"{name}_shape"], f"{name}_weighted")
         return held
 
@@ -138,7 +140,7 @@ class Linear:
             bias = self.add("MatMul", ["situation", bias], f"{output}_bias")
         if not self.encoder.item_size:
             self.constants[f"{output}_columns"] = graphs.whole(m)
-            rows = self.add("Shape", ["items"], f"{output}_rows", start=0, end=1)
+            rows = self.add("Shape", [self.items], f"{output}_rows", start=0, end=1)
             shape = self.add("Concat", [rows, f"{output}_columns"], f"{output}_shape", axis=0)
             return self.add("Expand", [bias, shape], output)
         effect = held["pool"]
@@ -154,7 +156,7 @@ class Linear:
             summed = self.add("MatMul", [values, held["crosses"]], f"{output}_summed")
             change = self.add("Reshape", [summed, f"{output}_each"], f"{output}_change")
             effect = self.add("ScatterND", [effect, "of_item", change], f"{output}_effect", reduction="add")
-        return self.add("Gemm", ["items", effect, bias], output)
+        return self.add("Gemm", [self.items, effect, bias], output)
 
     def model(self, name: str) -> "ModelProto":
         return graphs.model(name, self.nodes, self.inputs, self.changing, constants=self.constants)

@@ -10,6 +10,7 @@ from policies.algorithms import (
     linear_thompson,
     linucb,
     logistic_thompson,
+    neural_linear,
     novelty_hierarchy,
     popular,
     recurrent_slate,
@@ -34,6 +35,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "constrained_actor_critic": constrained_actor_critic.ALGORITHM,
     "novelty_hierarchy": novelty_hierarchy.ALGORITHM,
     "recurrent_slate": recurrent_slate.ALGORITHM,
+    "neural_linear": neural_linear.ALGORITHM,
 }
 
 

@@ -69,6 +69,11 @@ class Fit:
         """Of the weighted reward's noise."""
         return float(np.sqrt(self.shares @ self.posterior.variance(self.weights)))
 
+    @property
+    def slot_weight(self) -> float:
+        """1/(1+(k−1)ρ̂)."""
+        return 1 / (1 + (self.problem.slots - 1) * self.rho)
+
     def published(self, theta: F64, temperature: float | None = None, **diagnostics: float) -> Published:
         """θ (o, D, m) in the arrays of `policies.linear_graph`, with the numbers every ridge model reports."""
         known = {
@@ -77,8 +82,7 @@ class Fit:
             "rho": self.rho,
             "prior": float(np.exp2(self.shares @ np.log2(self.posterior.grid))),
         }
-        slot_weight = 1 / (1 + (self.problem.slots - 1) * self.rho)
-        return Published(arrays_of(self.problem, theta), slot_weight, known | diagnostics, temperature)
+        return Published(arrays_of(self.problem, theta), self.slot_weight, known | diagnostics, temperature)
 
 
 def fit(config: RidgeOptions, problem: Problem, sums: Arrays, now: float) -> Fit:

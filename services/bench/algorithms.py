@@ -28,9 +28,13 @@ from services.bench.floors import DecideFloor
 from services.bench.report import Report
 from services.bench.requests import bodies
 from services.telemetry import Telemetry
-from streaming.configuration import CompiledPolicy, compile_surface
+from streaming.configuration import CompiledPolicy, compile_surface, reads_history
 
 LEARNING = tuple(name for name, found in ALGORITHMS.items() if found.learner is not None)
+DECIDING = (  # trainers that read histories are in `services.bench.agents`
+    *LEARNING,
+    *(name for name, found in ALGORITHMS.items() if found.trainer is not None and not reads_history(found)),
+)
 BATCH = 4_000  # slots learned at once: what a shard reads in a step
 POOLS, WHOLE = (64, 256, 1_024), 4_096
 
@@ -57,7 +61,7 @@ def _decide(report: Report, chunks: int) -> None:
     asked = bodies()
     with DecideFloor() as floor:
         _cpu(lambda i: floor(asked[i % len(asked)]))  # compiles
-        for name in LEARNING:
+        for name in DECIDING:
             with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
                 scoring = scoring_in(Path(folder), Telemetry(), name)
                 _cpu(lambda i, scoring=scoring: scoring.decide(asked[i % len(asked)]))  # type: ignore[misc]  # bound early

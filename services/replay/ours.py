@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from policies.algorithm import Problem, draw_settings
+from policies.algorithm import Learner, Problem, draw_settings
 from policies.bundle import item_rows
 from policies.features import Encoder
 from policies.registry import algorithm
+from policies.sequences import Transitions
 from policies.slate import draw
 from policies.surface import FeatureSpec, Objective
+from policies.training import Trainer
 from policies.types import F32, I64, Arrays, Changes, DrawSettings, item_hashes
 from services.replay.streams import Stream
 
@@ -56,9 +58,12 @@ class Slatewise:
             self._arms = encoder.rows([{"arm": row.tolist()} for row in stream.arms], "$.arms")
         else:
             self._arms = encoder.rows([{"arm": name} for name in names], "$.arms")
-        if self._algorithm.learner is None:
+        if self._algorithm.trainer is not None:
+            self._learner: Learner | Taught = Taught(self._algorithm.trainer(self._config, self._problem))
+        elif self._algorithm.learner is not None:
+            self._learner = self._algorithm.learner(self._config, self._problem)
+        else:
             raise TypeError(f"{name} does not learn")
-        self._learner = self._algorithm.learner(self._config, self._problem)
         self._rng = np.random.default_rng([seed, 4])
         self._seed, self._every, self._number, self._now = seed, every, 0, 0.0
         self._rows: list[Row] = []
@@ -93,6 +98,49 @@ class Slatewise:
         seed = self._seed * 1_000_003 + self._number
         made = self._algorithm.publish(self._config, self._problem, self._learner.arrays(), self._now, seed)
         return made.arrays, draw_settings(self._config, made.temperature)
+
+
+class Taught:
+    """A trainer as the learner of choices that have settled, each a sequence of its own, with nothing but what was chosen for candidates."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def learn(self, changes: Changes) -> None:
+        self._trainer.train(transitions(changes))
+
+    def arrays(self) -> Arrays:
+        return self._trainer.arrays()
+
+
+def transitions(changes: Changes) -> Transitions:
+    """New examples of one slot each, as sequences that end there."""
+    n, d = changes.items.shape
+    each = np.arange(1, n + 1, dtype=np.uint64)
+    return Transitions(
+        context=changes.context,
+        candidates=changes.items[:, None],
+        items=changes.item_hashes[:, None],
+        allowed=np.ones((n, 1), bool),
+        slate=np.zeros((n, 1), np.int64),
+        propensities=changes.propensities[:, None],
+        present=changes.present_after[:, None] > 0,
+        rewards=changes.rewards_after[:, None],
+        history=np.zeros((n, 0, d), np.float32),
+        history_items=np.zeros((n, 0), np.uint64),
+        lived=np.zeros((n, 0), bool),
+        next_context=np.zeros_like(changes.context),
+        next_history=np.zeros((n, 0, d), np.float32),
+        next_history_items=np.zeros((n, 0), np.uint64),
+        next_lived=np.zeros((n, 0), bool),
+        terminal=np.ones(n, bool),
+        elapsed=np.zeros(n),
+        units=each,
+        sessions=each,
+        times=changes.times,
+        goals=np.full(n, -1),
+        goal_propensities=np.ones(n),
+    )
 
 
 class Row(NamedTuple):

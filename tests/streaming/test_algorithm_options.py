@@ -27,6 +27,12 @@ policies:
         ("bootstrap", "half_life: soon", "half_life", "Expected a duration such as 30m"),
         ("logistic_thompson", "first_epoch: 0", "first_epoch", "expected an integer at least 1, got 0"),
         ("logistic_thompson", "spread: wide", "spread", "expected a number at least 0, got 'wide'"),
+        ("neural_linear", "hidden: 0", "hidden", "expected an integer from 1 to 1024, got 0"),
+        ("neural_linear", "features: 300", "features", "expected an integer from 1 to 256, got 300"),
+        ("neural_linear", "refresh: 0", "refresh", "expected a number above 0 and at most 1, got 0"),
+        ("neural_linear", "replay_ratio: 0", "replay_ratio", "expected a number above 0, got 0"),
+        ("neural_linear", "half_life: soon", "half_life", "Expected a duration such as 30m"),
+        ("neural_linear", "layers: 2", "layers", "unknown key"),
     ],
 )
 def test_a_wrong_option_is_named(algorithm: str, written: str, path: str, message: str) -> None:
