@@ -23,6 +23,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
     ),
     "guardrails": ("services.studies.guardrails", "One objective raised while others hold, by seven ways of learning."),
     "long_term": ("services.studies.long_term", "What the best constant leaves: share closed, and what transfers."),
+    "neural": (
+        "services.studies.neural",
+        "Neural-linear beside linear Thompson sampling, where taste is linear and not.",
+    ),
     "novelty": ("services.studies.novelty", "How new a session's items should be: the hierarchy with parts taken out."),
     "regret": ("services.studies.regret", "One-slot algorithms beside Vowpal Wabbit and MABWiser: who wins where."),
     "experiments": (
