@@ -95,7 +95,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         ),
         "peers": lambda report: peers.measure(report, 10 if quick else 300),
         "open": lambda report: many.measure(report, 20_000 if quick else 5_000_000),
-        "kafka": lambda report: kafka.measure(report, 2_000 if quick else 30_000, 1.0 if quick else 10.0),
+        "kafka": lambda report: kafka.measure(report, 2_000 if quick else 120_000, 1.0 if quick else 10.0),
         "stack": lambda report: stacked.measure(report, 2.0 if quick else 30.0, 20.0 if quick else stacked.RATE),
     }
 

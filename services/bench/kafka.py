@@ -39,7 +39,7 @@ LARGE_CANDIDATES, LARGE_RATE = 650, 2_000  # ids that make a record of 10 kB; re
 EACH_SECONDS = 0.05  # a batch of the producer
 
 
-def measure(report: Report, decisions: int = 30_000, sustained_seconds: float = 10.0) -> None:
+def measure(report: Report, decisions: int = 120_000, sustained_seconds: float = 10.0) -> None:
     """Rows of both clients; a note where no broker can be started."""
     lacking = missing()
     if lacking:

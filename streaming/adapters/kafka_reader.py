@@ -15,6 +15,7 @@ from kafka import KafkaConsumer, TopicPartition
 from policies.errors import Corrupt, Unavailable
 from streaming.adapters.kafka_address import KafkaAddress, client, named
 from streaming.adapters.kafka_batches import install
+from streaming.adapters.kafka_sockets import widen
 from streaming.adapters.kafka_topic import KafkaTopic
 from streaming.ports import Record
 
@@ -24,6 +25,7 @@ _STALE_SECONDS = 0.1  # after as long without a look nothing is waiting at the c
 _IDLE_SECONDS = 0.02  # between two looks at an idle partition: a look costs kafka-python a fifth of a millisecond
 _LONG_POLL_SECONDS = 0.25  # also how long a seek at the end of a partition waits for the consumer's last question
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.001, 0.05  # between two looks whether only markers are left
+_AHEAD = 100_000  # records taken from a consumer at once: all that one answer holds
 FETCH_BYTES = 4 << 20  # compressed, read ahead for a partition
 GLANCE_BYTES = 64 << 10  # for a few records somewhere else: a batch at least
 GLANCE_RECORDS = 256
@@ -66,25 +68,44 @@ class PythonSource:
         self._consumer.assign([self._place])
         self._headers: dict[int, Headers] = {}
         self._decoded = install(self._consumer, self._headers)
+        widen(self._consumer)
+        self._ahead: list[
+            Record
+        ] = []  # of one answer of the cluster: while it is used, the consumer waits for the next
+        self._taken = 0  # of them
 
     def seek(self, offset: int) -> None:
+        self._ahead, self._taken = [], 0
+        self._headers.clear()
         self._consumer.seek(self._place, offset)
 
     def poll(self, seconds: float, limit: int, marked: dict[int, Headers]) -> list[Record]:
-        with named(self._address):
-            found = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=limit).get(self._place, ())
-        if self._decoded:
-            marked.update(self._headers)
-            self._headers.clear()
-            return list(found)
-        for one in found:
-            if one.headers:
-                marked[one.offset] = {name: value or b"" for name, value in one.headers}
-        return [Record(one.offset, one.timestamp / 1000, one.key or b"", one.value or b"") for one in found]
+        left = len(self._ahead) - self._taken
+        if left < limit:
+            self._ahead = self._ahead[self._taken :] + self._fetched(0.0 if left else seconds)
+            self._taken = 0
+        found = self._ahead[self._taken : self._taken + limit]
+        self._taken += len(found)
+        for offset in [o for o in self._headers if o <= found[-1].offset] if found else ():
+            marked[offset] = self._headers.pop(offset)
+        return found
 
     def position(self) -> int:
+        if self._taken < len(self._ahead):
+            return self._ahead[self._taken].offset
         with named(self._address):
             return int(self._consumer.position(self._place))
+
+    def _fetched(self, seconds: float) -> list[Record]:
+        """All that an answer holds. The next one is asked for at once, which a poll that had to wait does not do."""
+        with named(self._address):
+            found = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=_AHEAD).get(self._place, [])
+            if found:
+                found += self._consumer.poll(timeout_ms=0, max_records=_AHEAD).get(self._place, [])
+        if self._decoded:
+            return list(found)
+        self._headers |= {one.offset: {name: v or b"" for name, v in one.headers} for one in found if one.headers}
+        return [Record(one.offset, one.timestamp / 1000, one.key or b"", one.value or b"") for one in found]
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
@@ -128,7 +149,8 @@ class Reader:
             if offset >= self._end and now - self._looked < _IDLE_SECONDS and now - self._asked < _ASK_SECONDS:
                 return []
             found, before, self._looked = self._poll(source, 0.0, limit), self._looked, now
-            if now - before >= _STALE_SECONDS or (not found and now - self._asked >= _ASK_SECONDS):
+            missed = now - before >= _STALE_SECONDS and len(found) < limit  # something may have come meanwhile
+            if missed or (not found and now - self._asked >= _ASK_SECONDS):
                 self._ask()
             self._fill(source, offset, found, limit)
             if found:
@@ -141,7 +163,8 @@ class Reader:
         """(next offset, newest append time); asked unless this reader is looking all the time."""
         with self._lock:
             now = self._clock()
-            if self._newest < 0 or now - self._asked >= _ASK_SECONDS or now - self._looked >= _STALE_SECONDS:
+            missed = now - self._looked >= _STALE_SECONDS and self._next >= self._end
+            if self._newest < 0 or now - self._asked >= _ASK_SECONDS or missed:
                 self._ask()
             if self._newest < 0:
                 self._newest = self._topic.newest(self._partition)

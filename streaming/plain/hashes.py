@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.compiling import compiled
+from policies.compiling import compiled, compiled_beside
 from policies.types import I64
 from streaming.plain.scan import FORM, ID, ID_END, OTHER, U8
 
@@ -90,7 +90,7 @@ def blake(text: U8, start: int, end: int, m: U64, v: U64) -> Any:
     return START[0] ^ np.uint64(0x01010008) ^ v[0] ^ v[8]
 
 
-@compiled
+@compiled_beside
 def id_hashes(text: U8, ints: I64, records: I64, out: U64) -> U64:
     """Hash of the id that each of some records names, at most BLOCK bytes; in `out` at the record's number too."""
     m, v, found = np.empty(16, np.uint64), np.empty(16, np.uint64), np.empty(len(records), np.uint64)
@@ -127,7 +127,7 @@ def same(text: U8, a: int, b: int, length: int) -> bool:
     return True
 
 
-@compiled
+@compiled_beside
 def group(text: U8, ints: I64, of: I64, first: I64, second: I64, table: I64) -> int:
     """How many ids the plain records name. of (n,): the number of a record's id, −1 for OTHER records.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.compiling import compiled
+from policies.compiling import compiled, compiled_beside
 from policies.types import F32, F64, I64
 from streaming.plain.hashes import BLOCK, U64, item_hash, same
 from streaming.plain.scan import (
@@ -49,7 +49,7 @@ MOST = 255  # slots, and letters of a name, that a length of one byte can say
 ROW, CONTEXTS, ITEMS, REWARDS, PACKED = range(5)  # … in `places`: how far each list is filled
 
 
-@compiled
+@compiled_beside
 def judge(
     text: U8,
     ints: I64,
@@ -143,7 +143,7 @@ def _sound(vectors: F32, start: int, size: int, largest: float) -> bool:
     return bad == 0
 
 
-@compiled
+@compiled_beside
 def fill(
     text: U8,
     ints: I64,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.compiling import compiled
+from policies.compiling import compiled, compiled_beside
 from policies.types import F64, I64
 from streaming.plain.numbers import LEAST, MOST, nearest
 
@@ -83,7 +83,7 @@ for _row, _name in enumerate(KEYS):
     TAILS[_row, : max(len(_name) - 7, 0)] = np.frombuffer(_name.encode()[7:], np.uint8)
 
 
-@compiled
+@compiled_beside
 def scan(
     text: U8, starts: I64, ints: I64, reals: F64, items: I64, propensities: F64, vectors: U8, flat: int, used: int
 ) -> Any:
