@@ -85,6 +85,25 @@ class Goal(Struct, frozen=True, omit_defaults=True):
     drawn_at_decision: str
 
 
+class Interleaved(Struct, frozen=True, omit_defaults=True):
+    """A slate that two policies filled by team draft (`policies.experiments.team_draft`), in the order of the experiment's arms.
+
+    policies, bundles  of each
+    settings  [head, floor, max_share, temperature] each was drawn under
+    teams     (k',) whose each filled slot is: 0, 1, or −1 of a pin
+    own       [k', k'] the chance that each policy gave to what was drawn, given the slots before
+    second    what acted on the second's draw and its distributions, where the decision is sampled; `sample` is the first's, with the
+              distributions of both together
+    """
+
+    policies: tuple[str, str]
+    bundles: tuple[str, str]
+    settings: list[tuple[str, float, float, float]]
+    teams: list[int]
+    own: list[list[float]]
+    second: Sample | None = None
+
+
 class Exposed(Struct, frozen=True, gc=False, array_like=True):
     """What groups of items got of a decision (`policies.reranking.exposure`): of G groups, in looks.
 
@@ -139,6 +158,8 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     acted        rules and other sources that changed the distribution, by name
     relaxed      rule → slots for which it was passed over, or in which a quota was due and not reached
     skipped      rule → why it could not be asked
+    interleaved  who filled which slot, of slates that two policies filled: `policy` names both, `bundle` is empty, `propensities` are
+                 of both together, exact as of any slate
     exposed      what groups of items were delivered and entitled to, on surfaces with a fairness of exposure
     dropped      unshown candidates left out to keep the record under its size limit
     """
@@ -188,6 +209,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     acted: list[str] = []
     relaxed: dict[str, list[int]] = {}
     skipped: dict[str, str] = {}
+    interleaved: Interleaved | None = None
     exposed: Exposed | None = None
     dropped: int = 0
     tenant: str = "default"

@@ -16,13 +16,14 @@ from policies.errors import Rejected
 from policies.experiments.assignment import MAX_ARMS
 from policies.experiments.course import epoch_seconds
 from policies.experiments.document import Condition, Experiment, Scalar, Trial
+from policies.registry import algorithm
 from policies.surface import Surface, seconds
 from streaming import documents
 from streaming.checks import NAME, RESERVED, Fault
 from streaming.documents import ConfigInvalid, Document, Mistake, Path, spelled
 from streaming.fitting import DURATION, Fit, got, unknown
 from streaming.ports import State
-from streaming.surfaces import files_of
+from streaming.surfaces import config_of, files_of
 
 KIND, INDEX = "experiment", "experiments"  # name → Trial;   surface → names
 DECISIONS = "decisions"  # the metric every surface has: how often a unit was exposed
@@ -131,6 +132,8 @@ def faults(experiment: Experiment, surface: Surface | None, known: Sequence[str]
             message = f"temperature is {arm.draw.temperature:g}"
             yield Fault(("arms", name, "draw", "temperature"), message, "a number above 0")
     yield from _metrics(experiment, surface)
+    if experiment.kind == "interleaving":
+        yield from _interleaving(experiment, surface)
     for feature in experiment.eligible:
         if feature not in surface.features.context:
             hint, expected = unknown(feature, list(surface.features.context))
@@ -156,6 +159,39 @@ def _arms(experiment: Experiment) -> Iterator[Fault]:
         if name not in arms:
             hint, expected = unknown(name, list(arms))
             yield Fault(("overrides", key), f"no arm {name!r}{hint}", expected)
+
+
+def _interleaving(experiment: Experiment, surface: Surface) -> Iterator[Fault]:
+    """Two policies that can follow each other's picks, judged by what their items earn."""
+    if len(experiment.arms) != 2:
+        yield Fault(("arms",), f"{len(experiment.arms)} arms", "two: a slate is filled by two policies")
+    names = [arm.policy or surface.live or surface.fallback for arm in experiment.arms.values()]
+    if len(set(names)) < len(names):
+        yield Fault(("arms",), f"both arms draw from {names[0]}", "two policies")
+    for (name, arm), policy in zip(experiment.arms.items(), names, strict=True):
+        if arm.holdout:
+            yield Fault(("arms", name, "holdout"), "every slate is of both arms", "no holdout")
+        spec = surface.policies.get(policy)
+        if spec is None:
+            continue
+        config = config_of(spec)
+        if algorithm(spec.algorithm).manager is not None:
+            message = f"{policy} draws goals for sessions, which half a slate cannot keep"
+            yield Fault(("arms", name, "policy"), message, "a policy without goals")
+        floor = config.floor if arm.draw.floor is None else arm.draw.floor
+        if not floor > 0:
+            message = f"{policy} has no floor, so it cannot follow what the other policy picks"
+            yield Fault(("arms", name, "policy"), message, "a floor above 0")
+    metrics = experiment.metrics
+    for i, metric in enumerate([metrics.primary, *metrics.secondary]):
+        path: Path = ("metrics", "secondary", i - 1) if i else ("metrics", "primary")
+        if metric not in surface.objectives:
+            yield Fault(path, f"{metric!r} cannot be credited to an item", "an objective of the surface")
+    for group in ("guardrails", "ratios"):
+        if getattr(metrics, group):
+            yield Fault(("metrics", group), f"{group} compare arms, and every slate is of both", f"no {group}")
+    if experiment.analysis.method == "bayesian":
+        yield Fault(("analysis", "method"), "a preference is no difference of means", "sequential or fixed")
 
 
 def _times(experiment: Experiment) -> Iterator[Fault]:
@@ -214,8 +250,8 @@ def keep_running(surface: Surface, trials: Iterable[Trial]) -> None:
 
 
 def untaught(document: Experiment, arm: str, live: str) -> frozenset[str]:
-    """Policies that an arm's decisions do not teach: those that only other arms draw from."""
-    if document.learners == "shared":
+    """Policies that an arm's decisions do not teach: those that only other arms draw from. Interleaved slates teach both."""
+    if document.learners == "shared" or document.kind == "interleaving":
         return frozenset()
     own = document.arms[arm].policy or live
     return frozenset(other.policy or live for other in document.arms.values()) - {own}

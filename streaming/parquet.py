@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from streaming.events import Decision, Floats, Inside, floats
+from streaming.events import Decision, Floats, Inside, Interleaved, floats
 from streaming.experiences import Experience, Told
 
 FORMAT = 1  # raised when a column changes its meaning or goes; new columns may come without
@@ -38,6 +38,15 @@ _goal = pa.struct(
         ("propensity", pa.float64()),
         ("bundle", pa.string()),
         ("drawn_at_decision", pa.string()),
+    ]
+)
+
+_interleaved = pa.struct(
+    [
+        ("policies", _strings),
+        ("bundles", _strings),
+        ("teams", _integers),
+        ("own", pa.list_(_doubles)),
     ]
 )
 
@@ -126,6 +135,7 @@ _COLUMNS: list[tuple[str, pa.DataType, bool]] = [  # name, type, may be null
     ("acted", _strings, True),
     ("within", _within, True),
     ("shortlist", _shortlist, True),
+    ("interleaved", _interleaved, True),
 ]
 SCHEMA = pa.schema(
     [pa.field(name, kind, nullable) for name, kind, nullable in _COLUMNS],
@@ -175,6 +185,7 @@ def table_of(experiences: Sequence[Experience]) -> pa.Table:
         ),
         "goal": [None if d.goal is None else msgspec.structs.asdict(d.goal) for _, d in made],
         "shortlist": [None if d.shortlist is None else msgspec.structs.asdict(d.shortlist) for _, d in made],
+        "interleaved": [None if d.interleaved is None else _drafted(d.interleaved) for _, d in made],
         "deferred": [d.defer for _, d in made],
         "sample_rate": [None if s is None else s.rate for s in samples],
         "distributions": _matrices(
@@ -260,6 +271,10 @@ def _inside(inside: Inside, n: int, k: int) -> dict[str, Any]:
         "covers": np.frombuffer(inside.covers, "<i8").reshape(-1, n).tolist(),
         "vectors": np.frombuffer(inside.vectors, "<f4").reshape(-1, n).tolist(),
     }
+
+
+def _drafted(said: Interleaved) -> dict[str, Any]:
+    return {name: getattr(said, name) for name in ("policies", "bundles", "teams", "own")}
 
 
 def _missing(values: Sequence[Vector | None]) -> Any:

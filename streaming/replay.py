@@ -3,25 +3,32 @@
 Nothing is looked up but the bundle: a sampled record carries everything the draw read.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from policies.bundle import Bundle, item_inputs, item_rows
 from policies.errors import Corrupt
+from policies.experiments.team_draft import Drafted, Side, drafted
 from policies.registry import algorithm
+from policies.reranking.acting import Ready
 from policies.reranking.within import Within
 from policies.slate import draw
 from policies.types import F32, I64, DrawSettings, Slate, item_hashes
-from streaming.events import Decision, Inside, floats
+from streaming.events import Decision, Inside, Sample, floats
 from streaming.scorer import score
 
 
 def recompute(decision: Decision, bundle: Bundle | None) -> Slate:
     """The slate of a sampled decision with its full distributions. `bundle` is None for policies that need none.
 
-    Raises Corrupt('not_sampled') when the record does not carry what the draw read, Corrupt('wrong_bundle').
+    Raises Corrupt('not_sampled') when the record does not carry what the draw read, Corrupt('wrong_bundle'), and
+    Corrupt('interleaved') for a slate of two policies (`recompute_interleaved`).
     """
+    if decision.interleaved is not None:
+        raise Corrupt("interleaved", f"{decision.decision_id} was drawn from {decision.policy}")
     sample = decision.sample
     if sample is None or decision.matrix is None:
         raise Corrupt("not_sampled", decision.decision_id)
@@ -34,11 +41,37 @@ def recompute(decision: Decision, bundle: Bundle | None) -> Slate:
         k,
         np.frombuffer(sample.uniforms),
         DrawSettings(decision.head, decision.epsilon, decision.max_share, decision.temperature),  # type: ignore[arg-type]  # str
-        boosts=None if sample.boosts is None else np.frombuffer(sample.boosts),
-        masks=None if sample.masks is None else np.frombuffer(sample.masks, np.uint8).reshape(k, n).astype(bool),
         pins=sample.pins,
-        within=None if sample.within is None else _within(sample.within, n, k),
         full=True,
+        **_ready(sample, n, k).arguments,
+    )
+
+
+def recompute_interleaved(decision: Decision, bundles: Sequence[Bundle | None]) -> Drafted:
+    """As `recompute`, of a slate that two policies filled: from the bundles of both."""
+    said, sample = decision.interleaved, decision.sample
+    if said is None or said.second is None or sample is None or decision.matrix is None:
+        raise Corrupt("not_sampled", decision.decision_id)
+    held = tuple(bundle.manifest.bundle if bundle else "" for bundle in bundles)
+    if held != tuple(said.bundles):
+        raise Corrupt("wrong_bundle", f"{decision.decision_id} was drawn from {said.bundles}")
+    n, k = len(decision.candidates), decision.asked
+    items = floats(decision.matrix).reshape(n, -1)
+    sides = []
+    for policy, bundle, settings, read in zip(
+        said.policies, bundles, said.settings, (sample, said.second), strict=True
+    ):
+        scores = scores_of(msgspec.structs.replace(decision, policy=policy), bundle, items)
+        sides.append(Side(scores, DrawSettings(*settings), _ready(read, n, k)))  # type: ignore[arg-type]  # str
+    return drafted((sides[0], sides[1]), k, np.frombuffer(sample.uniforms), said.teams, sample.pins)
+
+
+def _ready(sample: Sample, n: int, k: int) -> Ready:
+    """What acted on a draw. Raises Corrupt('bad_within')."""
+    return Ready(
+        None if sample.boosts is None else np.frombuffer(sample.boosts),
+        None if sample.masks is None else np.frombuffer(sample.masks, np.uint8).reshape(k, n).astype(bool),
+        None if sample.within is None else _within(sample.within, n, k),
     )
 
 

@@ -5,6 +5,7 @@ one transaction. Settled decisions are numbered by a function of the log (`strea
 repeated or begun anew comes to the same totals.
 
     first     the first settled decision of the experiment that was seen: its arm is the unit's, whatever comes later
+    credits   of an interleaving, beside: what the items of each arm's policy earned, of slates that both filled for this experiment
     total     every decision of the unit on the surface, in whatever arm, made within the window from there on and settled
               by the time the window closes
     closes    first + window + horizon, as they were then: from there on nothing is added, and the unit's total is complete
@@ -16,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from msgspec import Struct
 
 from policies.experiments.document import Trial
+from policies.experiments.interleaving import credit_name
 from streaming.experiences import Experience
 from streaming.experiments import DECISIONS
 
@@ -88,6 +91,8 @@ def fold(trial: Trial, horizon: float, settled: Sequence[Experience], totals: To
             if not (unit.first <= decision.at < unit.until and one.row.due <= unit.closes):
                 continue
             _add(unit.totals, one)
+            if document.kind == "interleaving":
+                _credit(unit.totals, one, trial)
         elif trial.start - window <= decision.at < trial.start:
             _add(unit.before, one)
         else:
@@ -118,3 +123,14 @@ def _add(sums: Sums, one: Experience) -> None:
     sums[DECISIONS] = sums.get(DECISIONS, 0.0) + 1.0
     for objective, reward in zip(one.row.objectives, one.rewards.sum(axis=0).tolist(), strict=True):
         sums[objective] = sums.get(objective, 0.0) + reward
+
+
+def _credit(sums: Sums, one: Experience, trial: Trial) -> None:
+    said, drafted = one.decision.experiment, one.decision.interleaved
+    if drafted is None or said is None or said.get("name") != trial.document.experiment or "override" in said:
+        return
+    teams = np.array(drafted.teams, np.int64)
+    for objective, rewards in zip(one.row.objectives, one.rewards.T, strict=True):
+        for team, arm in enumerate(trial.document.arms):
+            name = credit_name(objective, arm)
+            sums[name] = sums.get(name, 0.0) + float(rewards[teams == team].sum())

@@ -16,7 +16,7 @@ import numpy as np
 
 from policies.reranking.within import Within
 from policies.slate import draw
-from policies.types import F32, F64, DrawSettings, Mask
+from policies.types import F32, F64, DrawSettings, Mask, Slate
 
 
 def conditionals(
@@ -42,29 +42,77 @@ def conditionals(
     pinned = dict(pins or {})
     _possible(slots, rows, pinned, masks)
     out = np.zeros((len(slots), len(scores)))
-    u = np.zeros(max(max([*slots, *pinned], default=-1) + 1, asked or 0))
-    drawn, forced = settings.head == "one_draw" or within is not None, dict(pinned)
+    k = max(max([*slots, *pinned], default=-1) + 1, asked or 0)
+    along = Along(scores, k, settings, boosts=boosts, masks=masks, pins=pinned, within=within)
     for t, (slot, row) in enumerate(zip(slots, rows, strict=True)):
-        k = len(u) if within is not None else max(slot, *pinned, 0) + 1  # a later pin's item is nobody else's
-        found = draw(
-            scores,
+        found = along.at(slot)
+        if found is None or not along.took(slot, row):
+            out[t] = 0.0 if found is None else found
+            break
+        out[t] = found
+    return out
+
+
+class Along:
+    """One policy along a slate of k slots that somebody else fills, slot by slot, ascending. Arguments as of `slate.draw`.
+
+    last  what the draw said when it was asked last; of a filled slot, everything up to it
+    """
+
+    def __init__(
+        self,
+        scores: F32,
+        k: int,
+        settings: DrawSettings,
+        *,
+        boosts: F64 | None = None,
+        masks: Mask | None = None,
+        pins: Mapping[int, int] | None = None,
+        within: Within | None = None,
+    ) -> None:
+        self._scores, self._settings, self._boosts, self._masks = scores, settings, boosts, masks
+        self._pins, self._within = dict(pins or {}), within
+        self._u, self._forced = np.zeros(k), dict(self._pins)
+        self._drawn = settings.head == "one_draw" or within is not None
+        self._here: F64 | None = None
+        self.last: Slate | None = None
+        self.remaining = 0
+
+    def at(self, slot: int) -> F64 | None:
+        """(n,) its distribution at a slot, given those before; None where nobody is allowed. `remaining`: how many are."""
+        k = (
+            len(self._u) if self._within is not None else max(slot, *self._pins, 0) + 1
+        )  # a later pin's item is nobody else's
+        found = self.last = draw(
+            self._scores,
             k,
-            u[:k],
-            settings,
-            boosts=boosts,
-            masks=None if masks is None else masks[:k],
-            pins=pinned if drawn else forced,
-            within=within,
+            self._u[:k],
+            self._settings,
+            boosts=self._boosts,
+            masks=None if self._masks is None else self._masks[:k],
+            pins=self._pins if self._drawn else self._forced,
+            within=self._within,
             full=True,
         )
         assert found.distributions is not None  # asked for
-        out[t] = p = found.distributions[np.searchsorted(found.slots, slot)]
-        forced[slot] = row
-        if drawn and slot not in pinned:
-            if p[row] <= 0.0:
-                break
-            u[slot] = float(np.add.accumulate(p)[row] - p[row] / 2)
-    return out
+        place = int(np.searchsorted(found.slots, slot))
+        if place == len(found.slots) or found.slots[place] != slot:
+            self._here, self.remaining = None, 0
+            return None
+        self._here, self.remaining = found.distributions[place], int(found.remaining[place])
+        return self._here
+
+    def took(self, slot: int, row: int) -> bool:
+        """The slot that was asked for last got this item; False: this policy cannot have drawn it, and what comes after has no
+        distribution."""
+        self._forced[slot] = row
+        if not self._drawn or slot in self._pins:
+            return True
+        if self._here is None or self._here[row] <= 0.0:
+            return False
+        p = self._here
+        self._u[slot] = float(np.add.accumulate(p)[row] - p[row] / 2)
+        return True
 
 
 def mixed(shares: Sequence[float], parts: Sequence[F64], rows: Sequence[int]) -> F64:

@@ -42,7 +42,7 @@ def edited(trial: Trial, document: Experiment, others: Sequence[Trial], now: flo
     if trial.status == "stopped":
         return replace(trial, document=document) if _same_arms(before, document) else _refuse(trial, "is stopped")
     if trial.status == "running":
-        for name in ("surface", "layer", "unit"):
+        for name in ("surface", "layer", "unit", "kind"):
             if getattr(before, name) != getattr(document, name):
                 raise Rejected(f"A running experiment keeps its {name}", at=f"$.{name}", code="running", status=409)
         if not _same_arms(before, document):

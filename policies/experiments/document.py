@@ -12,6 +12,7 @@ from policies.surface import seconds
 
 Scalar = bool | float | str
 Status = Literal["draft", "running", "stopped"]
+Kind = Literal["comparison", "interleaving"]
 
 
 class Draw(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +85,8 @@ class Condition(Struct, frozen=True, forbid_unknown_fields=True):
 class Experiment(Struct, frozen=True, forbid_unknown_fields=True):
     """A comparison of policies on a surface.
 
+    kind       comparison: an arm's units get its policy's slates; interleaving: units of both arms get slates that both policies
+               fill by team draft (`experiments.team_draft`), and what people do with an item is credited to whose it was
     layer      experiments of one layer share no unit; different layers assign independently of each other. Where several
                layers want a request, the first by name decides, layers with a holdout before all others
     unit       sticky by unit, or by session; requests without a session are then in no arm
@@ -98,6 +101,7 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True):
     surface: str
     arms: dict[str, Arm]
     metrics: Metrics
+    kind: Kind = "comparison"
     layer: str = "default"
     unit: Literal["unit", "session"] = "unit"
     control: str | None = None

@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from policies.experiments.effects import Effect
 from policies.types import F64
 
 FIRST, SECOND = 0, 1
@@ -46,6 +47,26 @@ def credit(slate: Interleaved, rewards: F64) -> tuple[float, float]:
     """(reward of the first ranking's items, of the second's) of a slate's slots (k,)."""
     teams = np.array(slate.teams, np.int64)
     return float(rewards[teams == FIRST].sum()), float(rewards[teams == SECOND].sum())
+
+
+def credit_name(objective: str, arm: str) -> str:
+    """Of a unit's sum of an objective's rewards that items of an arm's policy earned."""
+    return f"{objective} of {arm}"
+
+
+def preferred(first: F64, second: F64) -> Effect | None:
+    """How much more than half of the units prefer the second: of credits (n,) of each, a unit's total over all of its slates, so that
+    slates of one unit are not taken for independent. Units that gave nothing say nothing and are left out; a tie counts half.
+
+    The variance is that of the units and of one more win and loss, so that a few units that all agree are not certain.
+    """
+    said = (first != 0) | (second != 0)
+    won = np.where(second > first, 1.0, np.where(second < first, 0.0, 0.5))[said]
+    n = len(won)
+    if n < 2:
+        return None
+    share, spread = float(won.mean()), float(np.append(won, [0.0, 1.0]).var(ddof=1))
+    return Effect(share - 0.5, spread / n, n, 1.0 - share, share, math.sqrt(spread), n)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from policies.experiments.correction import corrected
 from policies.experiments.document import Allocation, Experiment
 from policies.experiments.effects import Effect, adjusted, effect, ratio, stratified
 from policies.experiments.fixed import fixed
+from policies.experiments.interleaving import credit_name, preferred
 from policies.experiments.mismatch import ALPHA, p_value
 from policies.experiments.sequential import UNKNOWN, Interval, sequential
 from policies.types import F64, I64, Mask
@@ -202,6 +203,8 @@ def _effect(
     document: Experiment, units: Units, metric: str, arm: str, better: Mapping[str, Literal["higher", "lower"]]
 ) -> tuple[Effect | None, float]:
     """(effect of an arm on a metric, share of the variance that CUPED left)."""
+    if document.kind == "interleaving":
+        return _preferred(document, units, metric, arm, better), 1.0
     names = list(document.arms)
     values, covariates, times = [], [], []
     for name in (document.control_arm, arm):
@@ -219,6 +222,18 @@ def _effect(
         return None, left
     strata = np.unique(np.concatenate(times)).tolist()
     return stratified([effect(control[times[0] == one], treatment[times[1] == one]) for one in strata]), left
+
+
+def _preferred(
+    document: Experiment, units: Units, metric: str, arm: str, better: Mapping[str, Literal["higher", "lower"]]
+) -> Effect | None:
+    columns = list(units.metrics)
+    sign = -1.0 if better.get(metric) == "lower" else 1.0
+    sides = [
+        sign * units.totals[units.complete, columns.index(credit_name(metric, name))]
+        for name in (document.control_arm, arm)
+    ]
+    return preferred(sides[0], sides[1])
 
 
 def _values(document: Experiment, totals: F64, metrics: Sequence[str], metric: str) -> F64:
@@ -249,6 +264,11 @@ def _notes(document: Experiment, units: Units) -> list[str]:
         "Arms go on learning while the experiment runs: an effect is an average over the run, not the value of what was learned at its end.",
         f"A unit enters when its window of {analysis.window} is complete; everyone assigned counts, in the arm of the first exposure.",
     ]
+    if document.kind == "interleaving":
+        notes.append(
+            "Interleaved: every slate is of both policies. `control` and `treatment` are shares of units whose items of that side earned"
+            " more, ties counting half, units that gave nothing left out; the effect is what the treatment's share is above one half."
+        )
     if document.unit == "session":
         notes.append(
             "Assigned by session: sessions of one unit are taken as independent, so intervals are too narrow where they are not."

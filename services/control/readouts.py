@@ -21,6 +21,7 @@ import numpy as np
 from policies.errors import Corrupt, Rejected, SlatewiseError
 from policies.evaluation.gate import Verdict
 from policies.experiments.document import Trial
+from policies.experiments.interleaving import credit_name
 from policies.experiments.readout import Readout, Units, guarded, readout, sample_ratio
 from policies.releases import Release
 from services.epochs import take_epoch
@@ -346,6 +347,8 @@ def units_of(trial: Trial, compiled: Compiled, totals: Totals) -> Units:
     arms = {name: number for number, name in enumerate(trial.document.arms)}
     kept = [one for one in totals.units(trial.document.experiment) if one.unit.arm in arms]
     metrics = [*compiled.surface.objectives, DECISIONS]
+    if trial.document.kind == "interleaving":
+        metrics += [credit_name(objective, arm) for objective in compiled.surface.objectives for arm in arms]
 
     def table(name: str) -> Any:
         rows = [[getattr(one.unit, name).get(metric, 0.0) for metric in metrics] for one in kept]
@@ -368,7 +371,9 @@ def interference(trial: Trial, compiled: Compiled, live: str | None) -> list[str
     algorithms = {name: compiled.policies[name].algorithm for name in drawn if name in compiled.policies}
     learning = [name for name in drawn if name in algorithms and algorithms[name].learner is not None]
     trained = any(algorithm.trainer is not None for algorithm in algorithms.values())  # from every decision, in order
-    shared = len(set(learning)) < len(learning) or (document.learners == "shared" and bool(learning))
+    shared = len(set(learning)) < len(learning) or (
+        bool(learning) and (document.learners == "shared" or document.kind == "interleaving")
+    )
     counted = any(rule.frequency is not None and rule.frequency.per == "item" for rule in surface.rules)
     counted |= surface.fairness.exposure is not None  # arms are boosted by what all of them delivered
     return [*(["learner"] if shared or trained else []), *(["exposure"] if counted else [])]

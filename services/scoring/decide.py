@@ -25,11 +25,12 @@ from services.scoring.query import Query
 from services.scoring.ruling import Ruled
 from services.scoring.shortlisting import shortlisted
 from services.scoring.wire import DecisionAnswer, DecisionRequest, SlotAnswer
-from streaming.events import MAX_RECORD_BYTES, Decision, Exposed, Goal, Inside, Sample, Shadow, encode
+from streaming.events import MAX_RECORD_BYTES, Decision, Exposed, Goal, Inside, Interleaved, Sample, Shadow, encode
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
 MATRIX_BYTES = 32_768  # of candidates that every decision of a trained surface logs: 100 of 80 features
+TEAM_DRAFT = "team_draft"  # the head that a record of two policies names
 SUPPORT_ROWS = 64  # … and so many of them where that is more
 
 
@@ -49,6 +50,7 @@ class Served:
     known_items  arrays that say what the scorer knows of items by id, see `policies.bundle.item_inputs`; None when it reads none
     recent       how long this policy took lately
     manager      draws the goals that `scores` reads, `goals` of them, each kept for `goal_steps` decisions; None: it reads none
+    pair         the two policies that fill its slates by turns, see `interleaving`; None: it is one policy
     """
 
     policy: str
@@ -64,6 +66,7 @@ class Served:
     manager: Scores | None = None
     goals: int = 0
     goal_steps: int = 0
+    pair: "tuple[Served, Served] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Drawn:
     acting: Acting = NOTHING_ACTS
     ready: Ready = field(default_factory=Ready)
     relaxed: Mapping[str, list[int]] = field(default_factory=dict)
+    interleaved: Interleaved | None = None
 
 
 @dataclass(slots=True)
@@ -157,7 +161,7 @@ def drawn_from(
     ready = acting.ready(len(query.ids), query.slots)
     full = full or sampled or ruled.fair is not None  # what groups were delivered is a sum over whole distributions
     slate = draw(scores, query.slots, u, settings, pins=query.pins, full=full, **ready.arguments)
-    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, _relaxed(slate, acting))
+    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, relaxed_of(slate, acting))
 
 
 @lru_cache(256)
@@ -165,7 +169,7 @@ def capped(settings: DrawSettings, max_share: float) -> DrawSettings:
     return replace(settings, max_share=max_share)
 
 
-def _relaxed(slate: Slate, acting: Acting) -> dict[str, list[int]]:
+def relaxed_of(slate: Slate, acting: Acting) -> dict[str, list[int]]:
     acts = slate.acts
     if acts is None or PASSED_OVER not in acts:
         return {}
@@ -244,7 +248,7 @@ def record_of(
         context=query.context.tobytes(),
         shown=query.items[rows].tobytes(),
         epsilon=settings.floor,
-        head=settings.head,
+        head=settings.head if drawn.interleaved is None else TEAM_DRAFT,
         max_share=settings.max_share,
         temperature=settings.temperature,
         candidates=list(query.ids),
@@ -264,11 +268,12 @@ def record_of(
         tenant=tenant,
         session=session,
         experiment=experiment,
-        sample=_sample(drawn, query, rate) if drawn.sampled else None,
+        sample=sample_of(drawn, query, rate) if drawn.sampled else None,
         shadows=list(shadows),
         acted=[] if query.ruled is None else acted(drawn, query.ruled),
         relaxed=dict(drawn.relaxed),
         skipped=dict(drawn.acting.skipped),
+        interleaved=drawn.interleaved,
         exposed=None if query.ruled is None or query.ruled.fair is None else _exposed(query.ruled.fair, slate),
     )
 
@@ -315,6 +320,8 @@ def encoded_record(record: Decision, candidates: int) -> bytes:
     less = msgspec.structs.replace(
         record, candidates=[], matrix=None, support=None, support_rows=[], sample=None, dropped=unseen
     )
+    if less.interleaved is not None:
+        less = msgspec.structs.replace(less, interleaved=msgspec.structs.replace(less.interleaved, second=None))
     encoded = encode(less)
     if len(encoded) <= MAX_RECORD_BYTES:
         return encoded
@@ -326,7 +333,7 @@ def _pinned_slots(slate: Slate) -> list[int]:
     return slots.tolist() if len(slots) else []
 
 
-def _sample(drawn: Drawn, query: Query, rate: float) -> Sample | None:
+def sample_of(drawn: Drawn, query: Query, rate: float) -> Sample | None:
     distributions = drawn.slate.distributions
     if distributions is None:
         return None

@@ -23,6 +23,7 @@ from policies.releases import WATCHED
 from policies.surface import Surface
 from policies.types import F32, Arrays
 from services.scoring.decide import Scores, Served
+from services.scoring.interleaving import pair_of
 from services.scoring.query import Reader
 from services.scoring.shadowing import Shadowing
 from services.telemetry import Telemetry
@@ -107,6 +108,7 @@ class Follower:
         self._seen: tuple[dict[str, str], int] = ({}, -1)
         self._splits: dict[str, tuple[Trial, Split]] = {}
         self._armed: dict[tuple[str, str], tuple[Served | None, Armed]] = {}
+        self._pairs: dict[str, tuple[Armed, Armed, Armed]] = {}  # experiment → its arms, and what draws from both
         self.manifests: dict[str, bundling.Manifest] = {}
 
     def poll(self, live: Live, pointers: Mapping[str, str] | None = None) -> Live:
@@ -180,10 +182,19 @@ class Follower:
                     policies[drawn.policy] = drawn
                 made[document.experiment, name] = self._arm(drawn, arm, version.hash, (document.experiment, name))
             else:
-                arms |= made
+                arms |= self._together(made) if document.kind == "interleaving" else made
                 splits.append(self._split(trial))
         last = canary.document.experiment if canary else None
         return (*in_order([s for s in splits if s.name != last]), *(s for s in splits if s.name == last)), arms
+
+    def _together(self, made: dict[tuple[str, str], Armed]) -> dict[tuple[str, str], Armed]:
+        """Two arms whose slates both fill: each draws from the pair, the same value for as long as nothing changed."""
+        (key, one), (_, other) = made.items()
+        before = self._pairs.get(key[0])
+        if before is None or before[0] is not one or before[1] is not other:
+            both = None if one.policy is None or other.policy is None else pair_of(one.policy, other.policy)
+            before = self._pairs[key[0]] = one, other, Armed(both, one.config)
+        return dict.fromkeys(made, before[2])
 
     def _shadow(self, compiled: Compiled, pointers: Mapping[str, str], policies: dict[str, Served]) -> Shadowing | None:
         """The candidate of a release that is watched, once it has a bundle; it is added to `policies`."""

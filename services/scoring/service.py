@@ -41,6 +41,7 @@ from services.scoring.explaining import explanation_of, rules_explained
 from services.scoring.exposures import MOST_ITEMS, Exposures, Shown
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
+from services.scoring.interleaving import drawn_together
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
 from services.scoring.shadowing import Shadowing
@@ -148,10 +149,16 @@ class Scoring:
             if choice is not None:
                 arm = surface.arms[choice.experiment, choice.arm]
                 policy, config = arm.policy, arm.config
+        together = policy is not None and policy.pair is not None
         reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
         drawer = policy if policy is not None and reason is None else surface.fallback
+        if together:  # a shortlist is one policy's
+            drawer = surface.policy or surface.fallback
         cut = Cut(decision_id, self.keys.server, item_scores(drawer)) if request.candidates is None else None
         query = surface.reader.read(request, self.catalogue, past, shown, cut)
+        if together and query.shortlist is not None:  # … so the experiment leaves the request to what serves otherwise
+            policy, config, choice = surface.policy, surface.config, None
+            reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
         read = perf_counter()
         session = f"{request.surface}\0{unit}\0{request.session or ''}"
         beside = surface.shadow if choice is None and reason is None else None
@@ -188,7 +195,7 @@ class Scoring:
             if beside is None or reason is not None
             else self._shadows(beside, query, drawn, request.surface),
         )
-        if request.explain and started - first_byte < self.patience.explain:
+        if request.explain and drawn.interleaved is None and started - first_byte < self.patience.explain:
             answer.explain, answer.rules = explanation_of(drawn, query), rules_explained(drawn, query)
         encoded = encoded_record(record, len(query.ids))
         _, queries, scores, draws, records, _, _ = self._stages
@@ -324,6 +331,8 @@ class Scoring:
         session: str,
         full: bool = False,
     ) -> tuple[Drawn, float]:
+        if served.pair is not None:
+            return drawn_together(served, query, decision_id, self.keys.server, surface.rate), perf_counter()
         inputs, goal = inputs_of(served, query), None
         if served.goals:
             goal = self._goal(served, decision_id, session, inputs)
