@@ -65,6 +65,7 @@ class RidgeLearner:
     def __init__(self, problem: Problem, half_life: float) -> None:
         self.problem, self.half_life = problem, half_life
         self.columns = columns(problem)
+        self._named = np.array(self.columns)
         self.sums = empty(len(self.columns), len(problem.objectives), half_life)
         self._room = np.empty(
             (2, 0, len(self.columns))
@@ -95,12 +96,12 @@ class RidgeLearner:
             self._learn_slates(x, np.sqrt(w), changes)
 
     def _learn_slates(self, x: F64, root: F64, changes: Changes) -> None:
-        starts = np.flatnonzero(np.diff(changes.slates, prepend=changes.slates[0] - 1))
+        starts = begins(changes.slates)
         known = np.add.reduceat(changes.present_before, starts) > 0
-        rows = np.repeat(known, np.diff(starts, append=len(x)))
         self._add_slates(x, root * changes.present_after, root[:, None] * changes.rewards_after, starts, 1.0)
         if known.any():  # seldom: corrections of slates learned in an earlier batch
-            old = np.flatnonzero(np.diff(changes.slates[rows], prepend=-1))
+            rows = np.repeat(known, np.diff(starts, append=len(x)))
+            old = begins(changes.slates[rows])
             self._add_slates(
                 x[rows],
                 (root * changes.present_before)[rows],
@@ -123,7 +124,7 @@ class RidgeLearner:
         sums["pairs"] += sign * float(roots @ roots - root @ root)
 
     def arrays(self) -> Arrays:
-        return {**self.sums, "columns": np.array(self.columns)}
+        return {**self.sums, "columns": self._named}
 
     def load(self, arrays: Arrays) -> None:
         """Take over sums. Raises ValueError when they are of other columns: those are addends of a publish."""
@@ -132,9 +133,17 @@ class RidgeLearner:
         self.sums = {name: value.copy() for name, value in sums_of(arrays).items()}
 
 
+def begins(slates: I64) -> I64:
+    """Where each slate's examples begin; there is at least one."""
+    return np.concatenate(([0], np.flatnonzero(slates[1:] != slates[:-1]) + 1))
+
+
 def blocks(changes: Changes) -> Iterator[Changes]:
     """Changes in parts that fit the processor's cache; a slate stays whole."""
     rows = len(changes)
+    if rows <= ROWS:
+        yield changes
+        return
     places = np.searchsorted(changes.slates, changes.slates[np.arange(ROWS, rows, ROWS)])
     for start, end in pairwise([0, *np.unique(places[places > 0]).tolist(), rows]):
         yield changes if end - start == rows else changes.part(start, end)

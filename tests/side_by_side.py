@@ -2,7 +2,8 @@
 
     python -m tests.side_by_side [pytest options]
 
-The second half's output comes as it is made, the first half's when both are done; the exit status is that of the worse.
+The second half's output comes as it is made, the first half's when both are done. What needs the machine for itself runs after
+them. The exit status is that of the worst.
 """
 
 import subprocess
@@ -13,21 +14,27 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SERVERS = ("kafka", "redis", "adapters", "bundles_fsspec")  # in a file's name: it talks to one
 COMPUTES = ("policies", "streaming", "contracts", "helm", "deploy")  # folders without processes of ours
+ALONE = ("chaos",)  # in a file's name below e2e: a whole stack under load, with faults
 NO_TESTS = 5  # pytest's exit status: as good as passed for a half that an option has emptied
 
 
-def halves() -> tuple[list[str], list[str]]:
-    """(files that compute, files that start something): every test file is in exactly one."""
-    computes, starts = [], []
+def parts() -> tuple[list[str], list[str], list[str]]:
+    """(files that compute, files that start something, files that run alone): every test file is in exactly one."""
+    computes, starts, alone = [], [], []
     for file in sorted(HERE.rglob("test_*.py")):
         folder = file.relative_to(HERE).parts[0]
-        pure = folder in COMPUTES and not any(word in file.stem for word in SERVERS)
-        (computes if pure else starts).append(str(file.relative_to(HERE.parent)))
-    return computes, starts
+        if folder == "e2e" and any(word in file.stem for word in ALONE):
+            where = alone
+        elif folder in COMPUTES and not any(word in file.stem for word in SERVERS):
+            where = computes
+        else:
+            where = starts
+        where.append(str(file.relative_to(HERE.parent)))
+    return computes, starts, alone
 
 
 def main(options: list[str]) -> int:
-    computes, starts = halves()
+    computes, starts, alone = parts()
     pytest = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile() as kept:
         beside = subprocess.Popen(
@@ -40,7 +47,8 @@ def main(options: list[str]) -> int:
             kept.seek(0)
             sys.stdout.buffer.write(kept.read())
             sys.stdout.flush()
-    return max((0 if code == NO_TESTS else code for code in (status, other)), key=abs)
+    last = subprocess.run([*pytest, *alone], cwd=HERE.parent, check=False).returncode
+    return max((0 if code == NO_TESTS else code for code in (status, other, last)), key=abs)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from policies.algorithm import Addend, Algorithm, Config, Problem, Published
 from policies.carrying import index_at, places, relevant, scaled
 from policies.errors import Corrupt
 from policies.item_sums import Hashes
-from policies.types import F32, F64, Arrays, Changes
+from policies.types import F32, F64, I64, Arrays, Changes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -55,15 +55,24 @@ class PopularLearner:
         ages = forgetting.age(changes.times, self.half_life)
         index = forgetting.index_for(float(ages.max()), float(self.sums["index"][0]))
         self.sums = forgetting.move(self.sums, ADDED, index)
-        hashes, place = np.unique(changes.item_hashes, return_inverse=True)
-        table, self.hashes = item_sums.widened({name: self.sums[name] for name in ADDED}, self.hashes, hashes)
-        self.sums = self.sums | table
-        w = changes.weights * np.exp2(ages - index)
-        rows = np.searchsorted(self.hashes, hashes)
+        w, rows = changes.weights * np.exp2(ages - index), self._rows(changes.item_hashes)
         entered = w * (changes.present_after - changes.present_before)
-        self.sums["n"][rows] += np.bincount(place, entered, len(hashes))
+        np.add.at(self.sums["n"], rows, entered)
         for o, change in enumerate((changes.rewards_after - changes.rewards_before).T):
-            self.sums["B"][rows, o] += np.bincount(place, w * change, len(hashes))
+            np.add.at(
+                self.sums["B"][:, o], rows, w * change
+            )  # a column at a time: all at once takes fifteen times as long
+
+    def _rows(self, hashes: Hashes) -> I64:
+        """Where each hash has its sums; those of new ones begin."""
+        rows: I64 = np.searchsorted(self.hashes, hashes)
+        new = self.hashes.take(rows, mode="clip") != hashes if len(self.hashes) else np.ones(len(hashes), bool)
+        if new.any():
+            held = {name: self.sums[name] for name in ADDED}
+            table, self.hashes = item_sums.widened(held, self.hashes, hashes[new])
+            self.sums = self.sums | table
+            rows = np.searchsorted(self.hashes, hashes)
+        return rows
 
     def arrays(self) -> Arrays:
         return {**self.sums, "item_hashes": self.hashes}

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,6 +19,7 @@ CREATE TABLE IF NOT EXISTS ids (first INTEGER PRIMARY KEY, packed BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS statistics (key TEXT, name TEXT, dtype TEXT, shape TEXT, data BLOB, PRIMARY KEY (key, name));
 CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY, value BLOB NOT NULL)
 """
+_shape = lru_cache(1_000)(json.dumps)  # of a thousand learners most are alike
 _HEAD = 'SELECT "offset", clock, epoch, next_row, evicted, extra FROM head'
 
 
@@ -46,7 +48,7 @@ class SqliteCheckpoints:
             db.executemany(
                 "INSERT OR REPLACE INTO statistics VALUES (?, ?, ?, ?, ?)",
                 [
-                    (key, name, array.dtype.str, json.dumps(array.shape), array.tobytes())
+                    (key, name, array.dtype.str, _shape(array.shape), array.tobytes())
                     for key, arrays in (commit.statistics or {}).items()
                     for name, array in arrays.items()
                 ],

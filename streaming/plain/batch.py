@@ -215,6 +215,7 @@ class Plain:
                 terms = self._terms_of(f"{code & 0xFFFFFFFFFFFFFFFF:016x}")
                 number = -1 if terms is None else self._table.add(code, terms)
             numbers.append(number)
+        self._table.freeze()
         versions[found] = np.array(numbers, np.int64)[place]
         return versions
 

@@ -8,7 +8,7 @@ from streaming.plain.scan import U8
 
 
 class TermsTable:
-    """`number` of a version is its row in `durations` and `sizes`; `judge` names the columns.
+    """`number` of a version is its row in `durations` and `sizes`; `judge` names the columns. `freeze` follows `add`.
 
     names   letters of surfaces and kinds;   kinds (q, 4): place of a kind's name, then its first and last rule
     columns, low, high (r,)  what one feedback of a kind does: its value, clipped, becomes the reward in that column
@@ -42,8 +42,13 @@ class TermsTable:
         sizes = (terms.item_bytes, terms.context_bytes // 4, terms.slots, terms.objectives, int(terms.wait), *surface)
         self._sizes.append((*sizes, first, len(self._kinds), len(self._silence)))
         self._silence += rule.silence.tolist()
-        self._freeze()
+        self._frozen = False
         return number
+
+    def freeze(self) -> None:
+        """Make arrays of what was added: once for all versions that a batch brought."""
+        if not self._frozen:
+            self._freeze()
 
     def _named(self, name: str) -> tuple[int, int]:
         start = len(self._names)
@@ -51,6 +56,7 @@ class TermsTable:
         return start, len(self._names)
 
     def _freeze(self) -> None:
+        self._frozen = True
         self.names: U8 = np.frombuffer(bytes(self._names) + b"\0", np.uint8)
         self.durations: F64 = np.array(self._durations, np.float64).reshape(-1, 2)
         self.sizes: I64 = np.array(self._sizes, np.int64).reshape(-1, 10)
