@@ -30,7 +30,7 @@ from policies.errors import Rejected
 PREFIX = "SLATEWISE_"
 ACKNOWLEDGE = ("spool", "log")
 DERIVE = ("auto", "off", "on")
-ESTIMATES = ("off", "on")
+SWITCH = ("off", "on")
 NUMBERS = ("partitions", "workers", "spool_bytes", "publish_ms", "retention_seconds")
 SECRETS, LEAST_SECRET = ("admin_key", "bundle_key"), 32
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # a part of counters' and files' names
@@ -51,6 +51,7 @@ class Settings:
     derive              on: shards derive counters and profiles and keep them in `state`; off: nobody reads them; auto: on where
                         a policy reads what units did before, or a rule what they were shown
     estimates           on: the control service folds what each policy earns from settled decisions, which promotion rests on; off
+    drift               on: the control service watches features and residuals of settled decisions for drift; off
     retention_seconds   how long the log keeps records: at least the longest `correctable`, and what checkpoints need
     partitions          partitions of a log that is created here; an existing log keeps its own number
     ray                 auto (local when Ray is installed, else inline) | inline | local | ray://host:port
@@ -79,6 +80,7 @@ class Settings:
     redis_password: str = described(default="", repr=False)
     derive: str = "auto"
     estimates: str = "on"
+    drift: str = "on"
     retention_seconds: int = 7 * 86_400
     partitions: int = 4
     ray: str = "auto"
@@ -140,8 +142,9 @@ class Settings:
             raise Rejected(f"Expected one of {', '.join(ACKNOWLEDGE)}, got {self.ack!r}", at=PREFIX + "ACK")
         if self.derive not in DERIVE:
             raise Rejected(f"Expected one of {', '.join(DERIVE)}, got {self.derive!r}", at=PREFIX + "DERIVE")
-        if self.estimates not in ESTIMATES:
-            raise Rejected(f"Expected on or off, got {self.estimates!r}", at=PREFIX + "ESTIMATES")
+        for name in ("estimates", "drift"):
+            if getattr(self, name) not in SWITCH:
+                raise Rejected(f"Expected on or off, got {getattr(self, name)!r}", at=PREFIX + name.upper())
         if self.ray not in ("auto", "inline", "local") and not self.ray.startswith("ray://"):
             raise Rejected(f"Expected auto, inline, local or ray://host:port, got {self.ray!r}", at=PREFIX + "RAY")
         for name, schemes in (("log", LOGS), ("state", STATES)):

@@ -107,6 +107,17 @@ METRICS = {
     "ope_value": Metric(
         "gauge", ("surface", "policy", "bound"), "Value of a policy: estimate, and anytime-valid bounds"
     ),
+    "feature_drift_nats": Metric(
+        "gauge", ("surface", "feature"), "Population stability index of a feature: above 0.25 it has moved"
+    ),
+    "feature_missing_ratio": Metric("gauge", ("surface", "feature"), "Share of values that are missing, lately"),
+    "feature_unseen_ratio": Metric("gauge", ("surface", "feature"), "Share of values that are not listed, lately"),
+    "residual_mean_value": Metric(
+        "gauge", ("surface", "policy", "window"), "Mean of reward less expected reward, first slots: reference, recent"
+    ),
+    "residual_drift_ratio": Metric(
+        "gauge", ("surface", "policy"), "Evidence that residuals have moved, over what an alarm takes (logarithms)"
+    ),
     "shadow_draws_total": Metric(
         "counter",
         ("surface", "policy", "outcome"),

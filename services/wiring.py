@@ -160,6 +160,15 @@ def open_estimates(settings: Settings) -> Estimates:
     return SqliteEstimates(folder / "estimates.sqlite")
 
 
+def open_watched(settings: Settings) -> Estimates:
+    """What is known of drift, folded beside the experiments."""
+    from streaming.adapters.sqlite_estimates import SqliteEstimates
+
+    folder = settings.data / "experiments"
+    folder.mkdir(parents=True, exist_ok=True)
+    return SqliteEstimates(folder / "drift.sqlite")
+
+
 def open_experiences(settings: Settings) -> Bundles:
     """Where files of settled decisions go. Raises Rejected for a URL that this installation cannot open."""
     if not settings.experiences:

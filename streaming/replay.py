@@ -119,3 +119,11 @@ def scores_of(decision: Decision, bundle: Bundle | None, items: F32) -> F32:
         weights = decision.weights or bundle.manifest.weights
         inputs["weights"] = np.array([weights[name] for name in bundle.manifest.weights], np.float32)
     return score(bundle.graph, bundle.arrays, inputs)
+
+
+def first_expected(decision: Decision, bundle: Bundle) -> float:
+    """What a bundle's model expects of the item a decision showed first, in the first slot: the mean of its draws, under its
+    default weights. Raises Corrupt('bad_vector')."""
+    items = floats(decision.shown).reshape(len(decision.slate), -1)[:1]
+    alone = msgspec.structs.replace(decision, candidates=decision.slate[:1], weights=None)
+    return float(scores_of(alone, bundle, items).mean())

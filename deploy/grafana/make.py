@@ -108,6 +108,32 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
                 "ops",
                 [(f"sum by (surface, rule) (rate(slatewise_rule_relaxations_total{{{SURFACE}}}[5m]))", "{{surface}} {{rule}}")],
             ),
+            Panel(
+                "Evidence of drift",
+                "none",
+                [(f"slatewise_residual_drift_ratio{{{SURFACE}}}", "{{surface}}/{{policy}}")],
+                "Residuals against their reference; from 1 on, which by chance alone is reached once in 30 days or less.",
+            ),
+            Panel(
+                "Residuals",
+                "none",
+                [(f"slatewise_residual_mean_value{{{SURFACE}}}", "{{policy}} {{window}}")],
+                "Reward of the first slot less what the bundle expected.",
+            ),
+            Panel(
+                "Features that move (PSI)",
+                "none",
+                [(f"slatewise_feature_drift_nats{{{SURFACE}}}", "{{feature}}")],
+                "Above 0.25 a feature is not what it was. Shown items' features also move when the policy does.",
+            ),
+            Panel(
+                "Missing and unseen values",
+                "percentunit",
+                [
+                    (f"slatewise_feature_missing_ratio{{{SURFACE}}}", "{{feature}} missing"),
+                    (f"slatewise_feature_unseen_ratio{{{SURFACE}}}", "{{feature}} unseen"),
+                ],
+            ),
             Panel("Trainers", "none", [(f"slatewise_train_metric_value{{{SURFACE}}}", "{{policy}} {{name}}")]),
         ],
     ),

@@ -180,5 +180,5 @@ ALGORITHM = Algorithm(
     reference=reference,
     inputs=("context", "items", "weights"),
     shaping=("replicates",),
-    traits=frozenset({"merges", "learns", "contextual", "uses_draws"}),
+    traits=frozenset({"merges", "learns", "contextual", "uses_draws", "predicts"}),
 )

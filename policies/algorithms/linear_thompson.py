@@ -65,5 +65,5 @@ ALGORITHM = Algorithm(
     publish=publish,
     reference=reference,
     inputs=("context", "items", "weights"),
-    traits=frozenset({"merges", "learns", "contextual", "uses_draws"}),
+    traits=frozenset({"merges", "learns", "contextual", "uses_draws", "predicts"}),
 )

@@ -30,10 +30,12 @@ from services.configuring import applied, apply_folder
 from services.control import experiments, inspecting, keyring, pages, releasing, sessions, units
 from services.control.canaries import Canaries, Guard
 from services.control.coefficients import coefficients
+from services.control.drifting import Drifting
 from services.control.estimating import Estimating
 from services.control.overview import Overview
-from services.control.readouts import Readouts
+from services.control.readouts import Beside, Readouts
 from services.control.sessions import Sessions
+from services.control.together import Together
 from services.dead_letters import Replayed, replay
 from services.forgetting import Forgetting
 from services.guarded_schema import ERROR_BODY, guarded
@@ -45,7 +47,7 @@ from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.timely import Timely
 from services.trials import Trials
-from services.wiring import open_dead_letters, open_estimates, open_totals
+from services.wiring import open_dead_letters, open_estimates, open_totals, open_watched
 from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
 from streaming.ports import DeadLetters
 
@@ -106,13 +108,16 @@ class Control:
         promotions, telemetry = Promotions(releases.state, Configs(settings.tenant)), Telemetry()
         partitions = releases.events.partitions
         estimating = Estimating(promotions, lambda: open_estimates(settings), partitions, telemetry=telemetry)
+        drifting = Drifting(releases, lambda: open_watched(settings), Configs(settings.tenant), telemetry=telemetry)
+        beside: list[Beside] = [estimating] if settings.estimates == "on" else []
+        beside += [drifting] if settings.drift == "on" else []
         readouts = Readouts(
             trials,
             releases.events,
             lambda: open_totals(settings),
             retention_seconds=kept,
             telemetry=telemetry,
-            beside=estimating if settings.estimates == "on" else None,
+            beside=Together(*beside) if beside else None,
             canaries=Canaries(promotions, telemetry),
         )
         overview = Overview(releases, configs, dead, settings.http)

@@ -41,6 +41,7 @@ def test_a_child_process_gets_the_same_settings() -> None:
         ("RETENTION_SECONDS", "a week"),
         ("DERIVE", "maybe"),
         ("ESTIMATES", "maybe"),
+        ("DRIFT", "maybe"),
     ],
 )
 def test_what_is_wrong_is_named(variable: str, value: str) -> None:

@@ -1,0 +1,176 @@
+"""Drift as metrics, from settled decisions: features that move, and predictions that fail.
+
+It folds what the readouts' settlers give out (`services.control.readouts`), each decision exactly once, beside what policies
+earn. `streaming.watching` says what is kept, `policies.evaluation.stability` and `detector` what the numbers mean.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from policies.bundle import Bundle, Manifest
+from policies.errors import Corrupt, Rejected
+from policies.evaluation.stability import Shift
+from services.control.readouts import PAGE, Seat
+from services.releases import Releases
+from services.telemetry import Telemetry
+from streaming.configuration import Compiled, Configs
+from streaming.estimates import Estimates
+from streaming.events import Decision
+from streaming.replay import first_expected
+from streaming.watching import WATCH, OfSurface, Watch, Watched, evidence, fold, read, shifts, span_of, written
+
+log = logging.getLogger("slatewise.control")
+TELL_SECONDS = 5.0
+HELD_BUNDLES = 64  # some hundred kilobytes each
+MOST_FEATURES = 50  # of a surface that become labels; of the others the largest shift is told as `other`
+
+
+class Predicting:
+    """Bundles of the store, the last asked for kept, and those that could not be read."""
+
+    def __init__(self, releases: Releases) -> None:
+        self._releases = releases
+        self._held: OrderedDict[str, Bundle | str] = OrderedDict()
+
+    def manifest(self, bundle: str) -> Manifest:
+        return self._bundle(bundle).manifest
+
+    def expected(self, bundle: str, decision: Decision) -> float:
+        try:
+            found = first_expected(decision, self._bundle(bundle))
+        except (ValueError, KeyError) as error:  # a record of another shape than its bundle
+            raise Corrupt("bad_vector", str(error)) from None
+        if not np.isfinite(found):
+            raise Corrupt("nonfinite", f"{bundle} expects {found}")
+        return found
+
+    def _bundle(self, name: str) -> Bundle:
+        found = self._held.get(name)
+        if found is None:
+            try:
+                found = self._releases.read(name)
+            except (Rejected, Corrupt) as error:  # past its retention
+                found = str(error)
+            self._held[name] = found
+            while len(self._held) > HELD_BUNDLES:
+                self._held.popitem(last=False)
+        self._held.move_to_end(name)
+        if isinstance(found, str):
+            raise Corrupt("unknown_bundle", found)
+        return found
+
+
+class Drifting:
+    """Of all surfaces. `fold` and `tell` belong to the readouts' thread; `report` to any."""
+
+    def __init__(
+        self,
+        releases: Releases,
+        opened: Callable[[], Estimates],
+        configs: Configs,
+        *,
+        telemetry: Telemetry | None = None,
+        watch: Watch = WATCH,
+    ) -> None:
+        self._releases, self._opened, self._configs, self._watch = releases, opened, configs, watch
+        self._partitions = releases.events.partitions
+        self._telemetry, self._predicting = telemetry or Telemetry(), Predicting(releases)
+        self._store: Estimates | None = None
+        self._opening, self._following = threading.Lock(), threading.Lock()
+        self._held: dict[int, tuple[int, Watched]] = {}
+        self._next_telling = 0.0
+        self.lost = 0  # settled decisions whose records the log no longer had
+
+    def wanted(self) -> bool:
+        """Whether there is a surface. Raises Unavailable."""
+        self._follow()
+        return bool(self._configs.surfaces())
+
+    def fold(self, seat: Seat) -> None:
+        """Everything of a partition that has settled. Raises Unavailable, and Rejected('fenced')."""
+        partition = seat.settler.partition
+        number, state = self._held.pop(partition) if partition in self._held else self._loaded(partition)
+        first, after = seat.outbox.numbers()
+        self._follow()
+        while number < after:
+            rows = seat.experiences.rows(max(number, first), PAGE)
+            try:
+                settled = seat.experiences.of(rows)
+                state = fold(state, settled, self._configs.current, self._predicting, self._partitions, self._watch)
+            except Corrupt as error:  # the log is trimmed by its age, and this was behind
+                self.lost += len(rows)
+                log.warning("drift lacks decisions", extra={"partition": partition, "error": str(error)})
+            reached = rows[-1][0] + 1
+            self._open().commit(partition, number, reached, written(state))
+            number = reached
+        self._held[partition] = number, state  # only what is durable: a fold that fails begins with what was read
+
+    def folded(self, partition: int) -> int:
+        """The next number that is wanted."""
+        held = self._held.get(partition)
+        return held[0] if held is not None else self._open().load(partition)[0]
+
+    def tell(self) -> None:
+        """Metrics, now and then."""
+        now = time.monotonic()
+        if now < self._next_telling:
+            return
+        self._next_telling = now + TELL_SECONDS
+        for compiled in self._current():
+            parts = self._parts(compiled.surface.surface)
+            self._tell_features(compiled, parts)
+            self._tell_residuals(compiled, parts)
+
+    def _tell_features(self, compiled: Compiled, parts: Sequence[OfSurface]) -> None:
+        surface, found = compiled.surface.surface, list(shifts(compiled, parts).items())
+        told = found[:MOST_FEATURES]
+        if len(found) > MOST_FEATURES:
+            rest = [shift for _, shift in found[MOST_FEATURES:]]
+            unseen = [one.unseen for one in rest if one.unseen is not None]
+            worst = Shift(max(one.nats for one in rest), max(one.missing for one in rest), max(unseen, default=None))
+            told.append(("other", worst))
+        for feature, shift in told:
+            self._telemetry.set("feature_drift_nats", surface, feature, value=shift.nats)
+            self._telemetry.set("feature_missing_ratio", surface, feature, value=shift.missing)
+            if shift.unseen is not None:
+                self._telemetry.set("feature_unseen_ratio", surface, feature, value=shift.unseen)
+
+    def _tell_residuals(self, compiled: Compiled, parts: Sequence[OfSurface]) -> None:
+        surface = compiled.surface.surface
+        for name in compiled.surface.policies:
+            policy = compiled.policies[name]
+            span, found = span_of(policy.problem), evidence(parts, name, policy.key, self._watch)
+            if found is None or span is None:
+                continue
+            for window, mean in (("reference", found.reference), ("recent", found.recent)):
+                value = (2.0 * mean - 1.0) * (span[1] - span[0])
+                self._telemetry.set("residual_mean_value", surface, name, window, value=value)
+            self._telemetry.set("residual_drift_ratio", surface, name, value=found.share)
+
+    def _current(self) -> list[Compiled]:
+        found = (self._configs.current(name) for name in self._configs.surfaces())
+        return [compiled for compiled in found if compiled is not None]
+
+    def _parts(self, surface: str) -> list[OfSurface]:
+        """As committed: whoever asks reads nothing that a crash would take back."""
+        states = (read(self._open().load(partition)[1]) for partition in range(self._partitions))
+        return [state[surface] for state in states if surface in state]
+
+    def _loaded(self, partition: int) -> tuple[int, Watched]:
+        number, state = self._open().load(partition)
+        return number, read(state)
+
+    def _follow(self) -> None:
+        with self._following:
+            self._configs.follow(self._releases.state)
+
+    def _open(self) -> Estimates:
+        with self._opening:
+            if self._store is None:
+                self._store = self._opened()
+            return self._store

@@ -1,0 +1,223 @@
+"""Drift over settled decisions of a log: told as metrics, each decision once, whatever dies in between."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scoring_setup import learned
+
+from policies.bundle import read as read_bundle
+from policies.errors import Unavailable
+from policies.surface import Category, FeatureSpec, Number, Objective, PolicySpec, Surface
+from services.control.drifting import Drifting
+from services.control.readouts import Readouts
+from services.control.together import Together
+from services.exposition import Exposition
+from services.releases import Releases
+from services.telemetry import Telemetry
+from services.trials import Trials
+from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryLog, MemoryState
+from streaming.adapters.sqlite_estimates import SqliteEstimates
+from streaming.adapters.sqlite_totals import SqliteTotals
+from streaming.configuration import Configs, publish_surface
+from streaming.events import Decision, Feedback, encode
+from streaming.publish import Publisher
+from streaming.replay import first_expected
+from streaming.watching import Watch, read
+
+START, HORIZON, PARTITIONS = 1_000_100.0, 10.0, 2
+SURFACE = Surface(
+    "home",
+    slots=2,
+    horizon=HORIZON,
+    correctable=1000.0,
+    features=FeatureSpec(context={"device": Category(["ios", "web"])}, items={"price": Number(0, 10)}),
+    objectives={"click": Objective("click", range=(0, 1)), "later": Objective("buy")},
+    policies={"ts": PolicySpec("linear_thompson", objective="click")},
+    live="ts",
+)
+WATCH = Watch(block_seconds=5.0, bundle_seconds=1.0, each=1_000, warm=100.0, reference=400, alarm_blocks=100.0)
+
+
+class House:
+    """A log whose times are said, a bundle that expects dear items to be clicked, and what folds the two."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now, self.number = START, 0
+        self.state, self.log, self.bundles = MemoryState(), MemoryLog(PARTITIONS, lambda: self.now), MemoryBundles()
+        publish_surface(self.state, SURFACE)
+        configs = Configs()
+        configs.follow(self.state)
+        compiled = configs.current("home")
+        assert compiled is not None
+        self.compiled, policy = compiled, compiled.policies["ts"]
+        publisher = Publisher(self.bundles, configs, 1)
+        made = publisher.publish(policy, [learned(policy, 2000)], {}, START - 1).manifest
+        assert made is not None
+        self.bundle = read_bundle(made.bundle, self.bundles.get)
+        self.stored = SqliteEstimates(folder / "drift.sqlite")
+        self.totals = SqliteTotals(folder / "units.sqlite")
+        self.outboxes = [MemoryCheckpoints() for _ in range(PARTITIONS)]
+        self.open(self.stored)
+
+    def open(self, stored: Any) -> None:
+        """Anew, as after a restart."""
+        self.telemetry = Telemetry()
+        releases = Releases(self.state, self.bundles, self.log)
+        self.drifting = Drifting(releases, lambda: stored, Configs(), telemetry=self.telemetry, watch=WATCH)
+        opened = (self.totals, self.outboxes.__getitem__)
+        trials = Trials(self.state, Configs(), clock=lambda: self.now)
+        self.readouts = Readouts(
+            trials,
+            self.log,
+            lambda: opened,
+            retention_seconds=86_400.0,
+            telemetry=self.telemetry,
+            beside=Together(self.drifting),
+        )
+
+    def decide(self, rng: np.random.Generator, at: float, clicked: float, device: str = "ios") -> None:
+        """A decision, and a click on its first item as often as the bundle expects, times `clicked`."""
+        self.number += 1
+        unit, encoder = hashlib.blake2b(b"%d" % rng.integers(500), digest_size=8).hexdigest(), self.compiled.encoder
+        one = Decision(
+            decision_id=f"d{self.number}",
+            unit=unit,
+            at=at,
+            surface="home",
+            config=self.compiled.hash,
+            policy="ts",
+            mode="live",
+            bundle=self.bundle.manifest.bundle,
+            slate=["a", "b"],
+            slots=[0, 1],
+            rows=[0, 1],
+            propensities=[0.5, 1.0],
+            remaining=[2, 1],
+            greedy=[0, 1],
+            context=encoder.context({"device": device}).tobytes(),
+            shown=encoder.rows([{"price": float(rng.uniform(0, 10))} for _ in range(2)], "$").tobytes(),
+        )
+        self.now = at + 0.001
+        self.log.append([(unit.encode(), encode(one))])
+        if rng.random() < clicked * first_expected(one, self.bundle):
+            said = Feedback(decision_id=one.decision_id, unit=unit, at=at, feedback_id="f", kind="click", slot=0)
+            self.log.append([(unit.encode(), encode(said))])
+
+    def live(self, seed: int, n: int, clicked: float = 1.0, device: str = "ios", since: float = 0.0) -> None:
+        rng = np.random.default_rng(seed)
+        for i in range(n):
+            self.decide(rng, START + since + i / 10, clicked, device)
+
+    def settle(self) -> None:
+        """Past the horizon of everything there is."""
+        self.now += 2 * HORIZON
+        for name in range(16):
+            unit = hashlib.blake2b(b"clock-%d" % name, digest_size=8).hexdigest()
+            late = Feedback(decision_id=f"none-{name}", unit=unit, at=self.now, feedback_id="f", kind="click")
+            self.log.append([(unit.encode(), encode(late))])
+        while self.readouts.turn(self.now):
+            pass
+
+    def told(self) -> Exposition:
+        self.drifting._next_telling = 0.0  # as if its time had come
+        self.drifting.tell()
+        return Exposition.parse(self.telemetry.text().decode())
+
+    def states(self) -> list[bytes]:
+        return [self.stored.load(partition)[1] for partition in range(PARTITIONS)]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_residuals_that_stay_and_residuals_that_move(house: House) -> None:
+    house.live(1, 1200)
+    house.settle()
+    before = house.told()
+    assert before.total("residual_drift_ratio", surface="home", policy="ts") < 0.8
+    reference = before.total("residual_mean_value", surface="home", policy="ts", window="reference")
+    assert abs(reference) < 4 * 0.5 / np.sqrt(400)  # four standard errors of the reference
+    house.live(2, 600, clicked=0.2, since=150.0)
+    house.settle()
+    after = house.told()
+    assert after.total("residual_drift_ratio", surface="home", policy="ts") >= 1.0
+    assert after.total("residual_mean_value", surface="home", policy="ts", window="recent") < reference - 0.2
+    assert after.total("residual_mean_value", surface="home", policy="ts", window="reference") == reference
+
+
+def test_features_of_contexts_and_items(house: House) -> None:
+    house.live(1, 700)
+    house.settle()
+    before = house.told()
+    assert before.by("feature_drift_nats", "feature") == {
+        "context.device": pytest.approx(0.0, abs=1e-6),
+        "item.price": pytest.approx(0.0, abs=0.05),
+    }
+    house.live(2, 700, device="fridge", since=100.0)
+    house.settle()
+    after = house.told()
+    assert after.total("feature_unseen_ratio", feature="context.device") == pytest.approx(0.5, abs=0.01)
+    assert after.total("feature_missing_ratio", feature="context.device") == 0.0
+    counts = [read(state)["home"].sides["context"] for state in house.states()]
+    assert sum(np.frombuffer(one.recent).sum() for one in counts) == pytest.approx(1400, rel=0.01)
+
+
+class Dying:
+    """A store whose commits fail at times, before or after they are durable."""
+
+    def __init__(self, inner: SqliteEstimates, rng: np.random.Generator) -> None:
+        self._inner, self._rng, self.deaths = inner, rng, 0
+
+    def load(self, partition: int) -> tuple[int, bytes]:
+        return self._inner.load(partition)
+
+    def commit(self, *said: Any) -> None:
+        dice = self._rng.random()
+        if dice < 0.3:
+            self.deaths += 1
+            raise Unavailable("before")
+        self._inner.commit(*said)
+        if dice > 0.7:
+            self.deaths += 1
+            raise Unavailable("after")
+
+
+def test_each_decision_counts_once_whatever_dies(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    calm, hit, rng = House(tmp_path / "one"), House(tmp_path / "other"), np.random.default_rng(3)
+    dying = Dying(hit.stored, rng)
+    for part in range(6):
+        for house in (calm, hit):
+            house.live(part, 150, since=20.0 * part)
+        for _ in range(4):
+            hit.open(dying)
+            try:
+                hit.readouts.turn(hit.now)
+            except Unavailable:
+                continue
+    calm.settle()
+    hit.open(hit.stored)
+    hit.settle()
+    assert dying.deaths > 3
+    for one, other in zip(calm.states(), hit.states(), strict=True):
+        expected, found = read(one)["home"], read(other)["home"]
+        assert found.residuals["ts"].reference == pytest.approx(expected.residuals["ts"].reference)
+        assert found.residuals["ts"].blocks.keys() == expected.residuals["ts"].blocks.keys()
+        for side in expected.sides:
+            both = [np.frombuffer(of.sides[side].recent) for of in (expected, found)]
+            np.testing.assert_allclose(both[1], both[0], rtol=1e-6, atol=1e-9)
+
+
+def test_a_bundle_that_is_gone_is_counted_and_asked_for_once(house: House) -> None:
+    house.bundles = MemoryBundles()
+    house.open(house.stored)
+    house.live(1, 300)
+    house.settle()
+    assert sum(read(state)["home"].unscored for state in house.states()) == 300
+    assert house.told().total("residual_drift_ratio") == 0.0
