@@ -106,7 +106,8 @@ class Algorithm:
                the row of each item's group, −1 = none known; `item_keys` i64[n]: the item's hash, so that draws of items nobody
                has seen differ. `history` f32[h, d],
                `history_rows` i64[h]: the unit's last interactions, oldest first, h from 0 to `Problem.history`
-    traits     `predicts`: the mean of an item's scores is the weighted reward it is expected to earn, in slot 0 where the model knows
+    traits     `odds`: rewards are moved into [0, 1] by their range and cut there, so none may be weighed up beyond it
+               `predicts`: the mean of an item's scores is the weighted reward it is expected to earn, in slot 0 where the model knows
                slots
     """
 
@@ -125,4 +126,4 @@ class Algorithm:
     manager: Callable[[Any, Problem], "ModelProto"] | None = None
     manage: Callable[[Any, Problem, Arrays, dict[str, F32]], F32] | None = None
     shaping: tuple[str, ...] = ()
-    traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws, epochs, predicts
+    traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws, epochs, predicts, odds

@@ -9,7 +9,7 @@ import re
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from policies.errors import Rejected
 
@@ -212,6 +212,10 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     history          most of a unit's last interactions that policies read; 0: none
     history_kinds    kinds of feedback that are interactions; none named: all
     untaught         policies that do not learn from decisions of this version: those of an experiment's other arms
+    examination      how often slots are looked at (`policies.examination`): none (not asked), estimated, or of each slot
+    examined         what was estimated, of each slot relative to the first: recorded beside the document (`streaming.adjusting`)
+
+    What may be UNSET is then left out of the version's hash, which so is what it was before there was such a field.
     """
 
     surface: str
@@ -238,6 +242,8 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     untaught: list[
         str
     ] = []  # policies that do not learn from decisions of this version: those of an experiment's other arms
+    examination: Literal["none", "estimated"] | list[float] | UnsetType = UNSET
+    examined: list[float] | UnsetType = UNSET
 
     @property
     def horizon_seconds(self) -> float:
@@ -255,6 +261,12 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     def feedback_kinds(self) -> frozenset[str]:
         """Kinds a feedback on this surface may have; `shown` is reserved and always there."""
         return frozenset({o.kind for o in self.objectives.values()} | set(self.kinds) | {"shown"})
+
+    @property
+    def slot_examination(self) -> list[float] | None:
+        """How often each slot is looked at, as learners are taught by it; None: by no such thing."""
+        given = self.examined if self.examination == "estimated" else self.examination
+        return given[: self.slots] if isinstance(given, list) and given else None
 
     @property
     def objective_names(self) -> tuple[str, ...]:

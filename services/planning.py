@@ -16,6 +16,7 @@ from services.cli import _settings, settings_options
 from services.configuring import applied, current_surfaces
 from services.trials import Trials
 from services.wiring import open_state
+from streaming import adjusting
 from streaming.configuration import Compiled, CompiledPolicy, ConfigInvalid, Configs, compile_surface, load_folder
 from streaming.experiments import keep_running, load_experiments
 from streaming.ports import State
@@ -48,7 +49,8 @@ def plan(state: State, folder: Path) -> tuple[list[str], list[str]]:
     said: list[str] = []
     mistakes: list[str] = []
     for surface in surfaces:
-        said += _surface(configs.current(surface.surface), compile_surface(surface))
+        adjusted = adjusting.adjusted(surface, adjusting.adjustments_on(state, surface.surface))
+        said += _surface(configs.current(surface.surface), compile_surface(adjusted))
         try:
             keep_running(surface, configs.trials(surface.surface))
         except Rejected as error:

@@ -112,6 +112,11 @@ METRICS = {
     ),
     "feature_missing_ratio": Metric("gauge", ("surface", "feature"), "Share of values that are missing, lately"),
     "feature_unseen_ratio": Metric("gauge", ("surface", "feature"), "Share of values that are not listed, lately"),
+    "examined_ratio": Metric(
+        "gauge",
+        ("surface", "slot", "bound"),
+        "How often a slot is looked at, of how often the first is: estimate, low, high",
+    ),
     "residual_mean_value": Metric(
         "gauge", ("surface", "policy", "window"), "Mean of reward less expected reward, first slots: reference, recent"
     ),

@@ -13,7 +13,7 @@ from policies.features import Encoder
 from policies.registry import ALGORITHMS
 from policies.rewards import LIMIT
 from policies.surface import Category, Feature, Number, Objective, PolicySpec, Surface, Vector, seconds
-from streaming import fairness, ruling
+from streaming import adjusting, fairness, ruling
 from streaming.documents import Path
 from streaming.fitting import DURATION, unknown
 
@@ -60,6 +60,7 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
         yield Fault(("exploration", "max_share"), f"max_share is {share:g}", "a number above 0 and at most 1")
     yield from starmap(Fault, ruling.faults(surface))
     yield from starmap(Fault, fairness.faults(surface))
+    yield from starmap(Fault, adjusting.faults(surface))
     share = surface.exploration.least_share
     if not 0 <= surface.logging.sample <= 1:
         yield Fault(("logging", "sample"), f"sample is {surface.logging.sample:g}", "a number from 0 to 1")
@@ -245,6 +246,7 @@ def advice(surface: Surface, configs: Mapping[str, Config]) -> Iterator[str]:
         for feature, spec in features.items():
             if isinstance(spec, Number) and (spec.min, spec.max) == (0.0, 1.0):
                 yield f"features.{side}.{feature}: scaled from 0 to 1; set min and max where values go beyond"
+    yield from adjusting.advice(surface)
     contextual = any("contextual" in ALGORITHMS[p.algorithm].traits for p in surface.policies.values())
     if surface.features.context and contextual and not surface.features.cross:
         yield "features.cross is empty: the context moves all items alike, so it changes no ranking"

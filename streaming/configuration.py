@@ -18,7 +18,7 @@ from policies.registry import ALGORITHMS, algorithm
 from policies.releases import Released, canary_of
 from policies.rewards import RewardRule
 from policies.surface import PolicySpec, Surface, content_hash, seconds
-from streaming import checks, experiments, releases
+from streaming import adjusting, checks, experiments, releases
 from streaming.checks import RESERVED
 from streaming.documents import ConfigInvalid, Document, Mistake
 from streaming.ports import State
@@ -148,7 +148,7 @@ def _weights(surface: Surface, policy: PolicySpec) -> dict[str, float]:
 
 def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encoder) -> str:
     """Hash of what shapes the sums. Two versions that share it share what was learned."""
-    half_life = getattr(config, "half_life", None)
+    half_life, examined = getattr(config, "half_life", None), surface.slot_examination
     return content_hash(
         {
             "algorithm": made.name,
@@ -161,6 +161,7 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
             **{name: getattr(config, name) for name in made.shaping},
             # left out where nobody reads it: keys from before it stay what they were
             **({"history": surface.history} if reads_history(made) else {}),
+            **({"examined": examined} if examined is not None and made.learner is not None else {}),
         }
     )
 
@@ -318,7 +319,7 @@ class Configs:
 def publish_surface(state: State, surface: Surface) -> str:
     """Store a surface's version, and those of its experiments' arms, then make it current; its hash. Harmless when
     repeated. Raises ConfigInvalid, Unavailable, and Rejected(409) when an experiment that runs needs what it lacks."""
-    compiled = compile_surface(surface)
+    compiled = compile_surface(adjusting.adjusted(surface, adjusting.adjustments_on(state, surface.surface)))
     digest = compiled.hash
     trials = experiments.trials_on(state, surface.surface)
     experiments.keep_running(compiled.surface, trials)

@@ -27,14 +27,14 @@ _item_hashes = ItemHashes()
 
 
 def changes_of(terms: Terms, taught: Sequence[Taught]) -> Changes:
-    """Arrays of a batch of decisions of one surface version, all slots of each, in the order given."""
+    """Arrays of a batch of decisions of one surface version, all slots of each, in the order given, as its learners take them."""
     decisions, present_before, rewards_before, present_after, rewards_after = zip(*taught, strict=True)
     slates = [drawn.slate for drawn in decisions]
     filled = list(map(len, slates))
     o, n, k = terms.objectives, sum(filled), np.array(filled, np.int64)
     contexts = np.frombuffer(b"".join([drawn.context for drawn in decisions]), "<f4")
     items = np.frombuffer(b"".join([drawn.shown for drawn in decisions]), "<f4")
-    return Changes(
+    changes = Changes(
         context=np.repeat(contexts.reshape(len(decisions), terms.context_bytes // 4), k, axis=0),
         items=items.reshape(n, terms.item_bytes // 4),
         slots=np.fromiter(chain.from_iterable([drawn.slots for drawn in decisions]), np.int64, n),
@@ -48,6 +48,7 @@ def changes_of(terms: Terms, taught: Sequence[Taught]) -> Changes:
         item_hashes=np.fromiter(map(_item_hashes.__getitem__, chain.from_iterable(slates)), np.uint64, n),
         propensities=np.fromiter(chain.from_iterable([drawn.propensities for drawn in decisions]), np.float64, n),
     )
+    return terms.taught(changes)
 
 
 def _present(packed: Sequence[bytes], filled: Sequence[int]) -> F64:

@@ -123,6 +123,10 @@ class Fit:
             mapping = next((one for one in types if isinstance(one, shapes.DictType)), None)
             if mapping is not None:
                 return self.fit(value, mapping, path)
+        if isinstance(value, list):  # … or a list beside words, such as probabilities beside `estimated`
+            several = next((one for one in types if isinstance(one, shapes.ListType)), None)
+            if several is not None:
+                return self.fit(value, several, path)
         tagged = {one.tag: one for one in types if isinstance(one, shapes.StructType) and one.tag is not None}
         if tagged and isinstance(value, dict):
             tags = ", ".join(map(str, tagged))

@@ -21,7 +21,9 @@ import numpy as np
 from msgspec import Struct
 
 from policies.errors import Corrupt
+from policies.examination import relative, taught
 from policies.rewards import Heard
+from policies.types import F64, Changes
 from streaming.configuration import Compiled, CompiledPolicy
 from streaming.events import VERSION, Exposed, Feedback
 
@@ -176,11 +178,19 @@ class Terms:
     wait: bool
     learn_pins: bool
     learners: tuple[CompiledPolicy, ...]  # every learning policy of the version, but for `Surface.untaught`
+    examined: F64 | None = None  # (slots,) relative to the first, see `policies.examination`
     single: dict[tuple[int, int, str, float], tuple[bytes, int]] = field(default_factory=dict)  # see `_rewards`
+
+    def taught(self, changes: Changes) -> Changes:
+        """Changes as this version's learners take them."""
+        if self.examined is None:
+            return changes
+        return taught(changes, self.examined, self.compiled.rewards.silence)
 
     @classmethod
     def of(cls, compiled: Compiled) -> "Terms":
         surface, encoder = compiled.surface, compiled.encoder
+        examined = surface.slot_examination
         return cls(
             compiled=compiled,
             surface=surface.surface,
@@ -199,6 +209,7 @@ class Terms:
                 for p in compiled.policies.values()
                 if p.algorithm.learner is not None and p.name not in surface.untaught
             ),
+            examined=None if examined is None else relative(np.array(examined)),
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from msgspec import inspect as shapes
 
 from policies.algorithm import Config
@@ -196,4 +197,5 @@ def canonical(surface: Surface) -> Surface:
         history_kinds=sorted(set(surface.history_kinds)),
         untaught=sorted(set(surface.untaught)),
         policies=policies,
+        examination=UNSET if surface.examination == "none" else surface.examination,
     )

@@ -4,12 +4,16 @@
     residuals  of each policy that predicts rewards: first slot's reward less what its bundle expected of that item there,
                scaled to [0, 1] by what the objectives span, in blocks of decision time (`evaluation.detector`)
 
+    pairs      of neighbouring slots (`policies.examination`), where the surface asks for an estimate of how slots are examined: of
+               sampled decisions without pins, masks of some slots only, or constraints inside the slate
+
 A residual is out of sample: its bundle was published before the decision. One bundle serves for `bundle_seconds` of decisions,
 and `each` decisions of a policy and page are scored, whichever come first, so scoring costs a bounded share of any traffic.
 A policy's residuals begin anew with its learner key. They begin when its bundles hold `warm` examples: before, it is the model
 that moves. State is by partition and written in one transaction with how far it goes; partitions add up.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,12 +22,14 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from policies import examination
 from policies.algorithm import Problem
 from policies.bundle import Manifest
 from policies.errors import Corrupt
 from policies.evaluation import detector, stability
 from policies.evaluation.detector import Evidence
 from policies.evaluation.stability import Bins, Counts, Shift
+from policies.examination import Examined
 from policies.types import F32, F64
 from streaming.configuration import Compiled
 from streaming.events import Decision, floats
@@ -31,6 +37,7 @@ from streaming.experiences import Experience
 
 BLOCKS = 96  # kept: a day of quarters of an hour
 SIDES = ("context", "item")
+UNIT = re.compile("[0-9a-f]{1,16}")
 Sums = list[float]  # n, Σ x, Σ x²
 
 
@@ -71,12 +78,16 @@ class Residuals(Struct, array_like=True):
 
 
 class OfSurface(Struct):
-    """`schema`: of the encoder whose features are counted; `unscored`: decisions whose bundle could not be read."""
+    """`schema`: of the encoder whose features are counted; `unscored`: decisions whose bundle could not be read; `pairs`: sums
+    (groups, 2, slots − 1) of rewards of the objective `of`."""
 
     schema: str = ""
     sides: dict[str, Side] = {}
     residuals: dict[str, Residuals] = {}
     unscored: int = 0
+    of: str = ""
+    pairs: bytes = b""
+    paired: int = 0
 
 
 Watched = dict[str, OfSurface]  # by surface
@@ -121,6 +132,8 @@ def fold(
         if of.schema != schema:
             of.schema, of.sides = schema, {}
         _count(of, compiled, found)
+        if compiled.surface.examination == "estimated" and compiled.surface.slots > 1:
+            _pair(of, compiled, [one for one in settled if one.decision.surface == name])
         for policy in dict.fromkeys(one.decision.policy for one in found):
             mine = [one for one in found if one.decision.policy == policy and _usable(one)]
             _score(of, compiled, policy, mine, expecting, watch, watch.reference // partitions)
@@ -151,6 +164,23 @@ def evidence(parts: Iterable[OfSurface], policy: str, key: str, watch: Watch = W
             blocks[block] = blocks.get(block, np.zeros(3)) + sums
     rows = np.array([blocks[block] for block in sorted(blocks)[-BLOCKS:]]).reshape(-1, 3)
     return detector.evidence(reference.tolist(), rows, watch.alarm_blocks)
+
+
+def examined(compiled: Compiled, parts: Iterable[OfSurface]) -> Examined | None:
+    """How often each slot of a surface is looked at; None where nothing was counted."""
+    size = examination.start(compiled.surface.slots).size
+    held = [np.frombuffer(part.pairs) for part in parts if part.of == clicked(compiled)]
+    held = [one for one in held if one.size == size]
+    if not held or compiled.surface.examination != "estimated":
+        return None
+    return examination.estimate(np.sum(held, axis=0).reshape(examination.GROUPS, 2, -1))
+
+
+def clicked(compiled: Compiled) -> str:
+    """The objective that tells whether a slot was looked at: the first that the live policy weighs."""
+    surface = compiled.surface
+    live = compiled.policies[surface.live or surface.fallback]
+    return next((name for name, weight in live.problem.weights.items() if weight), "")
 
 
 def span_of(problem: Problem) -> tuple[float, float] | None:
@@ -200,6 +230,43 @@ def _count(of: OfSurface, compiled: Compiled, found: Sequence[Experience]) -> No
         before = _counts(of.sides[side]) if side in of.sides else bins.start()
         after = bins.add(before, encoded, at)
         of.sides[side] = Side(after.at, after.reference.tobytes(), after.recent.tobytes())
+
+
+def _pair(of: OfSurface, compiled: Compiled, found: Sequence[Experience]) -> None:
+    """Neighbouring slots of sampled decisions."""
+    name, slots = clicked(compiled), compiled.surface.slots
+    sums = np.frombuffer(of.pairs).copy()
+    empty = examination.start(slots)
+    if of.of != name or sums.size != empty.size:
+        of.of, of.paired, sums = name, 0, empty
+    sums = sums.reshape(empty.shape)
+    for one in found:
+        if name not in one.row.objectives or not _free(one.decision):
+            continue
+        decision, column = one.decision, one.row.objectives.index(name)
+        k = len(decision.slate)
+        assert decision.sample is not None  # `_free` asks for it
+        distributions = np.frombuffer(decision.sample.distributions).reshape(k, -1)
+        rewards = one.rewards[:, column] - compiled.surface.objectives[name].default
+        viewed = np.frombuffer(one.row.viewed, np.uint8).astype(np.float64)
+        group = int(decision.unit, 16) % examination.GROUPS
+        examination.add(sums, group, rewards * viewed, distributions, np.array(decision.rows), viewed)
+        of.paired += 1
+    of.pairs = sums.tobytes()
+
+
+def _free(decision: Decision) -> bool:
+    """Whether a decision logs its distributions and any item could follow any other, whatever was drawn."""
+    sample, k = decision.sample, len(decision.slate)
+    if sample is None or k < 2 or decision.slots != list(range(k)) or decision.pinned or sample.pins:
+        return False
+    if sample.within is not None and sample.within.names:
+        return False
+    if sample.masks is not None:
+        masks = np.frombuffer(sample.masks, np.uint8).reshape(-1, len(decision.candidates))
+        if (masks != masks[0]).any():
+            return False
+    return len(sample.distributions) == 8 * k * len(decision.candidates) and UNIT.fullmatch(decision.unit) is not None
 
 
 def _score(

@@ -134,6 +134,12 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
                     (f"slatewise_feature_unseen_ratio{{{SURFACE}}}", "{{feature}} unseen"),
                 ],
             ),
+            Panel(
+                "Slots looked at",
+                "percentunit",
+                [(f"slatewise_examined_ratio{{bound=\"estimate\",{SURFACE}}}", "{{surface}} slot {{slot}}")],
+                "Of how often the first is; of surfaces with examination: estimated.",
+            ),
             Panel("Trainers", "none", [(f"slatewise_train_metric_value{{{SURFACE}}}", "{{policy}} {{name}}")]),
         ],
     ),

@@ -10,23 +10,40 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from policies.bundle import Bundle, Manifest
 from policies.errors import Corrupt, Rejected
 from policies.evaluation.stability import Shift
+from services.audit import Change, entry
 from services.control.readouts import PAGE, Seat
 from services.releases import Releases
 from services.telemetry import Telemetry
-from streaming.configuration import Compiled, Configs
+from streaming import adjusting
+from streaming.configuration import Compiled, Configs, publish_surface
 from streaming.estimates import Estimates
 from streaming.events import Decision
 from streaming.replay import first_expected
-from streaming.watching import WATCH, OfSurface, Watch, Watched, evidence, fold, read, shifts, span_of, written
+from streaming.watching import (
+    WATCH,
+    OfSurface,
+    Watch,
+    Watched,
+    evidence,
+    examined,
+    fold,
+    read,
+    shifts,
+    span_of,
+    written,
+)
 
 log = logging.getLogger("slatewise.control")
 TELL_SECONDS = 5.0
 HELD_BUNDLES = 64  # some hundred kilobytes each
+WHO = "drift"  # in the audit
+MOST_SLOTS = 50  # whose examination is told
 MOST_FEATURES = 50  # of a surface that become labels; of the others the largest shift is told as `other`
 
 
@@ -76,7 +93,9 @@ class Drifting:
         *,
         telemetry: Telemetry | None = None,
         watch: Watch = WATCH,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._releases, self._opened, self._configs, self._watch = releases, opened, configs, watch
         self._partitions = releases.events.partitions
         self._telemetry, self._predicting = telemetry or Telemetry(), Predicting(releases)
@@ -125,6 +144,8 @@ class Drifting:
             parts = self._parts(compiled.surface.surface)
             self._tell_features(compiled, parts)
             self._tell_residuals(compiled, parts)
+            self._tell_examination(compiled, parts)
+            self._adjust(compiled.surface.surface)
 
     def _tell_features(self, compiled: Compiled, parts: Sequence[OfSurface]) -> None:
         surface, found = compiled.surface.surface, list(shifts(compiled, parts).items())
@@ -151,6 +172,37 @@ class Drifting:
                 value = (2.0 * mean - 1.0) * (span[1] - span[0])
                 self._telemetry.set("residual_mean_value", surface, name, window, value=value)
             self._telemetry.set("residual_drift_ratio", surface, name, value=found.share)
+
+    def _tell_examination(self, compiled: Compiled, parts: Sequence[OfSurface]) -> None:
+        """How often slots are looked at; recorded when it is sure, and again only when that proves wrong."""
+        surface, found = compiled.surface.surface, examined(compiled, parts)
+        if found is None:
+            return
+        for bound, values in (("estimate", found.estimate), ("low", found.low), ("high", found.high)):
+            for slot, value in enumerate(values[:MOST_SLOTS].tolist()):
+                if np.isfinite(value):
+                    self._telemetry.set("examined_ratio", surface, str(slot), bound, value=value)
+        held = self._releases.state.get(adjusting.KIND, surface)
+        recorded = adjusting.adjustments_on(self._releases.state, surface)
+        known = np.array(recorded.examined) if len(recorded.examined) == len(found.estimate) else None
+        if found.news(known):
+            estimate = [round(value, 4) for value in found.estimate.tolist()]
+            after = msgspec.structs.replace(recorded, at=self._clock(), examined=estimate)
+            adjusting.record(self._releases.state, surface, after, held.version if held is not None else 0)
+            log.info("examination estimated", extra={"surface": surface, "examined": estimate})
+
+    def _adjust(self, surface: str) -> None:
+        """Let what is recorded act, also what was recorded before a crash or beside an edit."""
+        self._follow()
+        current, state = self._configs.current(surface), self._releases.state
+        if current is None:
+            return
+        recorded = adjusting.adjustments_on(state, surface)
+        if adjusting.adjusted(current.surface, recorded) == current.surface:
+            return
+        digest = publish_surface(state, current.surface)
+        state.put([entry(Change(recorded.at, WHO, "adjust", f"surface/{surface}", current.hash, digest))])
+        log.info("adjusted", extra={"surface": surface, "version": digest})
 
     def _current(self) -> list[Compiled]:
         found = (self._configs.current(name) for name in self._configs.surfaces())

@@ -148,5 +148,5 @@ ALGORITHM = Algorithm(
     publish=publish,
     reference=reference,
     inputs=("context", "items", "weights"),
-    traits=frozenset({"merges", "learns", "contextual", "uses_draws", "epochs", "predicts"}),
+    traits=frozenset({"merges", "learns", "contextual", "uses_draws", "epochs", "predicts", "odds"}),
 )
