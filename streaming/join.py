@@ -222,7 +222,7 @@ class Joiner:
             if clipped:
                 applied.count(terms.surface, "clipped", clipped)
         for terms, changes, examples in taken.changes if not self.rebuilding else ():
-            applied.changes.append((terms, changes))
+            applied.changes.append((terms, terms.taught(changes)))
             for policy in terms.learners:
                 self.examples[policy.key] = self.examples.get(policy.key, 0) + examples
         return events

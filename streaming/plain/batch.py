@@ -300,7 +300,7 @@ class Plain:
                 item_hashes=hashes[a:b],
                 propensities=numbers[4, a:b],
             )
-            taken.changes.append((version, version.taught(changes), int(filled[start:end][fresh[start:end]].sum())))
+            taken.changes.append((version, changes, int(filled[start:end][fresh[start:end]].sum())))
         return taken
 
     def _keep(
