@@ -237,6 +237,24 @@ def resume(policy: str, **flags: Any) -> None:
     click.echo(f"{policy} follows what is learned")
 
 
+@main.command("accept-loss")
+@click.argument("partition", type=int)
+@settings_options
+def accept_loss(partition: int, **flags: Any) -> None:
+    """Have a partition that waits (`offset_out_of_range`) go on where its log begins now. What retention took is lost."""
+    import time
+
+    from services.wiring import open_log, open_state
+    from streaming.losses import accept
+
+    settings = _settings(flags)
+    try:
+        loss = accept(open_log(settings), open_state(settings), partition, time.time())
+    except IndexError as error:
+        raise click.BadParameter(str(error), param_hint="PARTITION") from error
+    click.echo(f"partition {partition}: records before offset {loss.offset} are done with; its shard goes on there")
+
+
 @main.group("dead-letters")
 def dead_letters() -> None:
     """Records that could not be used."""

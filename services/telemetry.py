@@ -94,6 +94,9 @@ METRICS = {
     "retention_errors_total": Metric("counter", (), "Turns of retention that a store refused"),
     "bundles_kept_count": Metric("gauge", (), "Bundles in the store"),
     "bundles_unreadable_count": Metric("gauge", (), "Manifests that cannot be read, and are kept until a person looks"),
+    "records_lost_total": Metric(
+        "counter", ("partition",), "Records that retention took before they were read, accepted as lost by a person"
+    ),
     "dead_letters_total": Metric("counter", ("reason",), "Records set aside"),
     "experiment_units_count": Metric(
         "gauge", ("experiment", "arm"), "Units assigned to an arm of a running experiment"

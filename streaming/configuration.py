@@ -18,7 +18,7 @@ from policies.registry import ALGORITHMS, algorithm
 from policies.releases import Released, canary_of
 from policies.rewards import RewardRule
 from policies.surface import PolicySpec, Surface, content_hash, seconds
-from streaming import adjusting, checks, experiments, releases
+from streaming import adjusting, checks, experiments, losses, releases
 from streaming.checks import RESERVED
 from streaming.documents import ConfigInvalid, Document, Mistake
 from streaming.ports import State
@@ -187,6 +187,7 @@ class Configs:
         self.forgotten: dict[
             str, float
         ] = {}  # unit's hash → what it did before is taken for never done (`semantics.md` 24)
+        self.lost: dict[int, int] = {}  # partition → its records before this offset are accepted as lost
         self.forgets = 0  # entries of the record that said so: who saw as many has seen all
         self.changes = 0  # of versions, currents, experiments, releases: a follower that saw as many has seen all
         self.refused: dict[str, str] = {}
@@ -252,6 +253,9 @@ class Configs:
                 elif entry.kind == FORGET and entry.value is not None:
                     self.forgotten[entry.key] = msgspec.json.decode(entry.value, type=Since).at
                     self.forgets += 1
+                    continue
+                elif entry.kind == losses.KIND and entry.value is not None:
+                    self.lost[int(entry.key)] = losses.decode(entry.value).offset
                     continue
                 else:
                     continue

@@ -24,6 +24,7 @@ from policies.errors import Corrupt, Rejected
 from streaming.configuration import Configs
 from streaming.experiences import encode_row, row_of
 from streaming.join import AHEAD_SECONDS, Joiner, Settled
+from streaming.losses import goes_on_at
 from streaming.ports import Checkpoints, Commit, Loaded, Log, Outbox, Record
 from streaming.rows import Rows
 
@@ -138,7 +139,12 @@ class Settler:
         if blanked:
             self._forgets = self._configs.forgets
             joiner.forget(dict(self._configs.forgotten))
-        records = self._log.read(self._partition, self._offset, self._read_limit)
+        try:
+            records = self._log.read(self._partition, self._offset, self._read_limit)
+        except Corrupt as error:
+            accepted = self._configs.lost.get(self._partition, 0)
+            self._offset = goes_on_at(error, self._offset, accepted)
+            records = self._log.read(self._partition, self._offset, self._read_limit)
         settled: list[Settled] = []
         after: dict[str, int] = {}
         done = 0

@@ -12,6 +12,7 @@ known here any more keeps its committed sums without being able to add to them.
 """
 
 import gc
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,16 +20,19 @@ from functools import partial
 import numpy as np
 
 from policies.algorithm import Learner
+from policies.errors import Corrupt
 from policies.types import Arrays
 from streaming.configuration import Configs
 from streaming.derived import derived_of
 from streaming.feed import Feed
 from streaming.join import Applied, Joiner
+from streaming.losses import goes_on_at
 from streaming.ports import Checkpoints, Commit, DeadLetter, DeadLetters, Log, Moves, Record, Watched
 from streaming.recovery import Held, beginning, better_upload, encode_held, read_held
 from streaming.rows import Rows
 from streaming.uploads import Checkpoint, Uploads
 
+log = logging.getLogger("slatewise.learning")
 LEARNERS = 40  # changed by a batch, from which on a longer one costs less (longer than it has to be costs cache: twice with 20)
 MOST_RECORDS = 32_000  # of a batch, some 100 MB
 FRESH_EACH = 32  # acceptance times reported for a policy and step: enough for a percentile
@@ -44,6 +48,7 @@ class StepReport:
     headroom       how much of the log's retention is left to the oldest record still needed; None: not looked at, or unknown
     forgot         unit's hash → (since when, rows blanked) of those forgotten in this step, which is committed
     stopped        why this partition waits for a person; empty: it does not
+    lost           records that were gone before they were read, and that a person has accepted as lost
     """
 
     partition: int
@@ -61,6 +66,7 @@ class StepReport:
     headroom: float | None = None
     stopped: str = ""
     forgot: dict[str, tuple[float, int]] = field(default_factory=dict)
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ class Shard:
         self._versions: dict[str, int] = {}  # learner key → how often its sums have changed
         self._offset = self._learned_to = 0
         self._ghosts = b""
+        self._lost = 0  # records that were accepted as lost, not reported yet
         self._moved = 0  # learners that the last batch changed
         self._forgets = -1  # how many the configuration had when rows were last blanked for them
         self._forgot: dict[str, tuple[float, int]] = {}  # … in this step: unit → (since when, rows)
@@ -118,6 +125,11 @@ class Shard:
     @property
     def partition(self) -> int:
         return self._partition
+
+    @property
+    def accepted(self) -> int:
+        """Records before this one are accepted as lost."""
+        return self._configs.lost.get(self._partition, 0)
 
     @property
     def offset(self) -> int:
@@ -149,7 +161,7 @@ class Shard:
         if joiner.rebuilding:
             limit = min(limit, self._learned_to - self._offset)
         blanked = self._forget(joiner)
-        records = self._log.read(self._partition, self._offset, limit)
+        records = self._read(joiner, limit)
         if not records:
             if blanked or (now is not None and joiner.idle(now)):
                 self._commit(joiner, self._offset, {})
@@ -171,6 +183,21 @@ class Shard:
         self._moved = len(learned)
         applied.changes, applied.touched = [], []  # arrays of the batch go before garbage is looked for
         return applied, len(records), learned
+
+    def _read(self, joiner: Joiner, limit: int) -> list[Record]:
+        """The next records. Those that are gone are gone beyond only where that was accepted (`streaming.losses`)."""
+        try:
+            return self._log.read(self._partition, self._offset, limit)
+        except Corrupt as error:
+            begins = goes_on_at(error, self._offset, self.accepted)
+            log.error("records lost", extra={"partition": self._partition, "from": self._offset, "to": begins})
+            self._lost += begins - self._offset
+            self._offset = begins
+            if joiner.rebuilding and begins >= self._learned_to:
+                joiner.rebuilt(np.frombuffer(self._ghosts, np.uint64))
+                self._ghosts = b""
+            left = self._learned_to - begins if joiner.rebuilding else limit
+            return self._log.read(self._partition, begins, min(limit, left))
 
     def _forget(self, joiner: Joiner) -> bool:
         """Blank what is to be forgotten, if that is new; whether there is something to commit (`semantics.md` 24)."""
@@ -320,6 +347,7 @@ class Shard:
                 if len(times) < FRESH_EACH:
                     times.append(accepted_at)
         dead: dict[str, int] = {}
+        lost, self._lost = self._lost, 0
         for letter in applied.letters:
             dead[letter.reason] = dead.get(letter.reason, 0) + 1
         return StepReport(
@@ -336,4 +364,5 @@ class Shard:
             learned=learned,
             rebuilding=max(self._learned_to - self._offset, 0),
             forgot=self._forgot,
+            lost=lost,
         )

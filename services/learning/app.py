@@ -134,6 +134,8 @@ class Learning:
             self._telemetry.add("join_outcomes_total", surface, outcome, by=count)
         for reason, count in report.dead.items():
             self._telemetry.add("dead_letters_total", reason, by=count)
+        if report.lost:
+            self._telemetry.add("records_lost_total", str(report.partition), by=report.lost)
         for key, count in report.learned.items():
             surface, policy = key.split("/")[1:3]
             self._telemetry.add("learn_examples_total", surface, policy, by=count)

@@ -1,7 +1,7 @@
 """Shards that one process steps: what they have in common, wherever they run.
 
-stopping   a shard that meets `Corrupt` (its records are gone from the log, a join is missing) waits for a person; it is never
-           reset, what it had learned is still published, and the others go on
+stopping   a shard that meets `Corrupt` (its records are gone from the log, a join is missing) waits for a person (`streaming.losses`); it is
+           never reset, what it had learned is still published, and the others go on
 uploading  every few seconds the checkpoints that have moved go to the bundle store from a thread of its own, so that no
            step waits for it; and once more at the end
 """
@@ -30,6 +30,7 @@ class Group:
     def __init__(self, shards: Sequence[Shard], each: Each = map, upload_seconds: float = UPLOAD_SECONDS) -> None:
         self._shards, self._each, self._upload_seconds = list(shards), each, upload_seconds
         self._stopped: dict[int, Statistics] = {}
+        self._accepted: dict[int, int] = {}  # partition → what was accepted as lost when it stopped
         self._last: dict[int, StepReport] = {}
         self._away: dict[int, tuple[float, Unavailable]] = {}  # partition → (when to try again, why not before)
         self._headroom: dict[int, float] = {}
@@ -63,7 +64,9 @@ class Group:
     def _step(self, shard: Shard) -> Done:
         partition, now = shard.partition, time.monotonic()
         if partition in self._stopped:
-            return self._last[partition]
+            if shard.accepted <= self._accepted[partition]:
+                return self._last[partition]
+            del self._stopped[partition]  # what it stopped at may be done with: `streaming.losses`
         away = self._away.get(partition)
         if away is not None and now < away[0]:
             return away[1]
@@ -76,6 +79,7 @@ class Group:
         except Corrupt as error:
             log.error("shard stopped", extra={"partition": partition, "reason": error.reason, "detail": error.detail})
             self._stopped[partition] = found = shard.committed()
+            self._accepted[partition] = shard.accepted
             report = _halted(found, self._last.get(partition), error.reason)
         else:
             self._away.pop(partition, None)

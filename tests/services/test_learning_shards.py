@@ -28,6 +28,7 @@ from services.wiring import open_log, open_state, open_uploads
 from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryDeadLetters, MemoryLog
 from streaming.configuration import Configs
 from streaming.events import encode
+from streaming.losses import accept
 from streaming.publish import Publisher
 from streaming.shard import Shard, Statistics, StepReport
 from streaming.uploads import Uploads
@@ -123,8 +124,9 @@ def test_a_shard_whose_records_are_gone_stops_alone(caplog: pytest.LogCaptureFix
     again = Learning(house.state, configs, Publisher(house.bundles, configs, epoch), telemetry, 0.0)
     again.follow()
     shards = [Shard(p, house.log, house.checkpoints[p], configs, house.dead, epoch=epoch) for p in range(PARTITIONS)]
+    engine = InlineShards(shards)
     with caplog.at_level(logging.ERROR):
-        turns(again, InlineShards(shards))
+        turns(again, engine)
     stopped = [record for record in caplog.records if record.message == "shard stopped"]
     assert [(record.partition, record.reason) for record in stopped] == [(0, "offset_out_of_range")]  # type: ignore[attr-defined]
     assert b'slatewise_shard_stopped{partition="0"} 1.0' in telemetry.text()
@@ -132,6 +134,25 @@ def test_a_shard_whose_records_are_gone_stops_alone(caplog: pytest.LogCaptureFix
     assert house.manifest().number > before.number  # published with what the stopped one had learned
     assert house.manifest().trained_through == {"0": before.trained_through["0"], "1": house.log.end(1)[0]}
     assert house.checkpoints[0].load().offset == before.trained_through["0"]  # nothing was reset
+
+    accepted = accept(house.log, house.state, 0, time.time())
+    assert accepted.offset == house.log.end(0)[0]
+    house.people(20)
+    sums = house.checkpoints[0].load().statistics
+    again.follow()
+    turns(again, engine)
+    assert house.checkpoints[0].load().offset == house.log.end(0)[0] > accepted.offset
+    lost = accepted.offset - before.trained_through["0"]
+    assert b'slatewise_records_lost_total{partition="0"} %.1f' % lost in telemetry.text()
+    assert b'slatewise_shard_stopped{partition="0"} 0.0' in telemetry.text()
+    for key, arrays in house.checkpoints[0].load().statistics.items():
+        assert arrays["n"].sum() > sums[key]["n"].sum()  # what was learned before is kept, and learning goes on
+
+
+def test_nothing_is_accepted_for_a_partition_that_is_not_there() -> None:
+    house = House()
+    with pytest.raises(IndexError, match="partition 7 of 2"):
+        accept(house.log, house.state, 7, time.time())
 
 
 def test_a_store_that_is_away_for_one_shard_does_not_hold_up_the_others() -> None:
