@@ -34,6 +34,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "False alarms, power, sample ratio, CUPED and assignment.",
     ),
     "gate": ("services.studies.gate", "Promotion gate and canary: how often the wrong one is let through."),
+    "gate-service": (
+        "services.studies.gate_service",
+        "The gate through the service's own releases and fold: false promotions.",
+    ),
     "ope-coverage": ("services.studies.ope_coverage", "Intervals of off-policy estimates: coverage and width."),
     "obd": ("services.studies.obd", "Off-policy estimates on the Open Bandit Dataset beside the published ones."),
 }

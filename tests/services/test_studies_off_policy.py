@@ -7,7 +7,8 @@ import pytest
 
 from policies.evaluation import gate as rules
 from policies.evaluation.logged import design
-from services.studies import gate, ope_coverage
+from services.studies import gate, gate_service, ope_coverage
+from streaming.events import Shadow
 
 
 @pytest.mark.parametrize("scenario", gate.scenarios(), ids=lambda each: each.name)
@@ -51,6 +52,34 @@ def test_a_canary_that_favours_the_candidate_is_caught() -> None:
     assert (rules.differences(honest, state)[1] > 0).all()
 
 
+def test_the_service_s_way_is_the_fold_s_and_finds_what_is_better() -> None:
+    scenarios = {each.name: each for each in gate.scenarios()}
+    assert gate_service.differing(scenarios["better by 30%"], 0, 12) == 0
+    assert gate_service.promoted(np.random.default_rng(1), scenarios["better by 30%"], 100) is not None
+    assert gate_service.promoted(np.random.default_rng(1), scenarios["other choices, exactly equal"], 24) is None
+    assert not gate_service.any_in_a_row(np.random.default_rng(1), scenarios["other choices, exactly equal"], 3, 6)
+
+
+def test_shadows_that_flatter_a_candidate_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Propensities half as large again as the candidate's own: exactly equal candidates get in, and the study shows it."""
+    honest = gate_service.moments
+
+    def flattering(at: int, played: gate.Hour) -> list[tuple[float, int, bool, Shadow]]:
+        return [
+            (time, arm, click, Shadow("new", "b", [1.5 * said.propensities[0]], said.design, said.overlap))
+            for time, arm, click, said in honest(at, played)
+        ]
+
+    monkeypatch.setattr(gate_service, "moments", flattering)
+    equal = next(each for each in gate.scenarios() if each.name == "other choices, exactly equal")
+    assert gate_service.promoted(np.random.default_rng(1), equal, 100) is not None
+
+
+def test_exact_intervals_are_those_of_the_tables() -> None:
+    assert gate_service.exact(0, 75)[1:] == pytest.approx((0.0, 0.0480), abs=1e-4)
+    assert gate_service.exact(5, 100)[1:] == pytest.approx((0.0164, 0.1128), abs=1e-4)
+
+
 def test_coverage_is_of_the_stated_value() -> None:
     for world in (*ope_coverage.worlds(), ope_coverage.blind()):
         for policy in (world.behaviour, world.target):
@@ -65,7 +94,7 @@ def test_coverage_is_of_the_stated_value() -> None:
 def test_intervals_around_another_value_do_not_cover() -> None:
     world = ope_coverage.worlds()[0]
     honest = ope_coverage.cell(world, 800, 12, 0, resample=True)
-    assert set(honest) >= {"ips, delta", "snips, bootstrap", "betting", "empirical Bernstein"}
+    assert set(honest) >= {"ips, delta", "ips, skewed", "snips, bootstrap", "betting", "empirical Bernstein"}
     assert honest["betting"].covered == 12
     moved = ope_coverage.World(world.name, world.pays, world.behaviour, world.behaviour[:, ::-1].copy())
     assert abs(moved.value - world.value) > 0.1
