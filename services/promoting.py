@@ -67,12 +67,6 @@ class Promotions:
                 if name not in compiled.policies:
                     known = ", ".join([*compiled.surface.policies, *RESERVED])
                     raise Rejected(f"No policy {name!r}; there are {known}", at=at, code="unknown_policy")
-            if compiled.policies[candidate].algorithm.manager is not None:
-                raise Rejected(
-                    f"{candidate} draws goals for sessions, which nobody can draw beside another policy",
-                    at="$.candidate",
-                    code="draws_goals",
-                )
             wanted = judged_by(terms or Terms(), compiled, against)
             after = course.started(released, surface, candidate, against, stage, wanted, now)
             if against == served:

@@ -100,6 +100,27 @@ def wpdis(trajectories: Trajectories) -> Estimate:
     return Estimate("wpdis", tuple(parts), steps.units)
 
 
+@dataclass(frozen=True, slots=True)
+class StepWeights:
+    """What the weights W_t are worth as steps go on, each (T,).
+
+    going   trajectories that got so far;   ess   (Σ W)²/Σ W² over all of them, an ended one keeping its weight
+    mean    of W, which must be 1;   zero   share of trajectories whose weight is 0 by then
+    """
+
+    going: list[int]
+    ess: list[float]
+    mean: list[float]
+    zero: list[float]
+
+    @classmethod
+    def of(cls, trajectories: Trajectories) -> "StepWeights":
+        W, present = trajectories.steps.prefix_ratios, trajectories.steps.present
+        squares = (W**2).sum(axis=0)
+        ess = np.divide(W.sum(axis=0) ** 2, squares, out=np.zeros(len(squares)), where=squares > 0)
+        return cls(present.sum(axis=0).tolist(), ess.tolist(), W.mean(axis=0).tolist(), (W == 0).mean(axis=0).tolist())
+
+
 def _features(steps: Logged) -> tuple[F64, F64]:
     """φ and φ̄ (N, T, d), 0 after the end."""
     assert steps.features is not None  # `needs` has looked

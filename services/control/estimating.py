@@ -39,6 +39,7 @@ from streaming.estimates import (
 
 log = logging.getLogger("slatewise.control")
 TELL_SECONDS = 5.0
+GOALS_ANEW = ", its goal drawn anew for each decision: what keeping one through a session does is for a canary to show"
 
 
 class Estimating:
@@ -158,6 +159,9 @@ class Estimating:
         judged = pooled_gate(parts) or gate.begin(compiled.surface.slots)
         found: dict[str, Any] = msgspec.to_builtins(gate.verdict(gate_of(release, compiled.surface), judged))
         overlap = sum(part.overlap for part in parts)
+        candidate = compiled.policies.get(release.candidate)
+        if candidate is not None and candidate.algorithm.manager is not None:
+            found["estimates"] += GOALS_ANEW
         return {**found, "agreement": overlap / judged.decisions if judged.decisions else None}
 
     def _values(

@@ -96,7 +96,7 @@ def assemble(log: Log, target: Target, objective: str, replaying: Replaying | No
         behaviour[i, :size] = np.where(decision.pinned, 1.0, decision.propensities)
         hit[i, :size] = np.where(decision.pinned, 1.0, law[np.arange(size), decision.rows])
         present[i, :size] = True
-        design[i, :size], outside[i, :size] = _support(decision, law)
+        design[i, :size], outside[i, :size] = support(decision, law)
         left = np.inf if decision.remaining is None else decision.remaining
         certain += int(((decision.propensities >= 1.0) & ~decision.pinned & (left > 1)).sum())
     _, units = np.unique([decision.unit for decision in kept], return_inverse=True)
@@ -114,9 +114,11 @@ def assemble(log: Log, target: Target, objective: str, replaying: Replaying | No
     missing = np.isnan(outside)
     known = float(1.0 - missing[present].mean())
     off = outside[present & ~missing]
-    logged = _with_features(logged, kept, laws, log)
+    known_features = features_of(kept, laws, log)
+    if known_features is not None:
+        logged = with_model(replace(logged, features=known_features[0], expected_features=known_features[1]))
     return Assembled(
-        with_model(logged) if logged.features is not None else logged,
+        logged,
         calibrate(kept),
         float(off.mean()) if len(off) else float("nan"),
         known,
@@ -136,7 +138,7 @@ def objective_column(log: Log, objective: str) -> int:
     return log.objectives.index(objective)
 
 
-def _support(decision: LoggedDecision, law: F64) -> tuple[F64, F64]:
+def support(decision: LoggedDecision, law: F64) -> tuple[F64, F64]:
     """(Σ_a π²/β, share of π where β = 0) by slot; NaN where β or π is not known as a whole."""
     full = decision.distributions
     if full is None or np.isnan(law).any():
@@ -183,14 +185,15 @@ def calibrate(decisions: Sequence[LoggedDecision]) -> Calibration:
     return Calibration(float("nan") if worst is None else z[worst], arm, len(looked), inverse, by_slot)
 
 
-def _with_features(logged: Logged, decisions: Sequence[LoggedDecision], laws: Sequence[F64], log: Log) -> Logged:
-    """φ of what was shown and its mean over the target: what the ridge of policies sees, or item identities without features.
+def features_of(decisions: Sequence[LoggedDecision], laws: Sequence[F64], log: Log) -> tuple[F64, F64] | None:
+    """φ of what was shown and its mean over the target, both (N, K, d): what the ridge of policies sees, or item identities
+    without features.
 
-    Left away where the target's distribution is unknown, or where φ would not fit into memory.
+    None where the target's distribution is unknown, or where φ would not fit into memory.
     """
-    n, k = logged.rewards.shape
+    n, k = len(decisions), max(len(decision.rows) for decision in decisions)
     if any(np.isnan(law).any() for law in laws):
-        return logged
+        return None
     known = log.encoder is not None and all(d.context is not None and d.items is not None for d in decisions)
     if known:
         assert log.encoder is not None
@@ -201,7 +204,7 @@ def _with_features(logged: Logged, decisions: Sequence[LoggedDecision], laws: Se
         width = 1 + k + len(arms)
     if n * k * width > CELLS:
         log.notes.append(f"No reward model: {n} decisions × {k} slots × {width} columns are too many")
-        return logged
+        return None
     features, expected = np.zeros((n, k, width)), np.zeros((n, k, width))
     for i, (decision, law) in enumerate(zip(decisions, laws, strict=True)):
         size = len(decision.rows)
@@ -216,7 +219,7 @@ def _with_features(logged: Logged, decisions: Sequence[LoggedDecision], laws: Se
         else:
             one_hot = np.array([arms.get(item, -1) for item in decision.candidates])
             features[i, :size], expected[i, :size] = _identities(decision.rows, law, one_hot, k, len(arms))
-    return replace(logged, features=features, expected_features=expected)
+    return features, expected
 
 
 def _arms(decisions: Sequence[LoggedDecision]) -> dict[str, int]:

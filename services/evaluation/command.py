@@ -1,5 +1,6 @@
 """`slatewise evaluate LOG --policy …`: what a policy would have earned on what was logged, with intervals and with what speaks against it."""
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,11 @@ TRAINED = 0.5  # of the log, for a policy that learns, unless said
     type=click.IntRange(100),
     help="Slates replayed of each decision, for iips and pseudo_inverse. [2,000 where one of them is asked for]",
 )
+@click.option("--sequences", is_flag=True, help="Of whole sessions instead of single decisions, on our own log.")
+@click.option("--discount", type=float, help="Of a session's later decisions, a step; with --sequences. [1]")
+@click.option(
+    "--steps", type=click.IntRange(1), help="Only the first so many decisions of a session; with --sequences."
+)
 @click.option("--in-sample", is_flag=True, help="Also decisions that the bundle was trained on.")
 @click.option("--partial-support", is_flag=True, help="Go on where the target shows what the log could not.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
@@ -86,6 +92,9 @@ def command(
     sampled: bool,
     unsettled: bool,
     replays: int | None,
+    sequences: bool,
+    discount: float | None,
+    steps: int | None,
     in_sample: bool,
     partial_support: bool,
     as_json: bool,
@@ -107,7 +116,11 @@ def command(
         replaying,
         share_split,
     )
+    from services.evaluation.sequencing import asked_of_sessions, evaluate_sequences
 
+    sequences = asked_of_sessions(
+        sequences, estimators, sampled=sampled, replays=replays is not None, discount=discount, steps=steps
+    )
     if replays is None and set(NEEDING) & set(estimators):
         replays = REPLAYS
     kind = kind_of(log) if kind == "auto" else kind
@@ -121,8 +134,8 @@ def command(
         asked,
         data=data,
         surface=surface,
-        since=_utc(since),
-        until=_utc(until),
+        since=None if sequences else _utc(since),
+        until=None if sequences else _utc(until),
         sampled=sampled,
         unsettled=unsettled,
         whole=replays is not None,
@@ -137,17 +150,33 @@ def command(
         target = ready(asked, found)
     if asked.trained_through and not in_sample:
         found = after_training(found, asked.trained_through)
-    told = evaluate(
-        found,
-        target,
-        _objective(objective, found.objectives),
-        names=estimators,
-        alpha=alpha,
-        span=span,
-        partial_support=partial_support,
-        method=method,
-        replaying=None if replays is None or bundles is None else replaying(found, bundles, replays, seed, paired),
-    )
+    objective = _objective(objective, found.objectives)
+    if sequences:
+        told = evaluate_sequences(
+            found,
+            target,
+            objective,
+            names=estimators,
+            alpha=alpha,
+            discount=1.0 if discount is None else discount,
+            most=steps,
+            since=-math.inf if since is None else since.replace(tzinfo=UTC).timestamp(),
+            until=math.inf if until is None else until.replace(tzinfo=UTC).timestamp(),
+            unsettled=unsettled,
+            partial_support=partial_support,
+        )
+    else:
+        told = evaluate(
+            found,
+            target,
+            objective,
+            names=estimators,
+            alpha=alpha,
+            span=span,
+            partial_support=partial_support,
+            method=method,
+            replaying=None if replays is None or bundles is None else replaying(found, bundles, replays, seed, paired),
+        )
     if html is not None:
         from services.evaluation.page import page
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -76,6 +77,23 @@ class LoggedDecision:
         return {int(s): int(r) for s, r, pin in zip(self.slots, self.rows, self.pinned, strict=True) if pin}
 
 
+class Placed(NamedTuple):
+    """Where a decision stands in its unit's sequence, be it usable or not: `reason` says why not.
+
+    partition, number   of its settling, which sequences are cut by;   due: when it settled;   timeout   seconds
+    """
+
+    decision_id: str
+    unit: str
+    session: str
+    at: float
+    due: float
+    timeout: float
+    partition: int
+    number: int
+    reason: str
+
+
 @dataclass(slots=True)
 class Rejections:
     """Records that were set aside: how many for which reason, and the first place of each."""
@@ -102,6 +120,7 @@ class Log:
     kind        experiences | obd | dsjson | hillstrom
     objectives  names of the columns of `rewards`;  ranges  objective → (low, high) of one slot's reward, where known
     whole       the reward is of the whole slate, and stands on its last slot
+    placed      every record that was read, where the log says which decisions follow each other
     encoder     what `context` and `items` were encoded by; None: the log has no features, or none were asked for
     """
 
@@ -114,6 +133,7 @@ class Log:
     encoder: Encoder | None = None
     notes: list[str] = field(default_factory=list)
     whole: bool = False
+    placed: list[Placed] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.decisions)

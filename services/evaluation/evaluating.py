@@ -9,8 +9,9 @@ from policies.evaluation.anytime import Method, martingale
 from policies.evaluation.diagnostics import Diagnostics, diagnose
 from policies.evaluation.estimate import Estimate, Weighting, mean_of
 from policies.evaluation.estimators import ESTIMATORS, estimator
-from policies.evaluation.intervals import Interval, delta
+from policies.evaluation.intervals import Interval, skewed
 from policies.evaluation.logged import Logged
+from policies.evaluation.sequences import StepWeights
 from policies.evaluation.slates import SLATES
 from policies.evaluation.tails import TAILS
 from services.evaluation.assembling import Assembled, assemble
@@ -41,8 +42,18 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Sessions:
+    """Of an evaluation of episodes: `left_out` reason → episodes that are no part of it; `cut`: longer than what counts."""
+
+    discount: float
+    weights: StepWeights
+    left_out: dict[str, int]
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is known of a target's value on a log, beside that of the policy that was logged."""
+    """What is known of a target's value on a log, beside that of the policy that was logged: of a decision, or of an episode."""
 
     log: Log
     target: str
@@ -53,6 +64,7 @@ class Evaluation:
     lines: list[Line]
     assembled: Assembled
     warnings: list[str] = field(default_factory=list)
+    sessions: Sessions | None = None
 
 
 def evaluate(
@@ -76,14 +88,7 @@ def evaluate(
     if not 0.0 < alpha < 1.0:
         raise Rejected(f"Expected a number between 0 and 1, got {alpha:g}", at="--alpha", code="bad_alpha")
     found = assemble(log, target, objective, replaying)
-    outside = found.outside
-    if outside > 1e-9 and not partial_support:  # rounding of probabilities that sum to one
-        raise Rejected(
-            f"{outside:.2%} of the probability of {target.name} lies on items that the log could not have drawn: what it earns "
-            "there is not in the log. --partial-support estimates the rest",
-            at="--policy",
-            code="outside_support",
-        )
+    check_support(found, target, partial_support)
     logged = found.logged
     one_slot = logged.rewards.shape[1] == 1  # estimators for slates are those of slots then
     all_that_apply = [each for each in ESTIMATORS.values() if not (one_slot and each in SLATES)]
@@ -94,7 +99,7 @@ def evaluate(
     own_logged = replace(logged, target=logged.behaviour)
     finite, refused = _finite(own_logged, limits, "slot", level, method)
     baseline = Line(
-        "logged", "none: what was logged", "mean Σ_t r_t", own, delta(own, level), finite, finite_refused=refused
+        "logged", "none: what was logged", "mean Σ_t r_t", own, skewed(own, level), finite, finite_refused=refused
     )
     lines: list[Line] = []
     looked: dict[Weighting, Diagnostics] = {}
@@ -112,14 +117,25 @@ def evaluate(
                 raise
             lines.append(Line(**line, refused=error.message))
             continue
-        line |= {"estimate": estimate, "interval": delta(estimate, level)}
+        line |= {"estimate": estimate, "interval": skewed(estimate, level)}
         if each.weighting not in looked:
             looked[each.weighting] = diagnose(logged, each.weighting)
             bounded[each.weighting] = _finite(logged, limits, each.weighting, level, method)
         finite, refused = (None, "") if each in TAILS or each.weighting == "none" else bounded[each.weighting]
         line |= {"finite": finite, "finite_refused": refused}
         lines.append(Line(**line, weighting=each.weighting, diagnostics=looked[each.weighting]))
-    return Evaluation(log, target.name, objective, level, limits, baseline, lines, found, _warnings(log, found, lines))
+    return Evaluation(log, target.name, objective, level, limits, baseline, lines, found, doubts(log, found, lines))
+
+
+def check_support(found: Assembled, target: Target, partial: bool) -> None:
+    """Raises Rejected for a target that may show what the log could not, unless part of it is enough."""
+    if found.outside > 1e-9 and not partial:  # rounding of probabilities that sum to one
+        raise Rejected(
+            f"{found.outside:.2%} of the probability of {target.name} lies on items that the log could not have drawn: what it "
+            "earns there is not in the log. --partial-support estimates the rest",
+            at="--policy",
+            code="outside_support",
+        )
 
 
 def _finite(
@@ -135,7 +151,8 @@ def _finite(
     return martingale(logged, limits, weighting, level, method), ""
 
 
-def _warnings(log: Log, found: Assembled, lines: Sequence[Line]) -> list[str]:
+def doubts(log: Log, found: Assembled, lines: Sequence[Line]) -> list[str]:
+    """What speaks against believing the numbers."""
     said = []
     if log.rejected.total:
         said.append(f"{log.rejected.total} records set aside: {'; '.join(log.rejected.lines())}")

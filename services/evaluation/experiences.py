@@ -25,7 +25,7 @@ from policies.errors import Rejected
 from policies.features import Encoder
 from policies.reranking.within import Within
 from policies.types import F32, F64, I64, DrawSettings, Mask
-from services.evaluation.decisions import Log, LoggedDecision, Rejections, no_features, no_rules, sound
+from services.evaluation.decisions import Log, LoggedDecision, Placed, Rejections, no_features, no_rules, sound
 from services.scoring.catalogue import KIND, Catalogue
 from streaming.events import Goal
 from streaming.ports import State
@@ -92,6 +92,7 @@ class Reader:
     items: KnownItems | None = None
     without_features: int = 0
     modes: dict[str, int] = field(default_factory=dict)
+    placed: list[Placed] = field(default_factory=list)
     _columns: dict[str, Columns] = field(default_factory=dict)
     _encoders: dict[str, Encoder] = field(default_factory=dict)
 
@@ -99,6 +100,7 @@ class Reader:
         where = f"decision {row['decision_id']}"
         one = self._decision(row, where)
         reason = one if isinstance(one, str) else sound(one)
+        self.placed.append(_placed(row, reason, self.versions.of(row).surface.session_timeout_seconds))
         if reason:
             self.rejected.add(reason, where)
             return None
@@ -268,7 +270,31 @@ def read_experiences(
     notes = [f"{n} decisions of mode {mode}" for mode, n in sorted(reading.modes.items())]
     if unsampled:
         notes.append(f"{unsampled} decisions that were not sampled left out: a random part, by --sampled")
-    return Log("experiences", surface or name, decisions, rejected, objectives or (), ranges, reading.encoder, notes)
+    return Log(
+        "experiences",
+        surface or name,
+        decisions,
+        rejected,
+        objectives or (),
+        ranges,
+        reading.encoder,
+        notes,
+        placed=reading.placed,
+    )
+
+
+def _placed(row: Row, reason: str, timeout: float) -> Placed:
+    return Placed(
+        row["decision_id"],
+        row["unit"],
+        row["session"] or "",
+        row["decided_at"].timestamp(),
+        row["settled_at"].timestamp(),
+        timeout,
+        row["log_partition"],
+        row["number"],
+        reason,
+    )
 
 
 def uniform_over(rows: I64, n: int, pinned: Mask) -> F64:

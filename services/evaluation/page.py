@@ -12,7 +12,7 @@ from policies.errors import Rejected
 from policies.evaluation.diagnostics import BOUND
 from services.bench.report import provenance
 from services.evaluation.evaluating import Evaluation
-from services.evaluation.report import assumptions, doubts, estimated, notes, title, weightings
+from services.evaluation.report import assumptions, by_step, doubts, estimated, notes, title, weightings
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f; }
@@ -39,6 +39,7 @@ def page(told: Evaluation) -> str:
             ("of each", "ESS", "design ESS", "mean", "z", "clipped", "largest", "estimators"),
             weights,
         ),
+        _table("Weights by step", *by_step(told.sessions)) if told.sessions else "",
         _picture(lambda axes: _histogram(axes, told), 3.2),
         "<h2>Calibration of the logged propensities</h2>",
         _picture(lambda axes: _calibration(axes, told), 3.2) if told.assembled.calibration.z else "",
@@ -92,7 +93,8 @@ def _intervals(axes: Any, told: Evaluation) -> None:
     axes.axvline(own.value, color="grey", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(lines)), [line.name for line in lines])
     axes.invert_yaxis()
-    axes.set_xlabel("mean reward of a decision: thick asymptotic, thin finite-sample, dotted as logged")
+    of = "a decision" if told.sessions is None else "an episode"
+    axes.set_xlabel(f"mean reward of {of}: thick asymptotic, thin finite-sample, dotted as logged")
 
 
 def _histogram(axes: Any, told: Evaluation) -> None:
@@ -104,8 +106,9 @@ def _histogram(axes: Any, told: Evaluation) -> None:
         axes.hist(above, bins=np.logspace(low - 0.05, high + 0.05, 40).tolist(), color="tab:blue", alpha=0.7)
     axes.set_xscale("log")
     axes.set_yscale("symlog")
-    axes.set_xlabel(f"weight of a slot; {len(ratios) - len(above)} of {len(ratios)} are 0")
-    axes.set_ylabel("slots")
+    of = "slot" if told.sessions is None else "step"
+    axes.set_xlabel(f"weight of a {of}; {len(ratios) - len(above)} of {len(ratios)} are 0")
+    axes.set_ylabel(f"{of}s")
 
 
 def _calibration(axes: Any, told: Evaluation) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from policies.evaluation.diagnostics import Diagnostics
 from policies.evaluation.intervals import Interval
-from services.evaluation.evaluating import Evaluation, Line
+from services.evaluation.evaluating import Evaluation, Line, Sessions
 
 ESTIMATED = (
     "What is estimated: the mean reward of one decision, had the target made it instead, over the period that was logged. What a "
@@ -17,10 +17,17 @@ ESTIMATED = (
 )
 
 
+ESTIMATED_EPISODE = (
+    "What is estimated: the mean discounted reward of a session, had the target made all its decisions, in the sessions that began "
+    "over the period that was logged. Which sessions begin at all, and when, is as logged."
+)
+SHOWN_STEPS = 10  # of an episode, then every doubling
+
+
 def show(told: Evaluation, console: Console | None = None) -> None:
     """Print estimates, what their weights are worth, what they assume, warnings and notes."""
     console = console or Console()
-    for table in (_estimates(told), _weights(told)):
+    for table in (_estimates(told), _weights(told), *([_steps(told.sessions)] if told.sessions else [])):
         console.print(table)
     for weighting, (_, names) in weightings(told).items():
         console.print(f"{weighting} weights: {', '.join(names)}", markup=False, highlight=False)
@@ -68,6 +75,27 @@ def _weights(told: Evaluation) -> Table:
     return table
 
 
+def _steps(sessions: Sessions) -> Table:
+    columns, rows = by_step(sessions)
+    table = Table(title="weights by step")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def by_step(sessions: Sessions) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of what the weights are worth as episodes go on: the first steps, then every doubling, and the last."""
+    found, horizon = sessions.weights, len(sessions.weights.going)
+    steps = sorted({t for t in range(horizon) if t < SHOWN_STEPS or t + 1 == horizon or (t + 1) & t == 0})
+    rows = [
+        [str(t + 1), str(found.going[t]), f"{found.ess[t]:.0f}", f"{found.mean[t]:.3f}", f"{found.zero[t]:.1%}"]
+        for t in steps
+    ]
+    return ["step", "episodes", "ESS", "mean", "weight 0"], rows
+
+
 def weightings(told: Evaluation) -> dict[str, tuple[Diagnostics, list[str]]]:
     """slot | prefix | slate … → what its weights are worth, and who rests on them; not those that use no weights."""
     found: dict[str, tuple[Diagnostics, list[str]]] = {}
@@ -98,8 +126,10 @@ def doubts(found: Diagnostics) -> list[str]:
 
 
 def title(told: Evaluation) -> str:
-    n = len(told.assembled.logged)
-    return f"{told.target} on {told.log.name} ({told.log.kind}): {told.objective} of a decision, {n} decisions, level {told.level:g}"
+    n, of = len(told.assembled.logged), f"{told.target} on {told.log.name} ({told.log.kind}): {told.objective}"
+    if told.sessions is None:
+        return f"{of} of a decision, {n} decisions, level {told.level:g}"
+    return f"{of} of an episode, {n} episodes, discount {told.sessions.discount:g}, level {told.level:g}"
 
 
 def spelled(interval: Interval | None) -> str:
@@ -125,14 +155,22 @@ def notes(told: Evaluation) -> list[str]:
         )
         + ".",
     ]
-    return [*said, *told.log.notes, ESTIMATED]
+    if told.sessions is None:
+        return [*said, *told.log.notes, ESTIMATED]
+    left_out = "; ".join(f"{n} {reason}" for reason, n in sorted(told.sessions.left_out.items())) or "none"
+    steps, episodes = told.sessions.weights, len(found.logged)
+    said.append(
+        f"Episodes: up to {len(steps.going)} steps, {sum(steps.going) / episodes:.1f} on average; {steps.zero[-1]:.1%} of them weigh 0 in "
+        f"the end; left out: {left_out}; cut: {told.sessions.cut}."
+    )
+    return [*said, *told.log.notes, ESTIMATED_EPISODE]
 
 
 def json(told: Evaluation) -> bytes:
     found = told.assembled
     document = {
         "target": told.target,
-        "log": {"name": told.log.name, "kind": told.log.kind, "decisions": len(found.logged)},
+        "log": {"name": told.log.name, "kind": told.log.kind, "decisions": len(found.decisions)},
         "objective": told.objective,
         "level": told.level,
         "range": told.range,
@@ -147,6 +185,7 @@ def json(told: Evaluation) -> bytes:
             "decisions": found.calibration.decisions,
             "inverse_z": _number(found.calibration.inverse_z),
         },
+        "sessions": None if told.sessions is None else msgspec.to_builtins(told.sessions),
         "warnings": told.warnings,
         "notes": notes(told),
     }

@@ -20,7 +20,7 @@ from policies.slate import draw
 from policies.types import F32, F64, Arrays, DrawSettings, Slate
 from services.evaluation.decisions import LoggedDecision
 from services.scoring.decide import Served, inputs_of
-from services.scoring.goals import NEUTRAL, one_hot, propensities
+from services.scoring.goals import NEUTRAL, chances, one_hot
 from services.scoring.query import Query
 
 HISTORY = frozenset({"history", "history_rows"})
@@ -207,11 +207,8 @@ class Scored(Traits):
         return Law(self.served.scores(inputs), self.served.settings, decision)
 
     def goals(self, decision: LoggedDecision) -> dict[int, float]:
-        """Goal → its chance, were it drawn now. Without a manager it is always the neutral one."""
-        if self.served.manager is None:
-            return {NEUTRAL: 1.0}
-        shares = propensities(self.served.manager(self._inputs(decision)), self.served.settings.floor)
-        return dict(enumerate(shares.tolist()))
+        """Goal → its chance, were it drawn now."""
+        return chances(self.served.manager, self._inputs(decision), self.served.settings.floor)
 
     def _inputs(self, decision: LoggedDecision) -> Arrays:
         """Those of a request that asks for this decision."""

@@ -101,6 +101,13 @@ def propensities(logits: F32, floor: float) -> F64:
     return p
 
 
+def chances(manager: Manager | None, inputs: Mapping[str, Any], floor: float) -> dict[int, float]:
+    """Goal → its chance, were it drawn now. Without a manager it is always the neutral one."""
+    if manager is None:
+        return {NEUTRAL: 1.0}
+    return dict(enumerate(propensities(manager(inputs), floor).tolist()))
+
+
 def one_hot(goal: int, size: int) -> F32:
     """The graph input `goal` (g,); all 0 is the neutral goal, and one that this bundle does not have."""
     made: F32 = np.zeros(size, np.float32)

@@ -1,7 +1,7 @@
 """The candidate of a release, drawn beside the policy that answers: its conditional propensities of the logged slate.
 
 By the draw itself, with the logged slots before as its prefix (`policies.evaluation.conditionals`), under the rules that
-acted on the request. What it says goes into the record of the decision that was answered; it never answers, and nothing that
+acted on the request; of a candidate with goals as if it drew one for this decision alone. What it says goes into the record of the decision that was answered; it never answers, and nothing that
 goes wrong with it reaches a caller.
 """
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from policies.errors import Corrupt, Rejected
-from policies.evaluation.conditionals import conditionals
+from policies.evaluation.conditionals import conditionals, mixed
 from policies.evaluation.logged import design
 from policies.reranking.acting import Ready
 from policies.slate import uniforms
-from policies.types import F64
+from policies.types import F32, F64
 from services.scoring.decide import Drawn, Served, capped, inputs_of
+from services.scoring.goals import chances, one_hot
 from services.scoring.query import Query
 from streaming.events import Shadow
 
@@ -68,8 +69,18 @@ def shadow_of(served: Served, query: Query, drawn: Drawn) -> Shadow:
 
 
 def propensities(served: Served, query: Query, drawn: Drawn) -> F64:
-    """(k', n) of a policy along a slate that another one drew. Raises as `shadow_of`."""
-    scores = served.scores(inputs_of(served, query))
+    """(k', n) of a policy along a slate that another one drew; with goals, their mean over its manager's. Raises as `shadow_of`."""
+    inputs = inputs_of(served, query)
+    if not served.goals:
+        return _along(served, served.scores(inputs), query, drawn)
+    likely = chances(served.manager, inputs, served.settings.floor)
+    parts = [
+        _along(served, served.scores({**inputs, "goal": one_hot(goal, served.goals)}), query, drawn) for goal in likely
+    ]
+    return mixed([*likely.values()], parts, drawn.slate.items.tolist())
+
+
+def _along(served: Served, scores: F32, query: Query, drawn: Drawn) -> F64:
     settings, ready, ruled = served.settings, Ready(), query.ruled
     if ruled is not None:
         if ruled.max_share is not None:

@@ -19,7 +19,7 @@ from services.evaluation.resolving import asked_for, read, replaying
 from services.settings import Settings
 from services.wiring import open_bundles, open_state
 
-DECISIONS, REPLAYS = 80, 200
+DECISIONS, REPLAYS = 60, 120
 SURFACE = made(
     policies={
         "home-ts": PolicySpec("linear_thompson", objective="click", options={"floor": 0.7}),
