@@ -39,6 +39,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "The gate through the service's own releases and fold: false promotions.",
     ),
     "ope-coverage": ("services.studies.ope_coverage", "Intervals of off-policy estimates: coverage and width."),
+    "rules-coverage": (
+        "services.studies.rules_coverage",
+        "Intervals of off-policy estimates on logs with every rule on: coverage and width.",
+    ),
     "obd": ("services.studies.obd", "Off-policy estimates on the Open Bandit Dataset beside the published ones."),
 }
 
