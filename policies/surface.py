@@ -184,6 +184,30 @@ class Exposure(Struct, frozen=True, forbid_unknown_fields=True):
     positions: list[float] = []
 
 
+class ImpressionVariance(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who sees an item against who could have, over an attribute of people that only an aggregator knows, see
+    `policies/reranking/impression_variance.py`.
+
+    attribute   of people, told to the aggregator alone; `values` are its groups
+    summary     context category that is not sensitive: all people of a value get the same boosts
+    window      counts are released once in it, with noise
+    counts, release, total   C of a unit in a window, ε of one release, ε of a unit and day: the `Privacy`
+    controller  log gain, its growth with log age in releases, log shrink; default: as learned in `ads_world` with two groups,
+                where an interquartile range of scores is 0.64
+    most        largest boost, in interquartile ranges of a request's scores
+    """
+
+    attribute: str
+    values: list[str]
+    summary: str
+    window: str | float = "3h"
+    counts: int = 6
+    release: float = 0.5
+    total: float = 4.0
+    controller: tuple[float, float, float] = (1.71, 0.18, -0.72)
+    most: float = 4.0
+
+
 class Prefix(Struct, frozen=True, forbid_unknown_fields=True):
     """Shares of groups in every prefix of a slate: at least ⌊min · t⌋ and at most ⌈max · t⌉ of the first t slots."""
 
@@ -193,10 +217,11 @@ class Prefix(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Fairness(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Fairness between groups of items, before the draw. It yields to rules."""
+    """Fairness between groups of items, and towards people, before the draw. It yields to rules."""
 
     exposure: Exposure | None = None
     prefix: Prefix | None = None
+    impression_variance: ImpressionVariance | None = None
 
 
 class Logging(Struct, frozen=True, forbid_unknown_fields=True):

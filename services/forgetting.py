@@ -4,6 +4,7 @@
     profiles     forgotten by the same shard, then taken out of the store, then looked for
     claims       those that name the unit, taken away
     counters     hold no unit: numbers by item, policy and group, which stay as sums do
+    attributes   what the aggregator of impressions knows of the unit, and its ledger
     experiments  the unit's totals, and those of its sessions as far as the log still has them
     experiences  Parquet files that hold the hash, written again without it
     log, dead_letters, checkpoints   at retention: the report says until when
@@ -26,7 +27,7 @@ import msgspec
 from policies.errors import Corrupt, Rejected, SlatewiseError
 from services.audit import Change, entry
 from services.settings import Settings
-from services.wiring import open_claims, open_derived, open_experiences, open_log, open_totals
+from services.wiring import open_audience, open_claims, open_derived, open_experiences, open_log, open_totals
 from streaming.events import unit_hash
 from streaming.forgets import DONE, KIND, Forget, Forgot, Store, decode, encode
 from streaming.joined import Drawn, read_event
@@ -38,7 +39,7 @@ log = logging.getLogger("slatewise.control")
 TURN_SECONDS = 0.2
 PAGE = 2_000
 FILES = "experiences"  # last: all of them are read, and the rest is done within a second
-STORES = ("joins", "profiles", "claims", "counters", "experiments", FILES)
+STORES = ("joins", "profiles", "claims", "counters", "attributes", "experiments", FILES)
 
 
 class Forgetting:
@@ -138,6 +139,11 @@ class Forgetting:
 
     def _counters(self, unit: str, job: Forget) -> tuple[int, str] | None:
         return 0, "hold no unit; sums of statistics stay"
+
+    def _attributes(self, unit: str, job: Forget) -> tuple[int, str] | None:
+        if self._clock() < job.at + 2 * TURN_SECONDS:
+            return None  # as with experiments
+        return open_audience(self._settings).forget(unit), "attributes and ledger; counts of groups stay"
 
     def _experiments(self, unit: str, job: Forget) -> tuple[int, str] | None:
         if self._clock() < job.at + 2 * TURN_SECONDS:

@@ -69,6 +69,13 @@ METRICS = {
     "exposure_deficit_share": Metric(
         "gauge", ("surface", "group"), "Looks a group of items is owed, as a share of the window's"
     ),
+    "impression_counts_total": Metric(
+        "counter", ("surface", "outcome"), "Decisions that the aggregator counted by an attribute of people, or why not"
+    ),
+    "impression_releases_total": Metric("counter", ("surface",), "Windows released with noise"),
+    "impression_distance_share": Metric(
+        "gauge", ("surface",), "Mean distance of who sees an item from who could have, from noisy counts"
+    ),
     "objective_value": Metric("gauge", ("surface", "objective", "policy", "arm"), "Mean reward of a slot"),
     "constraint_multiplier": Metric("gauge", ("surface", "policy", "objective"), "Multiplier of a constraint"),
     "spool_bytes": Metric("gauge", (), "Bytes in this host's spools that the log has not acknowledged"),

@@ -29,6 +29,7 @@ from streaming.totals import Totals
 if TYPE_CHECKING:
     from streaming.adapters.kafka import KafkaAddress
     from streaming.adapters.redis import RedisConnection
+    from streaming.adapters.sqlite_audience import SqliteAudience
     from streaming.feed import Feed
 
 
@@ -167,6 +168,15 @@ def open_watched(settings: Settings) -> Estimates:
     folder = settings.data / "experiments"
     folder.mkdir(parents=True, exist_ok=True)
     return SqliteEstimates(folder / "drift.sqlite")
+
+
+def open_audience(settings: Settings) -> "SqliteAudience":
+    """What people are, and counts by it: of the aggregator alone, whatever `state` holds the rest."""
+    from streaming.adapters.sqlite_audience import SqliteAudience
+
+    folder = settings.data / "audience"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return SqliteAudience(folder / "people.sqlite")
 
 
 def open_experiences(settings: Settings) -> Bundles:

@@ -18,7 +18,7 @@ from policies.registry import ALGORITHMS, algorithm
 from policies.releases import Released, canary_of
 from policies.rewards import RewardRule
 from policies.surface import PolicySpec, Surface, content_hash, seconds
-from streaming import adjusting, checks, experiments, losses, releases
+from streaming import adjusting, checks, experiments, impressions, losses, releases
 from streaming.checks import RESERVED
 from streaming.documents import ConfigInvalid, Document, Mistake
 from streaming.ports import State
@@ -183,6 +183,7 @@ class Configs:
         self._trials: dict[str, Trial] = {}
         self._released: dict[str, Released] = {}
         self._canaries: dict[str, Trial] = {}
+        self._impressions: dict[str, impressions.Told] = {}
         self._seen = 0
         self.forgotten: dict[
             str, float
@@ -224,6 +225,10 @@ class Configs:
         """What releases have made of a surface."""
         return self._released.get(surface, _NOTHING_RELEASED)
 
+    def impressions(self, surface: str) -> impressions.Told | None:
+        """What was released of who sees a surface's items, the same value for as long as nothing newer was."""
+        return self._impressions.get(surface)
+
     def canary(self, surface: str) -> Trial | None:
         """The canary that runs on a surface, the same value for as long as it does."""
         return self._canaries.get(surface)
@@ -250,6 +255,8 @@ class Configs:
                     self._try(entry.key, entry.value)
                 elif entry.kind == releases.KIND and entry.key.startswith(releases.PREFIX):
                     self._release(entry.key.removeprefix(releases.PREFIX), entry.value)
+                elif entry.kind == impressions.KIND:
+                    self._tell(entry.key, entry.value)
                 elif entry.kind == FORGET and entry.value is not None:
                     self.forgotten[entry.key] = msgspec.json.decode(entry.value, type=Since).at
                     self.forgets += 1
@@ -290,6 +297,15 @@ class Configs:
             self._canaries.pop(surface, None)
         elif before is None or before.release != released.release or surface not in self._canaries:
             self._canaries[surface] = canary
+
+    def _tell(self, surface: str, stored: bytes | None) -> None:
+        try:
+            if stored is None:
+                self._impressions.pop(surface, None)
+            else:
+                self._impressions[surface] = impressions.decode(stored)
+        except msgspec.MsgspecError as error:  # of a newer build: what this one knows of it goes on
+            self.refused[f"impressions {surface}"] = str(error)
 
     def _store(self, digest: str, stored: bytes) -> None:
         if digest in self._versions:

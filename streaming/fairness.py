@@ -4,12 +4,16 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from policies.errors import Rejected
-from policies.surface import Category, Exposure, Feature, Prefix, Surface, Vector, seconds
+from policies.reranking.impression_variance import Privacy
+from policies.surface import Category, Exposure, Feature, ImpressionVariance, Prefix, Surface, Vector, seconds
 from streaming.documents import Path
 from streaming.fitting import DURATION, unknown
 
 Fault = tuple[Path, str, str]
 LONGEST_SECONDS, STRONGEST = 30 * 86_400.0, 10.0
+DAY_SECONDS = 86_400.0
+SHORTEST_SECONDS = 60.0  # of a window of releases
+MOST_GROUPS, MOST_SUMMARIES = 8, 16  # of people: what is released of every item has to fit into a record
 
 
 def faults(surface: Surface) -> Iterator[Fault]:
@@ -18,6 +22,9 @@ def faults(surface: Surface) -> Iterator[Fault]:
         yield from _exposure(("fairness", "exposure"), fairness.exposure, surface)
     if fairness.prefix is not None:
         yield from _prefix(("fairness", "prefix"), fairness.prefix, items)
+    if fairness.impression_variance is not None:
+        path: Path = ("fairness", "impression_variance")
+        yield from _impressions(path, fairness.impression_variance, surface.features.context)
 
 
 def _exposure(path: Path, exposure: Exposure, surface: Surface) -> Iterator[Fault]:
@@ -53,6 +60,35 @@ def _exposure(path: Path, exposure: Exposure, surface: Surface) -> Iterator[Faul
     looks = exposure.positions
     if looks and (looks[0] <= 0 or min(looks) < 0 or any(a < b for a, b in pairwise(looks)) or not max(looks) <= 1):
         yield (*path, "positions"), f"looks {looks}", "numbers from 0 to 1, the first above 0, never rising"
+
+
+def _impressions(path: Path, asked: ImpressionVariance, context: Mapping[str, Feature]) -> Iterator[Fault]:
+    if not 1 <= len(asked.attribute) <= 64:
+        yield (*path, "attribute"), "no name, or a long one", "a name of 1 to 64 characters"
+    values = asked.values
+    if not 2 <= len(values) <= MOST_GROUPS or len(set(values)) < len(values):
+        yield (*path, "values"), f"{len(values)} values", f"2 to {MOST_GROUPS} values, each once"
+    feature = context.get(asked.summary)
+    if feature is None:
+        hint, expected = unknown(asked.summary, list(context))
+        yield (*path, "summary"), f"no context feature {asked.summary!r}{hint}", expected
+    elif not isinstance(feature, Category) or len(feature.values) > MOST_SUMMARIES - 1:
+        expected = f"a category of at most {MOST_SUMMARIES - 1} values: all people of one get the same boosts"
+        yield (*path, "summary"), f"{asked.summary} does not part people into a few", expected
+    elif asked.summary == asked.attribute:
+        yield (*path, "summary"), "the summary is the attribute", "a feature that is not sensitive"
+    try:
+        window = seconds(asked.window)
+        if not SHORTEST_SECONDS <= window <= DAY_SECONDS or DAY_SECONDS % window:
+            yield (*path, "window"), f"a window of {asked.window}", f"{DURATION}, from 1m to 24h, whole windows a day"
+    except Rejected:
+        yield (*path, "window"), f"expected {DURATION}, got {asked.window!r}", DURATION
+    try:
+        Privacy(asked.counts, asked.release, asked.total)
+    except Rejected as error:
+        yield (*path, error.at.removeprefix("$.")), error.message, "as the message says"
+    if not 0 < asked.most <= STRONGEST:
+        yield (*path, "most"), f"most is {asked.most:g}", f"a number above 0 and at most {STRONGEST:g}"
 
 
 def _prefix(path: Path, prefix: Prefix, items: Mapping[str, Feature]) -> Iterator[Fault]:

@@ -109,7 +109,7 @@ def learned(policy: CompiledPolicy, examples: int = 200) -> Arrays:
 def in_memory(folder: Path, *surfaces: Surface, claims: Claims | None = None, **more: Any) -> Scoring:
     """A started service on memory adapters, with a real spool."""
     state, bundles = MemoryState(), MemoryBundles()
-    publish(state, bundles, *(surfaces or (surface(),)))
+    publish(state, bundles, *(surfaces or (surface(),)), examples=more.pop("examples", 0))
     more = {"patience": CALM, **more}
     scoring = Scoring(
         state=state,

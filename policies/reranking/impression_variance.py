@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from policies.errors import Rejected
-from policies.types import F64, I64
+from policies.reranking.acting import Acting, spread
+from policies.types import F32, F64, I64
 
+SOURCE = "impression_variance"  # of boosts, in explanations, records and metrics
 COUNTS_A_REQUEST = 3
 STRONGEST = 4.0  # of a boost, in units of the scores
 
@@ -151,6 +153,17 @@ class Controller:
         gain = np.exp(np.clip(self.theta[0] + self.theta[1] * np.log(told.releases), -5, 5))
         found = np.clip(gain * sure @ lift.T, -STRONGEST, STRONGEST)
         return found if before is None else np.asarray(0.5 * before + 0.5 * found)
+
+
+@dataclass(frozen=True, slots=True)
+class Lifts:
+    """Boosts of one request's candidates, (n,) in interquartile ranges of its scores: those of its summary, whoever asks."""
+
+    boosts: F64
+
+    def acting(self, scores: F32) -> Acting:
+        """As it acts on scores (n, m)."""
+        return Acting(boosts={SOURCE: self.boosts * spread(scores)}) if self.boosts.any() else Acting()
 
 
 def learned(

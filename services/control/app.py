@@ -32,6 +32,7 @@ from services.control.canaries import Canaries, Guard
 from services.control.coefficients import coefficients
 from services.control.drifting import Drifting
 from services.control.estimating import Estimating
+from services.control.impressions import Impressions
 from services.control.overview import Overview
 from services.control.readouts import Beside, Readouts
 from services.control.sessions import Sessions
@@ -47,7 +48,7 @@ from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.timely import Timely
 from services.trials import Trials
-from services.wiring import open_dead_letters, open_estimates, open_totals, open_watched
+from services.wiring import open_audience, open_dead_letters, open_estimates, open_totals, open_watched
 from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
 from streaming.ports import DeadLetters
 
@@ -92,6 +93,7 @@ class Control:
     estimating: Estimating
     guard: Guard
     forgetting: Forgetting
+    impressions: Impressions
     config_folder: Path | None = None
 
     @classmethod
@@ -108,16 +110,25 @@ class Control:
         promotions, telemetry = Promotions(releases.state, Configs(settings.tenant)), Telemetry()
         partitions = releases.events.partitions
         estimating = Estimating(promotions, lambda: open_estimates(settings), partitions, telemetry=telemetry)
+        impressions = Impressions(
+            releases.state,
+            lambda: open_audience(settings),
+            partitions,
+            salt,
+            settings.tenant,
+            telemetry=telemetry,
+        )
         drifting = Drifting(releases, lambda: open_watched(settings), Configs(settings.tenant), telemetry=telemetry)
         beside: list[Beside] = [estimating] if settings.estimates == "on" else []
         beside += [drifting] if settings.drift == "on" else []
+        beside.append(impressions)
         readouts = Readouts(
             trials,
             releases.events,
             lambda: open_totals(settings),
             retention_seconds=kept,
             telemetry=telemetry,
-            beside=Together(*beside) if beside else None,
+            beside=Together(*beside),
             canaries=Canaries(promotions, telemetry),
         )
         overview = Overview(releases, configs, dead, settings.http)
@@ -135,6 +146,7 @@ class Control:
             estimating,
             Guard(promotions, releases.events, overview.refused),
             Forgetting(settings, releases.state, salt),
+            impressions,
             settings.config,
         )
 
@@ -175,7 +187,7 @@ def create_app(control: Control) -> FastAPI:
     app.include_router(releasing.router(control.promotions, control.estimating, control.readouts, control.releases))
     app.include_router(sessions.router(control.sessions))
     app.include_router(keyring.router(control.releases.state, control.access))
-    app.include_router(units.router(control.forgetting))
+    app.include_router(units.router(control.forgetting, control.impressions))
     app.include_router(pages.router())
 
     @app.get("/healthz")

@@ -67,7 +67,7 @@ class Beside(Protocol):
         """The next number it wants."""
 
     def tell(self) -> None:
-        """Metrics."""
+        """Metrics, and what follows once all partitions are folded. Raises Unavailable."""
 
 
 class Canaries(Protocol):
@@ -375,5 +375,6 @@ def interference(trial: Trial, compiled: Compiled, live: str | None) -> list[str
         bool(learning) and (document.learners == "shared" or document.kind == "interleaving")
     )
     counted = any(rule.frequency is not None and rule.frequency.per == "item" for rule in surface.rules)
-    counted |= surface.fairness.exposure is not None  # arms are boosted by what all of them delivered
+    fairness = surface.fairness  # arms are boosted by what all of them delivered
+    counted |= fairness.exposure is not None or fairness.impression_variance is not None
     return [*(["learner"] if shared or trained else []), *(["exposure"] if counted else [])]

@@ -1,18 +1,22 @@
-"""`DELETE /v1/units/{id}`: forget a person; `/v1/forgets`: how far that is. The raw id is hashed at once and kept nowhere."""
+"""`DELETE /v1/units/{id}`: forget a person; `/v1/forgets`: how far that is; `PUT /v1/units:attributes`: what people are, for the
+aggregator alone. Raw ids are hashed at once and kept nowhere."""
 
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from policies.errors import Rejected
-from services.control.experiments import who_of
+from services.control.experiments import body_of, who_of
+from services.control.impressions import Impressions
 from services.forgetting import Forgetting, told
 
 LONGEST = 256
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "array"}}}}}
 
 
-def router(forgetting: Forgetting) -> APIRouter:
+def router(forgetting: Forgetting, impressions: Impressions) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
@@ -36,6 +40,15 @@ def router(forgetting: Forgetting) -> APIRouter:
         raise Rejected(
             f"No job {job[:64]!r}; a later one of the same unit takes its place", code="unknown_job", status=404
         )
+
+    @routes.put("/v1/units:attributes", openapi_extra=_BODY)
+    async def attributes(request: Request) -> Response:
+        body = await body_of(request)
+        return _json(await run_in_threadpool(impressions.people, body, who_of(request)))
+
+    @routes.get("/v1/impressions/{surface}")
+    def released(surface: str) -> Response:
+        return _json(impressions.report(surface))
 
     return routes
 

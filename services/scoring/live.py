@@ -24,11 +24,13 @@ from policies.surface import Surface
 from policies.types import F32, Arrays
 from services.scoring.decide import Scores, Served
 from services.scoring.interleaving import pair_of
+from services.scoring.lifting import Lifting, lifting_of
 from services.scoring.query import Reader
 from services.scoring.shadowing import Shadowing
 from services.telemetry import Telemetry
 from streaming.configuration import Compiled, CompiledPolicy, Configs
 from streaming.experiments import untaught
+from streaming.impressions import Told
 from streaming.ports import Bundles
 from streaming.scorer import Scorer
 
@@ -51,6 +53,7 @@ class LiveSurface:
     policies  by name: all that may be drawn from, be it live, by an experiment's arm or beside it
     splits    experiments that run, in the order they are asked (`assignment.choose`), a release's canary last;   arms: by
               (experiment, arm);   shadow: the candidate of a release that is drawn beside `policy`
+    lifting   what was released of who sees its items, None before anything was
     """
 
     surface: Surface
@@ -63,6 +66,7 @@ class LiveSurface:
     splits: tuple[Split, ...] = ()
     arms: Mapping[tuple[str, str], Armed] = field(default_factory=dict)
     shadow: Shadowing | None = None
+    lifting: Lifting | None = None
 
     @property
     def rate(self) -> float:
@@ -109,6 +113,7 @@ class Follower:
         self._splits: dict[str, tuple[Trial, Split]] = {}
         self._armed: dict[tuple[str, str], tuple[Served | None, Armed]] = {}
         self._pairs: dict[str, tuple[Armed, Armed, Armed]] = {}  # experiment → its arms, and what draws from both
+        self._lifts: dict[str, tuple[Told | None, str, Lifting | None]] = {}
         self.manifests: dict[str, bundling.Manifest] = {}
 
     def poll(self, live: Live, pointers: Mapping[str, str] | None = None) -> Live:
@@ -157,6 +162,7 @@ class Follower:
             splits,
             arms,
             self._shadow(compiled, pointers, policies),
+            self._lifting(compiled),
         )
         return before if before is not None and _same(before, made) else made
 
@@ -206,6 +212,15 @@ class Follower:
             return None
         policies[drawn.policy] = drawn
         return Shadowing(drawn, release.terms.rate)
+
+    def _lifting(self, compiled: Compiled) -> Lifting | None:
+        """The same value for as long as nothing newer was released."""
+        name = compiled.surface.surface
+        told = self._configs.impressions(name)
+        before = self._lifts.get(name)
+        if before is None or before[0] is not told or before[1] != compiled.hash:
+            before = self._lifts[name] = told, compiled.hash, lifting_of(compiled.surface, told)
+        return before[2]
 
     def _arm(self, drawn: Served | None, arm: Arm, config: str, key: tuple[str, str]) -> Armed:
         """The same value for as long as nothing changed. A draw of its own leaves the bundle as it is."""
@@ -361,6 +376,7 @@ def _same(before: LiveSurface, made: LiveSurface) -> bool:
         and before.policy is made.policy
         and before.fallback is made.fallback
         and before.shadow == made.shadow
+        and before.lifting is made.lifting
         and len(before.splits) == len(made.splits)
         and all(a is b for a, b in zip(before.splits, made.splits, strict=True))
         and before.arms.keys() == made.arms.keys()

@@ -17,6 +17,7 @@ from policies.types import F32, I64, Features, Mask
 from services.scoring import histories
 from services.scoring.catalogue import Catalogue
 from services.scoring.exposures import Shown
+from services.scoring.lifting import Lifting
 from services.scoring.ruling import Ruled, Ruler
 from services.scoring.shortlisting import Cut, Names
 from services.scoring.wire import Candidate, Columns, DecisionRequest
@@ -73,9 +74,10 @@ class Reader:
         known: Sequence[str] = (),
         shown: Shown | None = None,
         cut: Cut | None = None,
+        lifting: Lifting | None = None,
     ) -> Query:
         """`known`: items of the unit's history, where the request brings none; `shown`: what was shown before; `cut`: makes a
-        shortlist of a large catalogue, which is refused without.
+        shortlist of a large catalogue, which is refused without; `lifting`: what was released of who sees what.
 
         Raises Rejected with the path of what is wrong.
         """
@@ -145,7 +147,7 @@ class Reader:
             pins, held, skipped = self.ruler.pins(pins, ids, slots)
             columns = self.encoder.item_columns
             ruled = self.ruler.ruled(
-                request, ids, rows, items, columns, given, slots, catalogue, shown, narrowed, held, skipped
+                request, ids, rows, items, columns, given, slots, catalogue, shown, narrowed, held, skipped, lifting
             )
         history, past = self._past(request, catalogue, known, ids, items)
         return Query(

@@ -16,14 +16,17 @@ from policies.reranking.acting import NOTHING_ACTS, Acting
 from policies.reranking.diversity import Diverse
 from policies.reranking.exposure import SOURCE, Fair, prefix_constraints
 from policies.reranking.expressions import Condition
+from policies.reranking.impression_variance import SOURCE as VARIANCE
+from policies.reranking.impression_variance import Lifts
 from policies.reranking.rules import Named, inside, left_out, named
 from policies.reranking.within import Constraint
-from policies.surface import Exposure, Surface
+from policies.surface import Exposure, Fairness, Surface
 from policies.types import F32, I64, Features, Mask
 from services.scoring.balances import shares_of
 from services.scoring.catalogue import Catalogue
 from services.scoring.exposures import Shown
 from services.scoring.kinds import Given, Is
+from services.scoring.lifting import Lifting
 from services.scoring.shortlisting import Names
 from services.scoring.wire import Candidate, Columns, DecisionRequest
 
@@ -46,6 +49,7 @@ class Ruled:
     removed    rule → ids taken out, of a request that wants an explanation
     max_share  exploration cap of the request's segment, None of a request that is in none
     fair       groups and what they are owed, None of a surface without
+    lifts      of who sees what, None where nothing was released yet
     """
 
     acting: Acting = NOTHING_ACTS
@@ -54,11 +58,13 @@ class Ruled:
     removed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     max_share: float | None = None
     fair: Fair | None = None
+    lifts: Lifts | None = None
 
     def on(self, scores: F32) -> Acting:
         """Everything that acts on scores (n, m)."""
         acting = self.acting if self.diverse is None else self.acting + self.diverse.acting(scores)
-        return acting if self.fair is None else acting + self.fair.acting(scores)
+        acting = acting if self.fair is None else acting + self.fair.acting(scores)
+        return acting if self.lifts is None else acting + self.lifts.acting(scores)
 
 
 class Ruler:
@@ -73,7 +79,8 @@ class Ruler:
         self._segments = [(Condition(one.when), one.max_share) for one in surface.exploration.segments]
         diverse = self._diversity.mmr or self._diversity.coverage
         self.exposure = surface.fairness.exposure
-        self.idle = not (self.rules or self._segments or diverse or self.exposure or surface.fairness.prefix)
+        fair = surface.fairness
+        self.idle = not (self.rules or self._segments or diverse or fair != Fairness())
 
     @cached_property
     def remembers(self) -> tuple[Named, ...]:
@@ -160,6 +167,7 @@ class Ruler:
         narrowed: Narrowed,
         held: Sequence[str],
         skipped: Mapping[str, str],
+        lifting: Lifting | None = None,
     ) -> Ruled:
         """What acts on the draw: n candidates with catalogue rows (n,), encoded items (n, d). Raises Rejected."""
         constraints: list[Constraint] = []
@@ -181,6 +189,7 @@ class Ruler:
             kinds, groups = catalogue.kinds.groups(prefix.by, rows, given)
             constraints += prefix_constraints(prefix.by, prefix.min, prefix.max, kinds, groups, slots)
         fair = None if self.exposure is None else self._fair(self.exposure, rows, given, catalogue, shown, away)
+        lifts = self._lifts(request, ids, lifting, away) if self._surface.fairness.impression_variance else None
         share = next((share for condition, share in self._segments if condition(request.context.get)), None)
         return Ruled(
             Acting(constraints=tuple(constraints), skipped=away),
@@ -189,6 +198,7 @@ class Ruler:
             narrowed.removed,
             share,
             fair,
+            lifts,
         )
 
     def _fair(
@@ -206,6 +216,14 @@ class Ruler:
             away[SOURCE] = "what was delivered before is not known"
             balance = np.zeros(len(groups)), shares_of(exposure, groups, None)
         return Fair(codes, groups, *balance, tuple(exposure.positions))
+
+    def _lifts(
+        self, request: DecisionRequest, ids: Sequence[str], lifting: Lifting | None, away: dict[str, str]
+    ) -> Lifts | None:
+        if lifting is None:
+            away[VARIANCE] = "who sees what is not known"
+            return None
+        return Lifts(lifting.of(ids, request.context))
 
     def _passing(self, rule: Named, ids: Sequence[str], rows: I64, given: Given, catalogue: Catalogue) -> Mask:
         match rule.key:

@@ -155,7 +155,8 @@ class Scoring:
         if together:  # a shortlist is one policy's
             drawer = surface.policy or surface.fallback
         cut = Cut(decision_id, self.keys.server, item_scores(drawer)) if request.candidates is None else None
-        query = surface.reader.read(request, self.catalogue, past, shown, cut)
+        lifting = surface.lifting if surface.lifting is not None and now < surface.lifting.until else None
+        query = surface.reader.read(request, self.catalogue, past, shown, cut, lifting)
         if together and query.shortlist is not None:  # … so the experiment leaves the request to what serves otherwise
             policy, config, choice = surface.policy, surface.config, None
             reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
