@@ -27,7 +27,7 @@ from ray.util import list_named_actors
 
 from policies.errors import Rejected, SlatewiseError, Unavailable
 from services.learning.group import Group
-from services.learning.shards import Lost, open_shards
+from services.learning.shards import RAY_NICENESS, Lost, open_shards
 from services.settings import Settings
 from services.wiring import open_log, open_state
 from streaming.configuration import Configs
@@ -301,6 +301,7 @@ def start_ray(settings: Settings) -> list[psutil.Process]:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", RECONNECT_SECONDS)
+    os.environ.setdefault("RAY_worker_niceness", RAY_NICENESS)
     if settings.ray.startswith("ray://"):
         try:
             ray.init(address=settings.ray, log_to_driver=False)

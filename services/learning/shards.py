@@ -15,6 +15,7 @@ from streaming.shard import Shard, Statistics, StepReport
 from streaming.uploads import Uploads
 
 log = logging.getLogger("slatewise.learning")
+RAY_NICENESS = "5"  # of Ray's workers: whoever answers goes first, and learning is not starved, as by Ray's own 15 on a full machine
 
 
 class Lost(Unavailable):

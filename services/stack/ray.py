@@ -8,12 +8,14 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
+from services.learning.shards import RAY_NICENESS
 from services.loopback import free_port
 
 NODE_BYTES = 100 << 20  # of shared memory a node: statistics are a few hundred kilobytes a policy
 CPUS = 1  # a node
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": RAY_NICENESS,
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else the client server turns 127.0.0.1 into this machine's outer address
 }
 
