@@ -1,4 +1,4 @@
-"""`make test`: two pytest runs at once, one a core. What needs no server computes while the other half waits for its servers.
+"""`make test`: two pytest runs at once, one a core. Libraries and their adapters in one, services and whole systems in the other.
 
     python -m tests.side_by_side [pytest options]
 
@@ -12,36 +12,33 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SERVERS = ("kafka", "redis", "adapters", "bundles_fsspec")  # in a file's name: it talks to one
-COMPUTES = ("policies", "streaming", "contracts", "helm", "deploy")  # folders without processes of ours
+LIBRARIES = ("policies", "streaming", "contracts", "golden", "helm", "deploy")  # folders without processes of ours
 ALONE = ("chaos",)  # in a file's name below e2e: a whole stack under load, with faults
 NO_TESTS = 5  # pytest's exit status: as good as passed for a half that an option has emptied
 
 
 def parts() -> tuple[list[str], list[str], list[str]]:
-    """(files that compute, files that start something, files that run alone): every test file is in exactly one."""
-    computes, starts, alone = [], [], []
+    """(files of libraries, files of services, files that run alone): every test file is in exactly one."""
+    libraries, services, alone = [], [], []
     for file in sorted(HERE.rglob("test_*.py")):
         folder = file.relative_to(HERE).parts[0]
         if folder == "e2e" and any(word in file.stem for word in ALONE):
             where = alone
-        elif folder in COMPUTES and not any(word in file.stem for word in SERVERS):
-            where = computes
         else:
-            where = starts
+            where = libraries if folder in LIBRARIES else services
         where.append(str(file.relative_to(HERE.parent)))
-    return computes, starts, alone
+    return libraries, services, alone
 
 
 def main(options: list[str]) -> int:
-    computes, starts, alone = parts()
+    libraries, services, alone = parts()
     pytest = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile() as kept:
         beside = subprocess.Popen(
-            [*pytest, "-p", "no:cacheprovider", *computes], cwd=HERE.parent, stdout=kept, stderr=subprocess.STDOUT
+            [*pytest, "-p", "no:cacheprovider", *libraries], cwd=HERE.parent, stdout=kept, stderr=subprocess.STDOUT
         )
         try:
-            status = subprocess.run([*pytest, *starts], cwd=HERE.parent, check=False).returncode
+            status = subprocess.run([*pytest, *services], cwd=HERE.parent, check=False).returncode
         finally:
             other = beside.wait()
             kept.seek(0)

@@ -28,10 +28,14 @@ class Sorted(NamedTuple):
 
 def sort_out(partition: int, partitions: int, records: Sequence[Record], marked: Mapping[int, Headers]) -> Sorted:
     """What of a partition's records belongs there; `marked` holds the headers of those that have any, by offset."""
-    homes = partitions_of([record.key for record in records], partitions)
+    keys = [record.key for record in records]
+    here = [home == partition for home in partitions_of(keys, partitions)]
+    named = [b'"%b"' % key in record.value for key, record in zip(keys, records, strict=True)]
+    if all(here) and all(named) and all(keys):  # which is usual
+        return Sorted([*records], [], [])
     found = Sorted([], [], [])
-    for record, home in zip(records, homes, strict=True):
-        if home == partition and record.key and b'"%b"' % record.key in record.value:
+    for record, plain in zip(records, map(all, zip(keys, here, named, strict=True)), strict=True):
+        if plain:
             found.ours.append(record)
             continue
         unit = _unit(record.value)
