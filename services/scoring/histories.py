@@ -71,41 +71,41 @@ class Histories:
             self._held -= len(gone) + 1
 
 
-def given(history: Sequence[Interaction], surface: Surface) -> list[str]:
-    """The items of a history that came with the request. Raises Rejected with the path."""
+def given(
+    history: Sequence[Interaction], surface: Surface, catalogue: Catalogue, ids: Sequence[str]
+) -> tuple[list[str], I64]:
+    """(items, their rows in the catalogue) of a history that came with the request, of the kinds that the surface reads.
+
+    Raises Rejected with the path: of a kind nobody knows, and of an item that neither the catalogue nor the request knows;
+    without a catalogue all items are the callers', and none can be told wrong.
+    """
     if len(history) > surface.history:
         raise Rejected(f"Expected at most {surface.history} interactions, got {len(history)}", at="$.history")
-    kinds = surface.feedback_kinds
-    for place, act in enumerate(history):
-        if act.kind not in kinds:
-            expected = ", ".join(sorted(kinds - {"shown"}))
-            message = f"Unknown kind, expected one of: {expected}"
-            raise Rejected(message, at=f"$.history[{place}].kind", code="unknown_kind")
-    wanted = surface.history_kinds
-    return [act.item for act in history if not wanted or act.kind in wanted]
+    items, kinds = [act.item for act in history], [act.kind for act in history]
+    allowed, wanted = surface.feedback_kinds, surface.history_kinds
+    if not allowed.issuperset(kinds):
+        place = next(i for i, kind in enumerate(kinds) if kind not in allowed)
+        message = f"Unknown kind, expected one of: {', '.join(sorted(allowed - {'shown'}))}"
+        raise Rejected(message, at=f"$.history[{place}].kind", code="unknown_kind")
+    rows = catalogue.rows(items)
+    if len(catalogue) and len(rows) and rows.min() < 0:
+        known = set(ids)
+        for place in np.flatnonzero(rows < 0).tolist():
+            if items[place] not in known:
+                message = f"Unknown item {items[place][:64]!r}: not in the catalogue, and no candidate"
+                raise Rejected(message, at=f"$.history[{place}].item", code="unknown_item")
+    if wanted:
+        kept = [i for i, kind in enumerate(kinds) if kind in wanted]
+        items, rows = [items[i] for i in kept], rows[kept]
+    return items, rows
 
 
-def encoded(items: Sequence[str], catalogue: Catalogue, schema: str, ids: Sequence[str], matrix: F32) -> F32:
+def encoded(items: Sequence[str], rows: I64, catalogue: Catalogue, schema: str, ids: Sequence[str], matrix: F32) -> F32:
     """(h, d) of the items: as candidates of this request where they are among them, else of the catalogue, else unknown."""
-    rows: I64 = catalogue.rows(items)
     found: F32 = catalogue.matrix(schema).take(rows, axis=0)
-    if (rows < 0).any():
+    if len(rows) and rows.min() < 0:
         places = {item: place for place, item in enumerate(ids)}
         for i in np.flatnonzero(rows < 0).tolist():
             if items[i] in places:
                 found[i] = matrix[places[items[i]]]
     return found
-
-
-def check_known(history: Sequence[Interaction], catalogue: Catalogue, ids: Sequence[str]) -> None:
-    """Raises Rejected for an item of a given history that neither the catalogue knows nor the request; without a catalogue
-    all items are the callers', and none can be told wrong."""
-    if not len(catalogue):
-        return
-    known = None
-    for place, act in enumerate(history):
-        if catalogue.index[act.item] < 0:
-            known = set(ids) if known is None else known
-            if act.item not in known:
-                message = f"Unknown item {act.item[:64]!r}: not in the catalogue, and no candidate"
-                raise Rejected(message, at=f"$.history[{place}].item", code="unknown_item")

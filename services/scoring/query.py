@@ -198,13 +198,12 @@ class Reader:
     ) -> tuple[Sequence[str], F32 | None]:
         """(items, (h, d) encoded) of what the unit did before."""
         if request.history is not None:
-            history: Sequence[str] = histories.given(request.history, self._surface)
-            histories.check_known(request.history, catalogue, ids)
+            history, rows = histories.given(request.history, self._surface, catalogue, ids)
         elif self.reads_history:
-            history = known
+            history, rows = list(known), catalogue.rows(known)
         else:
             return (), None
-        return history, histories.encoded(history, catalogue, self.encoder.schema, ids, items)
+        return history, histories.encoded(history, rows, catalogue, self.encoder.schema, ids, items)
 
     def _weights(self, wanted: Mapping[str, float]) -> dict[str, float]:
         known = self._surface.objectives
