@@ -34,6 +34,7 @@ class Problem:
 
     weights  objective → weight × scale, signs turned so that larger is better; the order is the surface's
     history  most interactions of a unit that a decision reads (`history`, `history_rows`); 0: none
+    horizon  seconds for which silence is corrected for, see `policies.corrected`; 0: it is taken as it is
     """
 
     encoder: Encoder
@@ -41,6 +42,7 @@ class Problem:
     weights: dict[str, float]
     slots: int
     history: int = 0
+    horizon: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,4 +128,4 @@ class Algorithm:
     manager: Callable[[Any, Problem], "ModelProto"] | None = None
     manage: Callable[[Any, Problem, Arrays, dict[str, F32]], F32] | None = None
     shaping: tuple[str, ...] = ()
-    traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws, epochs, predicts, odds
+    traits: frozenset[str] = frozenset()  # merges, learns, contextual, uses_draws, epochs, corrects, predicts, odds

@@ -233,6 +233,8 @@ class Logging(Struct, frozen=True, forbid_unknown_fields=True):
 class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     """One place where slates are shown.
 
+    silence          what a decision teaches before its horizon has passed: `eager`: the reward it has so far; `wait`: nothing;
+                     `corrected`: that reward, by the share of feedback that has come at its age (`policies.corrected`)
     session_timeout  a unit's sequence of decisions ends when the log's time has passed this long without another one
     history          most of a unit's last interactions that policies read; 0: none
     history_kinds    kinds of feedback that are interactions; none named: all
@@ -250,7 +252,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     session_timeout: str | float = "30m"
     history: int = 50
     history_kinds: list[str] = []
-    silence: Literal["eager", "wait"] = "eager"
+    silence: Literal["eager", "wait", "corrected"] = "eager"
     credit: Literal["equal", "clicked"] = "equal"
     features: FeatureSpec = FeatureSpec()
     objectives: dict[str, Objective] = {}

@@ -7,7 +7,7 @@ Letters: n candidates, k slots, c context features, d item features, o objective
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NewType
+from typing import Literal, NamedTuple, NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,23 @@ class Slate:
         return float(np.prod(self.propensities))
 
 
+class Delays(NamedTuple):
+    """When rewards became what they are, for `policies.delays`: M changes of a decision's reward, added or taken back.
+
+    times (M,)       of the decisions, seconds
+    objectives (M,)  whose reward it was
+    buckets (M,)     of the delay, see `policies.delays`
+    masses (M,)      by how much it moved, negative when taken back
+    counts (M,)      1 for one of them for each decision and objective, −1 when taken back, else 0
+    """
+
+    times: F64
+    objectives: I64
+    buckets: I64
+    masses: F64
+    counts: F64
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """How the evidence about N (decision, slot) pairs moved since it was last learned: each row goes from `before` to `after`.
@@ -93,6 +110,7 @@ class Changes:
     rewards_before, rewards_after (N, o)  raw reward per objective (not scaled, not weighted), 0 where absent
     item_hashes (N,) uint64 of the item id, for per-item sums
     propensities (N,) logged conditional propensities
+    delays          of all rows together, where the surface's `silence` is `corrected`; None elsewhere, and in parts
     """
 
     context: F32
@@ -107,10 +125,20 @@ class Changes:
     rewards_after: F64
     item_hashes: NDArray[np.uint64]
     propensities: F64
+    delays: Delays | None = None
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def part(self, start: int, end: int) -> "Changes":
         """Rows start … end − 1, as views."""
-        return Changes(*(getattr(self, each.name)[start:end] for each in fields(self)))
+        return Changes(*(getattr(self, name)[start:end] for name in _ROWS))
+
+    def of(self, rows: Mask) -> "Changes":
+        """The chosen rows (N,), whole slates of them, numbered 0.. again."""
+        taken = {name: getattr(self, name)[rows] for name in _ROWS}
+        taken["slates"] = np.cumsum(np.diff(taken["slates"], prepend=taken["slates"][:1]) > 0)
+        return Changes(**taken)
+
+
+_ROWS = tuple(each.name for each in fields(Changes) if each.name != "delays")

@@ -51,6 +51,14 @@ METRICS = {
     "shard_stopped": Metric("gauge", ("partition",), "1: a shard met what it cannot go past, and waits for a person"),
     "rebuilding_records": Metric("gauge", ("partition",), "Records to read again before a shard goes on learning"),
     "learn_examples_total": Metric("counter", ("surface", "policy"), "Examples learned from"),
+    "delay_half_horizon_share": Metric(
+        "gauge", ("surface", "policy", "objective"), "Share of an objective's reward that comes within half its horizon"
+    ),
+    "delay_decisions_count": Metric(
+        "gauge",
+        ("surface", "policy", "objective"),
+        "Decisions that share rests on; below 200 young decisions are left out",
+    ),
     "publish_total": Metric("counter", ("surface", "policy", "outcome"), "Bundles published or refused"),
     "swap_total": Metric("counter", ("surface", "policy", "outcome"), "Bundles swapped in or refused by scoring"),
     "freshness_seconds": Metric(

@@ -190,6 +190,11 @@ def _policy(path: Path, name: str, policy: PolicySpec, surface: Surface) -> Iter
         hint, expected = unknown(policy.algorithm, sorted(ALGORITHMS))
         yield Fault((*path, "algorithm"), f"no algorithm {policy.algorithm!r}{hint}", expected)
         return
+    learns = ALGORITHMS[policy.algorithm].learner is not None
+    if surface.silence == "corrected" and learns and "corrects" not in ALGORITHMS[policy.algorithm].traits:
+        able = sorted(name for name, one in ALGORITHMS.items() if "corrects" in one.traits)
+        message = f"{policy.algorithm} cannot learn with silence: corrected, which wants sums that add"
+        yield Fault((*path, "algorithm"), message, f"silence: eager or wait, or one of {', '.join(able)}")
     if policy.objective is not None and policy.objectives is not None:
         yield Fault((*path, "objectives"), "both objective and objectives", "one of them")
     known = list(surface.objectives)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from policies.algorithm import Algorithm, Config, Problem
+from policies.corrected import corrected
 from policies.errors import Rejected
 from policies.experiments.document import Trial
 from policies.features import Encoder
@@ -122,8 +123,11 @@ def _compiled(surface: Surface, digest: str, tenant: str) -> Compiled:
     policies = {}
     for name, config in _configs(surface).items():
         spec = surface.policies.get(name) or _reserved(name, surface)
-        made = algorithm(spec.algorithm)
-        problem = Problem(encoder, dict(surface.objectives), _weights(surface, spec), surface.slots, surface.history)
+        made, horizon = algorithm(spec.algorithm), 0.0
+        if surface.silence == "corrected" and "corrects" in made.traits:
+            made, horizon = corrected(made), surface.horizon_seconds
+        weights = _weights(surface, spec)
+        problem = Problem(encoder, dict(surface.objectives), weights, surface.slots, surface.history, horizon)
         key = f"{tenant}/{surface.surface}/{name}/{_signature(made, config, surface, encoder)}"
         policies[name] = CompiledPolicy(name, made, config, problem, key)
     return Compiled(surface, digest, encoder, RewardRule(surface.objectives, surface.credit), policies)
@@ -162,6 +166,7 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
             # left out where nobody reads it: keys from before it stay what they were
             **({"history": surface.history} if reads_history(made) else {}),
             **({"examined": examined} if examined is not None and made.learner is not None else {}),
+            **({"silence": surface.silence} if surface.silence == "corrected" and "corrects" in made.traits else {}),
         }
     )
 

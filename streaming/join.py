@@ -27,6 +27,7 @@ from msgspec import Struct
 from policies.errors import Corrupt
 from policies.types import Changes
 from streaming.configuration import Configs
+from streaming.delays import Spread, delays_of, spread_of
 from streaming.dues import Dues
 from streaming.events import Feedback, content_id
 from streaming.evidence import Taught, changes_of
@@ -144,6 +145,7 @@ class Joiner:
         self._settling, self._watching = settling, watching
         self._terms: dict[str, Terms] = {}
         self._dirty: dict[int, Join] = {}
+        self._spreads: dict[int, Spread] = {}  # of decisions that heard something in this batch, as it was before
         self._sound = True  # vectors of this batch
         self._plain = (
             None
@@ -404,6 +406,8 @@ class Joiner:
             return self._dead(applied, record, "wrong_unit", f"{feedback.unit}, decision has {drawn.unit}", surface)
         if feedback.at + terms.correctable < record.appended:
             return self._dead(applied, record, "bad_time", f"{record.appended - feedback.at:.3f} s old", surface)
+        if terms.corrected and join.row not in self._spreads:
+            self._spreads[join.row] = spread_of(join, terms) if join.present else ()
         if feedback.retracts is not None:
             outcome, reason, detail = _take_back(join, feedback.retracts)
         else:
@@ -484,6 +488,7 @@ class Joiner:
     def _teach(self, applied: Applied) -> None:
         """The net change of every touched decision, grouped by surface version."""
         groups: dict[str, list[Taught]] = {}
+        spreads: dict[str, list[tuple[float, Spread, Spread]]] = {}
         for join in self._dirty.values():
             drawn = join.drawn
             assert drawn is not None  # only decisions get dirty
@@ -493,7 +498,8 @@ class Joiner:
                 applied.count(terms.surface, "clipped", clipped)
             if self._watching:
                 applied.touched.append(Touched(terms, join, join.present, join.rewards, present, rewards))
-            if rewards != join.rewards or present != join.present:
+            later = terms.corrected and self._spread(join, terms, drawn, spreads)
+            if later or rewards != join.rewards or present != join.present:
                 if self._settling or self.rebuilding:
                     if self._settling:  # after it was given out
                         applied.count(terms.surface, "after_training")
@@ -502,14 +508,25 @@ class Joiner:
                 taught = (drawn, join.present, join.rewards, present, rewards)
                 groups.setdefault(drawn.config, []).append(taught)
                 join.present, join.rewards = present, rewards
-        self._dirty = {}
+        self._dirty, self._spreads = {}, {}
         for config, group in groups.items():
             terms = self._terms[config]
             changes = changes_of(terms, group)
+            if config in spreads:
+                changes = replace(changes, delays=delays_of(spreads[config]))
             applied.changes.append((terms, changes))
             moved = int(changes.present_after.sum() - changes.present_before.sum())
             for policy in terms.learners:
                 self.examples[policy.key] = self.examples.get(policy.key, 0) + moved
+
+    def _spread(
+        self, join: Join, terms: Terms, drawn: Drawn, into: dict[str, list[tuple[float, Spread, Spread]]]
+    ) -> bool:
+        """Whether what a decision says of delays has changed in this batch, which is put down."""
+        before, after = self._spreads.get(join.row, ()), spread_of(join, terms)
+        if before != after and not self.rebuilding:
+            into.setdefault(drawn.config, []).append((drawn.at, before, after))
+        return before != after
 
     def _waits(self, join: Join, terms: Terms) -> None:
         due = min(join.at + terms.horizon, join.until)  # after `until` nothing changes it any more
@@ -526,7 +543,7 @@ class Joiner:
             return None
         terms = Terms.of(compiled)
         if self._settling:
-            terms = replace(terms, wait=True)
+            terms = replace(terms, wait=True, corrected=False)
         self._terms[config] = terms
         return terms
 

@@ -176,6 +176,7 @@ class Terms:
     item_bytes: int
     objectives: int
     wait: bool
+    corrected: bool
     learn_pins: bool
     learners: tuple[CompiledPolicy, ...]  # every learning policy of the version, but for `Surface.untaught`
     examined: F64 | None = None  # (slots,) relative to the first, see `policies.examination`
@@ -203,6 +204,7 @@ class Terms:
             item_bytes=4 * encoder.item_size,
             objectives=len(surface.objectives),
             wait=surface.silence == "wait",
+            corrected=surface.silence == "corrected",
             learn_pins=surface.learn_pins,
             learners=tuple(
                 p

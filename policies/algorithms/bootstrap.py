@@ -180,5 +180,5 @@ ALGORITHM = Algorithm(
     reference=reference,
     inputs=("context", "items", "weights"),
     shaping=("replicates",),
-    traits=frozenset({"merges", "learns", "contextual", "uses_draws", "predicts"}),
+    traits=frozenset({"merges", "learns", "corrects", "contextual", "uses_draws", "predicts"}),
 )

@@ -401,5 +401,5 @@ ALGORITHM = Algorithm(
     publish=publish,
     reference=reference,
     inputs=("context", "items", "item_rows", "group_rows", "item_keys", "weights"),
-    traits=frozenset({"merges", "learns", "contextual", "uses_draws", "predicts"}),
+    traits=frozenset({"merges", "learns", "corrects", "contextual", "uses_draws", "predicts"}),
 )

@@ -65,5 +65,5 @@ ALGORITHM = Algorithm(
     publish=publish,
     reference=reference,
     inputs=("context", "items", "weights"),
-    traits=frozenset({"merges", "learns", "contextual", "uses_draws", "predicts"}),
+    traits=frozenset({"merges", "learns", "corrects", "contextual", "uses_draws", "predicts"}),
 )

@@ -96,5 +96,5 @@ ALGORITHM = Algorithm(
     publish=publish,
     reference=reference,
     inputs=("context", "items", "weights"),
-    traits=frozenset({"merges", "learns", "contextual"}),
+    traits=frozenset({"merges", "learns", "corrects", "contextual"}),
 )

@@ -45,5 +45,5 @@ ALGORITHM = Algorithm(
     publish=publish,
     reference=reference,
     inputs=("context", "items", "weights"),
-    traits=frozenset({"merges", "learns", "contextual", "predicts"}),
+    traits=frozenset({"merges", "learns", "corrects", "contextual", "predicts"}),
 )

@@ -38,7 +38,8 @@ def fitted(asked: Asked, log: Log, seed: int = 0) -> Scored:
     learner = algorithm.learner(policy.config, problem)
     for start in range(0, len(log), BATCH):
         learner.learn(changes(log.decisions[start : start + BATCH], order))
-    published = algorithm.publish(policy.config, problem, learner.arrays(), log.decisions[-1].at, seed)
+    now = log.decisions[-1].at + problem.horizon  # what is logged has settled
+    published = algorithm.publish(policy.config, problem, learner.arrays(), now, seed)
     return scored(compiled, policy, published, f"{asked.name}, fitted on {len(log)} decisions")
 
 

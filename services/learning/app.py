@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from policies.delays import early
 from policies.errors import Rejected, Unavailable
 from services.epochs import stay, take_epoch
 from services.learning.beside import Beside
@@ -189,6 +190,9 @@ class Learning:
     def _told(self, policy: CompiledPolicy, outcome: Outcome) -> None:
         surface = policy.key.split("/")[1]
         self._telemetry.add("publish_total", surface, policy.name, outcome.result)
+        for objective, (half, decisions) in early(outcome.manifest.diagnostics if outcome.manifest else {}).items():
+            self._telemetry.set("delay_half_horizon_share", surface, policy.name, objective, value=half)
+            self._telemetry.set("delay_decisions_count", surface, policy.name, objective, value=decisions)
         if outcome.result != "published":
             extra = {"policy": outcome.pointer, "result": outcome.result, "detail": outcome.detail}
             log.warning("publish", extra=extra)

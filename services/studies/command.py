@@ -17,6 +17,7 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "services.studies.eide",
         "Eide's simulator: greedy and Thompson slates, flat and hierarchical, cold items.",
     ),
+    "delay": ("services.studies.delay", "Late feedback where items come and go: eager, wait and corrected."),
     "fairness": (
         "services.studies.fairness",
         "Impression variance, exposure and creators: before, after, and what it costs.",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from policies.delays import heard_once
 from policies.types import F64, I64, Changes, Mask
 from streaming.joined import Terms
 from streaming.plain.hashes import BLOCK, U64, Items, group, id_hashes
@@ -300,6 +301,11 @@ class Plain:
                 item_hashes=hashes[a:b],
                 propensities=numbers[4, a:b],
             )
+            if version.corrected:
+                said = np.where(heard >= 0, sheet.reals[heard, AT], np.nan) - sheet.reals[decisions[start:end], AT]
+                taught = np.diff(places[start : end + 1, ROW]) > 0
+                silence, horizon = version.compiled.rewards.silence, version.horizon
+                changes = replace(changes, delays=heard_once(changes, said[taught], silence, horizon))
             taken.changes.append((version, changes, int(filled[start:end][fresh[start:end]].sum())))
         return taken
 

@@ -114,7 +114,7 @@ def evidence(seed: int, slates: int = 40, *, objectives: int = 1, spread: float 
 def only(changes: Changes, keep: Any) -> Changes:
     """The rows of some slates, their numbers made 0.. again."""
     rows = np.isin(changes.slates, keep)
-    taken = {name: getattr(changes, name)[rows] for name in Changes.__slots__}
+    taken = {name: getattr(changes, name)[rows] for name in Changes.__slots__ if name != "delays"}
     taken["slates"] = np.unique(taken["slates"], return_inverse=True)[1]
     return Changes(**taken)
 

@@ -227,7 +227,7 @@ def test_partitions_with_points_of_their_own_add_up() -> None:
 
 
 def _rows(changes: Changes, rows: Any) -> Changes:
-    taken = {name: getattr(changes, name)[rows] for name in Changes.__slots__}
+    taken = {name: getattr(changes, name)[rows] for name in Changes.__slots__ if name != "delays"}
     return Changes(**{**taken, "slates": np.arange(len(rows))})
 
 

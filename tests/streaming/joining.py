@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from policies.algorithm import Algorithm, Config, Problem, Published
+from policies.corrected import corrected
 from policies.surface import Bool, FeatureSpec, Number, Objective, PolicySpec, Surface
 from policies.types import Arrays, Changes
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters, MemoryLog
@@ -23,6 +24,7 @@ EPOCH0 = 1_000_000.0  # append times start here
 HORIZON, CORRECTABLE = 100.0, 1000.0
 UNIT = "00000000000000aa"
 SLOTS = 3
+TOTALS = ("n", "S", "B", "Y", "T")
 
 
 class Tally:
@@ -63,6 +65,10 @@ class Tally:
         self.sums = {name: np.array(array) for name, array in arrays.items()}
 
 
+def _added(parts: Sequence[Arrays]) -> Arrays:
+    return {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
+
+
 def _no_graph(config: Config, problem: Problem) -> object:
     raise NotImplementedError
 
@@ -77,8 +83,10 @@ TALLY = Algorithm(
     reference=lambda config, problem, arrays, inputs: np.zeros((1, 1), np.float32),
     inputs=(),
     learner=Tally,
-    traits=frozenset({"merges", "learns"}),
+    merge=_added,
+    traits=frozenset({"merges", "learns", "corrects"}),
 )
+CORRECTED_TALLY = corrected(TALLY)
 
 
 def surface(**changes: object) -> Surface:
@@ -110,7 +118,8 @@ class TallyConfigs(Configs):
         if compiled is None:
             return None
         problem = compiled.policies["ts"].problem
-        policy = CompiledPolicy("tally", TALLY, Config(), problem, f"default/home/tally/{compiled.hash}")
+        tally = CORRECTED_TALLY if problem.horizon else TALLY
+        policy = CompiledPolicy("tally", tally, Config(), problem, f"default/home/tally/{compiled.hash}")
         return replace(compiled, policies={"tally": policy})
 
 
@@ -227,7 +236,7 @@ def total(arrays: dict[str, Arrays]) -> Arrays:
     summed: Arrays = {}
     for sums in arrays.values():
         for name, array in sums.items():
-            if name != "items":
+            if name in TOTALS:
                 summed[name] = summed.get(name, 0.0) + array  # type: ignore[operator]
     return summed
 

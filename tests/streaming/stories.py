@@ -16,7 +16,8 @@ CONFIGS = TallyConfigs()
 PLAIN = CONFIGS.add(surface())
 WAIT = CONFIGS.add(surface(silence="wait"))
 PINS = CONFIGS.add(surface(learn_pins=True, credit="clicked"))
-VERSIONS = {version.hash: version for version in (PLAIN, WAIT, PINS)}
+CORRECTED = CONFIGS.add(surface(silence="corrected"))
+VERSIONS = {version.hash: version for version in (PLAIN, WAIT, PINS, CORRECTED)}
 END = EPOCH0 + 100_000.0  # every story ends here: what waits has stopped waiting by then
 Heard = list[tuple[Feedback, Record]]
 OFFSETS = [-10.0, 0.0, 1.0, 50.0, HORIZON, HORIZON + 1.0, 300.0]
@@ -44,7 +45,7 @@ def stories(draw: st.DrawFn, messy: bool = True) -> Story:
     for i in range(draw(st.integers(1, 3))):
         at = EPOCH0 + draw(st.integers(0, 200))
         made = decision(
-            draw(st.sampled_from([PLAIN, PLAIN, PLAIN, WAIT, PINS])),
+            draw(st.sampled_from([PLAIN, PLAIN, WAIT, PINS, CORRECTED, CORRECTED])),
             f"{UNIT}-{i}",
             at,
             k=draw(st.sampled_from([SLOTS, SLOTS, 2, 0])),
@@ -143,6 +144,40 @@ def oracle(records: list[Record]) -> tuple[Arrays, dict[int, str], int]:
             sums["Y"] += drawn.weight * np.outer(rewards[p], rewards[p])
             sums["T"] += drawn.at - EPOCH0
     return sums, dead, examples
+
+
+def young(records: list[Record]) -> dict[int, Arrays]:
+    """Of the corrected version: the sums of decisions and delays by the 32nd of a horizon they were made in; −1: of them all."""
+    made, heard, _ = judged(records)
+    found: dict[int, Arrays] = {}
+    for name, (drawn, _) in made.items():
+        if drawn.config != CORRECTED.hash:
+            continue
+        present, rewards = evidence_of(drawn, CORRECTED, heard[name])
+        mass, count = _delays_of(drawn, heard[name], np.array(present, np.bool_))
+        part = int(drawn.at // (HORIZON / 32))
+        for place in (part, -1):
+            sums = found.setdefault(
+                place, {"n": np.zeros(1), "B": np.zeros(2), "mass": np.zeros((2, 64)), "count": np.zeros(2)}
+            )
+            sums["n"] += sum(present)
+            sums["B"] += drawn.weight * rewards[present].sum(axis=0)
+            sums["mass"] += mass
+            sums["count"] += count
+    return found
+
+
+def _delays_of(drawn: Decision, heard: Heard, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mass (2, 64), count (2,)): by how much the reward moved with what was said until each moment, by when that was."""
+    counts = [e for e in force_of(drawn, heard) if e.at <= drawn.at + HORIZON and e.kind != "shown"]
+    k, mass = len(drawn.slate), np.zeros((2, 64))
+    before = _rewards(k, [], CORRECTED)
+    buckets = {id(e): next(j for j in range(64) if e.at - drawn.at <= HORIZON * 2 ** ((j - 63) / 4)) for e in counts}
+    for bucket in sorted(set(buckets.values())):
+        after = _rewards(k, [e for e in counts if buckets[id(e)] <= bucket], CORRECTED)
+        mass[:, bucket] = np.abs(after - before)[present].sum(axis=0)
+        before = after
+    return mass, (mass > 0).any(axis=1)
 
 
 def nothing(version: Compiled) -> Arrays:

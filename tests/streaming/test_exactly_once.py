@@ -10,13 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import streaming.join
 import streaming.joined
 import streaming.rows
+from policies.corrected import CorrectedLearner
 from policies.errors import Corrupt
+from policies.types import Arrays, Changes
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
 from streaming.events import Feedback, encode
 from streaming.index import Index
@@ -26,7 +29,7 @@ from streaming.ports import Commit, DeadLetter, Record
 from streaming.rows import Rows
 from streaming.shard import Shard
 from tests.streaming.joining import UNIT, Abort, Ports, decision, drain, reasons, total
-from tests.streaming.stories import CONFIGS, END, PLAIN, Story, nothing, oracle, stories
+from tests.streaming.stories import CONFIGS, END, PLAIN, Story, nothing, oracle, stories, young
 
 
 def tell(story: Story) -> Ports:
@@ -68,6 +71,28 @@ def check(story: Story) -> None:
     learned = total(statistics.arrays) or nothing(PLAIN)
     for name, array in sums.items():
         assert abs(array - learned[name]).max() <= 1e-9 * max(1.0, abs(array).max()), name
+    for key, arrays in statistics.arrays.items():
+        if "pending_clock" in arrays:
+            check_young(arrays, young(ports.log.read(0, 0, 10_000)), key)
+
+
+def check_young(arrays: Arrays, wanted: dict[int, Arrays], key: str) -> None:
+    """Delays, and the sums of every part of the last horizon, by part."""
+    np.testing.assert_allclose(arrays["delay_mass"], wanted[-1]["mass"], atol=1e-9, err_msg=key)
+    np.testing.assert_allclose(arrays["delay_count"], wanted[-1]["count"], atol=1e-9, err_msg=key)
+    newest = int(arrays["pending_clock"][0])
+    found = {part: place for place, part in enumerate(arrays["pending_parts"].tolist())}
+    width = arrays["B"].shape[0]
+    for part in range(newest - 32, newest + 1):
+        sums = wanted.get(part, {"n": np.zeros(1), "B": np.zeros(2), "mass": np.zeros((2, 64)), "count": np.zeros(2)})
+        at = found.get(part)
+        if at is None:
+            assert not any(array.any() for array in sums.values()), f"{key} part {part} is missing"
+            continue
+        np.testing.assert_allclose(arrays["pending.n"][at], sums["n"][0], atol=1e-9)
+        np.testing.assert_allclose(arrays["pending.B"][at * width], sums["B"], atol=1e-9)
+        np.testing.assert_allclose(arrays["pending.delay_mass"][2 * at : 2 * at + 2], sums["mass"], atol=1e-9)
+        np.testing.assert_allclose(arrays["pending.delay_count"][2 * at : 2 * at + 2], sums["count"], atol=1e-9)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -178,6 +203,28 @@ def _wait_never_ends(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Joiner, "_waits", lambda self, join, terms: None)
 
 
+def _delays_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
+    delays_of = streaming.join.delays_of
+    patch.setattr(streaming.join, "delays_of", lambda moved: delays_of([(at, (), after) for at, _, after in moved]))
+
+
+def _delays_of_a_correction_are_those_of_the_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Joiner, "_spread", lambda self, join, terms, drawn, into: False)
+
+
+def _young_decisions_are_not_corrected(patch: pytest.MonkeyPatch) -> None:
+    learn = CorrectedLearner.learn
+
+    def first_only(self: CorrectedLearner, changes: Changes) -> None:
+        known = dict(self._young)
+        learn(self, changes)
+        if not changes.present_before.any():
+            return
+        self._young |= {part: sums for part, sums in known.items() if part in self._young}
+
+    patch.setattr(CorrectedLearner, "learn", first_only)
+
+
 def _what_was_taught_is_not_kept(patch: pytest.MonkeyPatch) -> None:
     pack = streaming.rows.pack
     patch.setattr(streaming.rows, "pack", lambda join: pack(msgspec.structs.replace(join, present=b"", rewards=b"")))
@@ -250,6 +297,9 @@ PLANTS = [
     _feedback_does_not_imply_shown,
     _pins_are_learned_from,
     _wait_never_ends,
+    _delays_are_not_taken_back,
+    _delays_of_a_correction_are_those_of_the_first,
+    _young_decisions_are_not_corrected,
     _what_was_taught_is_not_kept,
     _changed_rows_are_not_committed,
     _ids_are_not_committed,

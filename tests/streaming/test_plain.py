@@ -26,7 +26,7 @@ from streaming.ports import Record
 from streaming.rows import Rows
 from streaming.shard import FRESH_EACH, Shard
 from tests.streaming.joining import EPOCH0, UNIT, Ports, decision, feedback, reasons, surface
-from tests.streaming.stories import CONFIGS, PLAIN, Story, stories
+from tests.streaming.stories import CONFIGS, CORRECTED, PLAIN, Story, stories
 
 PLACES = {name: getattr(scan, name) for name in ("ID", "UNIT", "SURFACE", "KIND", "NAME")}
 
@@ -99,11 +99,15 @@ def test_stories_end_alike_on_both_paths(story: Story) -> None:
 
 def busy() -> Ports:
     """Mostly what the plain path takes, with all else between: versions, corrections, copies, and what comes early or late."""
-    rng, ports, versions = np.random.default_rng(0), Ports(CONFIGS), [PLAIN, CONFIGS.add(surface(horizon=50.0))]
+    rng, ports, versions = (
+        np.random.default_rng(0),
+        Ports(CONFIGS),
+        [PLAIN, CORRECTED, CONFIGS.add(surface(horizon=50.0))],
+    )
     waiting: list[Feedback] = []
     for i in range(200):
         now, slots = EPOCH0 + i, int(rng.integers(1, 4))
-        made = decision(versions[int(rng.integers(2))], f"{UNIT}-{i}", now + 100 * (rng.random() < 0.05), k=slots)
+        made = decision(versions[int(rng.integers(3))], f"{UNIT}-{i}", now + 100 * (rng.random() < 0.05), k=slots)
         if rng.random() < 0.05:
             ports.append(feedback(made.decision_id, now))
         ports.append(made, at=now)
