@@ -49,15 +49,15 @@ class Setting:
     """Seconds are the world's. `life`: mean of an item's, in horizons;   warm: horizons at the beginning that are not judged."""
 
     algorithm: str = "hierarchical_thompson"
-    items: int = 30
+    items: int = 20
     groups: int = 5
     slots: int = 2
     users: int = 500
-    visits: int = 10  # a second
+    visits: int = 50  # a second
     horizon: float = 64.0
     life: float = 2.0
     every: int = 2  # seconds between publishes
-    horizons: int = 15
+    horizons: int = 10
     warm: int = 4
 
     @property
