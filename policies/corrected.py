@@ -23,9 +23,10 @@ Source   delayed conversions as a censored share: Chapelle, KDD 2014; Vernade, C
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from policies import forgetting
 from policies.algorithm import Addend, Algorithm, Problem, Published
 from policies.carrying import places, relevant, scaled
 from policies.delays import BUCKETS, EARLY, RESTS_ON, Curve
-from policies.types import F64, Arrays, Changes, Delays
+from policies.types import F64, I64, Arrays, Changes, Delays
 
 PARTS = 32  # of a horizon
 AHEAD_SECONDS = 60.0  # how far a decision's own time may be ahead of the log's (`streaming.join`)
@@ -88,12 +89,12 @@ class CorrectedLearner:
         parts = np.floor(changes.times / self.width).astype(np.int64)
         self._newest = max(self._newest, int(parts.max()))
         self._young = {part: sums for part, sums in self._young.items() if part > self._newest - self._kept}
-        found = np.unique(parts)
-        for part in found[found > self._newest - self._kept].tolist():
-            held = self._young.get(part, self._nothing | _silent(self._objectives))
-            self._part.load(held)
-            self._part.learn(changes if len(found) == 1 else changes.of(parts == part))
-            self._young[part] = self._part.arrays() | {name: held[name] for name in (*DELAYS, "delay_index")}
+        for part, some in _by_part(changes, parts):
+            if part > self._newest - self._kept:
+                held = self._young.get(part, self._nothing | _silent(self._objectives))
+                self._part.load(held)
+                self._part.learn(some)
+                self._young[part] = self._part.arrays() | {name: held[name] for name in (*DELAYS, "delay_index")}
         if changes.delays is not None and len(changes.delays.times):
             self._hear(changes.delays)
 
@@ -114,6 +115,16 @@ class CorrectedLearner:
         self._total.load(arrays)
         self._delays = {name: np.array(arrays[name]) for name in (*DELAYS, "delay_index")}
         self._newest, self._young = int(arrays["pending_clock"][0]), _unpacked(arrays)
+
+
+def _by_part(changes: Changes, parts: I64) -> Iterator[tuple[int, Changes]]:
+    """Rows of each part, whole slates: the rows of one have one time."""
+    if (parts[1:] < parts[:-1]).any():
+        order = np.argsort(parts, kind="stable")
+        changes, parts = changes.of(order), parts[order]
+    edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
+    for start, end in pairwise(edges):
+        yield int(parts[start]), changes.part(start, end)
 
 
 def _silent(objectives: int) -> Arrays:

@@ -134,10 +134,10 @@ class Changes:
         """Rows start … end − 1, as views."""
         return Changes(*(getattr(self, name)[start:end] for name in _ROWS))
 
-    def of(self, rows: Mask) -> "Changes":
-        """The chosen rows (N,), whole slates of them, numbered 0.. again."""
+    def of(self, rows: Mask | I64) -> "Changes":
+        """The chosen rows, in their order or in another that keeps slates whole; slates are numbered 0.. again."""
         taken = {name: getattr(self, name)[rows] for name in _ROWS}
-        taken["slates"] = np.cumsum(np.diff(taken["slates"], prepend=taken["slates"][:1]) > 0)
+        taken["slates"] = np.cumsum(np.diff(taken["slates"], prepend=taken["slates"][:1]) != 0)
         return Changes(**taken)
 
 

@@ -13,31 +13,31 @@ import numpy as np
 from policies.delays import BUCKETS, EDGES
 from policies.rewards import Heard
 from policies.types import Delays
-from streaming.joined import SHOWN, WHOLE, Join, Terms, evidence, in_force
+from streaming.joined import SHOWN, WHOLE, Join, Terms, in_force
 
 Spread = tuple[tuple[int, int, float], ...]  # (objective, bucket, by how much its reward moved), ascending
 _EDGES = EDGES.tolist()
 
 
-def spread_of(join: Join, terms: Terms) -> Spread:
-    """How the reward of a decision came about, over its slots that are present."""
+def spread_of(join: Join, terms: Terms, present: bytes) -> Spread:
+    """How the reward of a decision came about, over its slots that are `present` by what it has heard."""
     drawn = join.drawn
-    if drawn is None or not join.heard:
+    if drawn is None or not join.heard or not present:
         return ()
-    present = np.frombuffer(evidence(join, terms)[0], np.bool_)
     until, k, heard = drawn.at + terms.horizon, len(drawn.slate), list[Heard]()
     for versions in join.heard.values():
         said = in_force(versions, until)
         if said is not None and said.kind != SHOWN and said.at <= until:
             heard.append(Heard(said.positions[0] if said.positions else WHOLE, said.kind, said.value, said.at))
-    if not heard or not present.any():
+    if not heard:
         return ()
+    there = np.frombuffer(present, np.bool_)
     rule, found, known = terms.compiled.rewards, list[tuple[int, int, float]](), list[Heard]()
     before = rule(k, known)[0]
     for bucket, group in groupby(sorted(heard, key=_at), lambda one: _bucket(one.at - drawn.at, terms.horizon)):
         known += group
         after = rule(k, known)[0]
-        moved = np.abs(after - before)[present].sum(axis=0).tolist()
+        moved = np.abs(after - before)[there].sum(axis=0).tolist()
         found += [(objective, bucket, mass) for objective, mass in enumerate(moved) if mass > 0.0]
         before = after
     return tuple(sorted(found))

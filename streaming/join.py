@@ -407,7 +407,7 @@ class Joiner:
         if feedback.at + terms.correctable < record.appended:
             return self._dead(applied, record, "bad_time", f"{record.appended - feedback.at:.3f} s old", surface)
         if terms.corrected and join.row not in self._spreads:
-            self._spreads[join.row] = spread_of(join, terms) if join.present else ()
+            self._spreads[join.row] = spread_of(join, terms, join.present)
         if feedback.retracts is not None:
             outcome, reason, detail = _take_back(join, feedback.retracts)
         else:
@@ -498,7 +498,7 @@ class Joiner:
                 applied.count(terms.surface, "clipped", clipped)
             if self._watching:
                 applied.touched.append(Touched(terms, join, join.present, join.rewards, present, rewards))
-            later = terms.corrected and self._spread(join, terms, drawn, spreads)
+            later = terms.corrected and self._spread(join, terms, present, spreads)
             if later or rewards != join.rewards or present != join.present:
                 if self._settling or self.rebuilding:
                     if self._settling:  # after it was given out
@@ -520,12 +520,12 @@ class Joiner:
                 self.examples[policy.key] = self.examples.get(policy.key, 0) + moved
 
     def _spread(
-        self, join: Join, terms: Terms, drawn: Drawn, into: dict[str, list[tuple[float, Spread, Spread]]]
+        self, join: Join, terms: Terms, present: bytes, into: dict[str, list[tuple[float, Spread, Spread]]]
     ) -> bool:
         """Whether what a decision says of delays has changed in this batch, which is put down."""
-        before, after = self._spreads.get(join.row, ()), spread_of(join, terms)
+        before, after = self._spreads.get(join.row, ()), spread_of(join, terms, present)
         if before != after and not self.rebuilding:
-            into.setdefault(drawn.config, []).append((drawn.at, before, after))
+            into.setdefault(terms.compiled.hash, []).append((join.at, before, after))
         return before != after
 
     def _waits(self, join: Join, terms: Terms) -> None:

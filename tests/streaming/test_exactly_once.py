@@ -209,7 +209,7 @@ def _delays_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
 
 
 def _delays_of_a_correction_are_those_of_the_first(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Joiner, "_spread", lambda self, join, terms, drawn, into: False)
+    patch.setattr(Joiner, "_spread", lambda self, join, terms, present, into: False)
 
 
 def _young_decisions_are_not_corrected(patch: pytest.MonkeyPatch) -> None:
