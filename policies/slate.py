@@ -30,17 +30,16 @@ Source   methods.md §0; Eide et al. 2021 (arXiv 2104.15046) for slates from pos
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
+from policies.compiling import plain
 from policies.errors import Corrupt
 from policies.reranking.within import Prefix, Within
-from policies.slate_fast import DRAWS, INVERSE_GAP, ONE_DRAW, RESOLUTION, SOFTMAX, UNIT, fill, softmax_weights
+from policies.slate_fast import DRAWS, INVERSE_GAP, ONE_DRAW, RESOLUTION, SOFTMAX, UNIT, boosted, fill, softmax_weights
 from policies.types import F32, F64, I64, DrawSettings, Mask, Slate
 
-Scalar = TypeVar("Scalar", bound=np.generic)
 EVERYWHERE, NOWHERE = np.empty((0, 0), np.bool_), np.empty(0, np.int64)  # no masks, no pins
 NOT_ASKED = np.empty((0, 0))
 NO_LIMITS = np.empty((0, 0), np.int64)
@@ -95,13 +94,13 @@ def draw(
     Corrupt("nan_scores") for a score that is not finite and ValueError for arguments that do not fit together.
     """
     scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins, within)
-    integers, reals = np.empty((4, k), np.int64), np.empty((2, k))
+    integers, reals = np.empty((4, k), np.int64), np.empty((3, k))
     distributions = np.zeros((k, len(scores))) if full else NOT_ASKED
     asked = (
         scores,
         mask,
         pinned,
-        _plain(u),
+        plain(u),
         HEADS[settings.head],
         float(settings.floor),  # an int would be another type to the compiler
         float(settings.max_share),
@@ -111,10 +110,10 @@ def draw(
         distributions,
     )
     acts = None if within is None else np.zeros((len(within.ops), k), np.uint8)
-    inside: tuple[Any, ...] = ALONE if within is None else (*map(_plain, within.arrays), acts)
+    inside: tuple[Any, ...] = ALONE if within is None else (*map(plain, within.arrays), acts)
     filled = fill(*asked, *inside)
     if filled < 0:
-        _refuse(filled)
+        _refuse(filled, within, len(scores), k)
     if filled < k:
         integers, reals, distributions = integers[:, :filled], reals[:, :filled], distributions[:filled]
     return Slate(
@@ -124,6 +123,7 @@ def draw(
         integers[2],
         integers[3],
         reals[1],
+        reals[2],
         pinned[integers[0]] >= 0 if len(pinned) else np.zeros(filled, np.bool_),
         distributions if full else None,
         acts,
@@ -146,27 +146,29 @@ def reference(
     scores, mask, pinned = _checked(scores, k, u, settings, boosts, masks, pins, within)
     n, m = scores.shape
     if not ((u >= 0.0) & (u < 1.0)).all():
-        _refuse(-2)
+        _refuse(-2, within, n, k)
     if not np.isfinite(scores).all():
-        _refuse(-1)
+        _refuse(-1, within, n, k)
+    if within is not None:
+        within.check(n, k)
     pinned = pinned if len(pinned) else np.full(k, -1)
     means = _pool_means(scores)
     free = np.ones(n, bool)
     free[pinned[pinned >= 0]] = False
     posterior = np.full(m, 1.0 / m)  # W, normalised
-    slate: list[tuple[int, int, float, int, int, float, bool]] = []
+    slate: list[tuple[int, int, float, int, int, float, float, bool]] = []
     distributions: list[F64] = []
     prefix = None if within is None else Prefix(within, pinned, n)
-    plain, plain_means = scores, means
+    bare, bare_means = scores, means
 
     for t in range(k):
         if prefix is not None:
             less = prefix.penalties(t)
-            scores, means = plain - less[:, None], plain_means - less.astype(float)
+            scores, means = bare - less[:, None], bare_means - less.astype(float)
         p = np.zeros(n)
         if pinned[t] >= 0:
             p[pinned[t]] = 1.0
-            slate.append((t, int(pinned[t]), 1.0, 1, int(pinned[t]), 1.0, True))
+            slate.append((t, int(pinned[t]), 1.0, 1, int(pinned[t]), 1.0, 0.0, True))
             distributions.append(p)
             continue
         R = np.flatnonzero(free & mask[t] if len(mask) else free)
@@ -202,10 +204,12 @@ def reference(
         free[R[at]] = False
         if prefix is not None:
             prefix.shown[t] = int(R[at])
-        slate.append((t, int(R[at]), float(p[R[at]]), len(R), int(R[G][0]), alpha, False))
+        slate.append((t, int(R[at]), float(p[R[at]]), len(R), int(R[G][0]), alpha, alpha * explored, False))
         distributions.append(p)
 
-    slots, items, propensities, remaining, greedy, alphas, pins_used = zip(*slate, strict=True) if slate else ((),) * 7
+    slots, items, propensities, remaining, greedy, alphas, strays, pins_used = (
+        zip(*slate, strict=True) if slate else ((),) * 8
+    )
     return Slate(
         np.array(slots, np.int64),
         np.array(items, np.int64),
@@ -213,6 +217,7 @@ def reference(
         np.array(remaining, np.int64),
         np.array(greedy, np.int64),
         np.array(alphas, float),
+        np.array(strays, float),
         np.array(pins_used, bool),
         np.array(distributions).reshape(len(slate), n) if full else None,
         None if prefix is None else prefix.acts_at_the_end(),
@@ -221,11 +226,14 @@ def reference(
 
 def warm() -> None:
     """Compile, or load what an earlier process compiled: everything a request needs, so that none waits for it."""
-    draw(np.zeros((2, 8), np.float32), 1, np.zeros(1), DrawSettings())  # `fill` has one type, whatever is asked of it
+    scores = np.zeros((2, 8), np.float32)
+    draw(scores, 1, np.zeros(1), DrawSettings(), boosts=np.zeros(2))  # `fill` has one type, whatever is asked of it
 
 
-def _refuse(code: int) -> NoReturn:
+def _refuse(code: int, within: Within | None, n: int, k: int) -> NoReturn:
     """Raise what `fill` found wrong with the numbers themselves."""
+    if code == -3 and within is not None:
+        within.check(n, k)
     if code == -2:
         raise ValueError("uniforms must be in [0, 1)")
     raise Corrupt("nan_scores", "a score is NaN or infinite")
@@ -284,9 +292,11 @@ def _checked(
     if not (0.0 <= settings.floor <= 1.0 and 0.0 < settings.max_share <= 1.0 and 0.0 < settings.temperature < np.inf):
         raise ValueError(f"floor in [0, 1], max_share in (0, 1], temperature > 0 and finite, got {settings}")
     if boosts is not None:
-        if boosts.shape != (n,) or not np.isfinite(boosts).all():
+        finite = boosts.shape == (n,)
+        if finite:
+            scores, finite = boosted(plain(scores), plain(boosts))
+        if not finite:
             raise ValueError(f"boosts must be {n} finite numbers, got {boosts.shape}")
-        scores = scores + boosts.astype(np.float32)[:, None]
     if masks is None:
         masks = EVERYWHERE
     elif masks.shape != (k, n) or masks.dtype != np.bool_:
@@ -300,11 +310,4 @@ def _checked(
             pinned[slot] = row
         if len(set(pins.values())) < len(pins):
             raise ValueError("one row is pinned to two slots")
-    if within is not None:
-        within.check(n, k)
-    return _plain(scores), _plain(masks), pinned
-
-
-def _plain(array: NDArray[Scalar]) -> NDArray[Scalar]:
-    """Contiguous, aligned, writable: other layouts would be other types to the compiler, and compile anew in a request."""
-    return array if array.flags.carray else np.array(array, order="C")
+    return plain(scores), plain(masks), pinned

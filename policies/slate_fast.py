@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.compiling import compiled
-from policies.reranking.within_fast import constrain, diversify, due_slots, missed, nothing_shown, stands
+from policies.reranking.within_fast import (
+    constrain,
+    diversify,
+    due_slots,
+    fits,
+    missed,
+    nothing_shown,
+    pinned_slots,
+    stands,
+)
 from policies.types import F32, F64, I64, Mask
 
 I32 = NDArray[np.int32]
@@ -58,6 +67,18 @@ def pool_means(scores: F32) -> F64:
 
 
 @compiled
+def boosted(scores: F32, boosts: F64) -> tuple[F32, bool]:
+    """(scores (n, m) with a number (n,) added to each row, as float32; whether these are finite)."""
+    found, finite = np.empty_like(scores), True
+    for c in range(len(boosts)):
+        finite &= math.isfinite(boosts[c])
+        row, more = scores[c], np.float32(boosts[c])
+        for i in range(scores.shape[1]):
+            found[c, i] = row[i] + more
+    return found, finite
+
+
+@compiled
 def softmax_weights(means: F64, rows: I64, temperature: float, weights: F64) -> None:
     """Write weights[rows] ∝ exp(mean / temperature): whole numbers, the largest is RESOLUTION."""
     top = -np.inf
@@ -85,30 +106,30 @@ def _gap_weights(means: F64, rows: I64, temperature: float, weights: F64) -> Non
 
 
 @compiled
-def _best_of_all(scores: F32, rows: I64, top: F32, best: I32, ties: I32) -> None:
+def _best_of_all(scores: F32, less: F32, rows: I64, top: F32, best: I32, ties: I32) -> None:
     """For every draw its largest score among `rows`, one row that has it, and how many have it."""
     m = scores.shape[1]
     this = np.int32(rows[0])
-    row = scores[this]
+    row, minus = scores[this], less[this]
     for i in range(m):
-        top[i] = row[i]
+        top[i] = row[i] - minus
         best[i] = this
         ties[i] = 1
     equal = np.int32(0)
     for j in range(1, len(rows)):
         this = np.int32(rows[j])
-        row = scores[this]
+        row, minus = scores[this], less[this]
         for i in range(m):
-            s, t = row[i], top[i]
+            s, t = row[i] - minus, top[i]
             equal |= np.int32(s == t)
             best[i] = this if s > t else best[i]
             top[i] = s if s > t else t
     if equal:
         ties[:] = 0
         for c in rows:
-            row = scores[c]
+            row, minus = scores[c], less[c]
             for i in range(m):
-                ties[i] += np.int32(row[i] == top[i])
+                ties[i] += np.int32(row[i] - minus == top[i])
 
 
 @compiled
@@ -118,7 +139,9 @@ def _units(ties: int) -> float:
 
 
 @compiled
-def _vote(scores: F32, rows: I64, top: F32, best: I32, ties: I32, posterior: F64, exact: bool, weights: F64) -> None:
+def _vote(
+    scores: F32, less: F32, rows: I64, top: F32, best: I32, ties: I32, posterior: F64, exact: bool, weights: F64
+) -> None:
     """Every draw votes for its best candidates: in units when `exact`, else with its posterior weight."""
     for c in rows:
         weights[c] = 0.0
@@ -128,30 +151,77 @@ def _vote(scores: F32, rows: I64, top: F32, best: I32, ties: I32, posterior: F64
             weights[best[i]] += share
         else:
             for c in rows:
-                if scores[c, i] == top[i]:
+                if scores[c, i] - less[c] == top[i]:
                     weights[c] += share
 
 
 @compiled
-def _vote_again(scores: F32, rows: I64, picked: int, top: F32, best: I32, ties: I32, weights: F64) -> bool:
-    """Draws whose best candidate was picked take back their units and vote anew; False when these are too many."""
-    m = scores.shape[1]
-    row = scores[picked]
+def _compare(before: I64, rows: I64, was: F32, less: F32, stays: I64, gone: I64, came: I64) -> tuple[int, int, int]:
+    """What became of R = `before` now that it is `rows` (both ascending) and the penalties `was` (n,) are `less`: rows in both,
+    rows that left or whose scores fell, rows that are new; how many of each."""
+    s, g, c, at = 0, 0, 0, 0
+    for row in rows:
+        while at < len(before) and before[at] < row:
+            gone[g] = before[at]
+            g += 1
+            at += 1
+        if at < len(before) and before[at] == row:
+            stays[s] = row
+            s += 1
+            at += 1
+            if less[row] != was[row]:
+                gone[g] = row
+                g += 1
+        else:
+            came[c] = row
+            c += 1
+    for j in range(at, len(before)):
+        gone[g] = before[j]
+        g += 1
+    return s, g, c
+
+
+@compiled
+def _vote_again(
+    scores: F32,
+    was: F32,
+    less: F32,
+    before: I64,
+    stays: I64,
+    gone: I64,
+    came: I64,
+    top: F32,
+    best: I32,
+    ties: I32,
+    weights: F64,
+) -> bool:
+    """Draws that had one of `gone` for their best take back their units and vote anew among `stays`, then every draw looks at
+    the rows that `came`; False when these are too many. See `_compare`; stays has room for what came."""
+    m, left = scores.shape[1], len(stays) - len(came)
+    if left == 0 or len(came) * MANY > len(stays) or 2 * len(gone) > len(stays):
+        return False
+    lost = np.zeros(m, np.bool_)
+    for c in gone:
+        row, minus = scores[c], was[c]
+        for i in range(m):
+            lost[i] |= row[i] - minus == top[i]
     count = 0
     for i in range(m):
-        count += row[i] == top[i]
+        count += lost[i]
     if count * MANY > m:
         return False
     for i in range(m):
-        if row[i] != top[i]:
+        if not lost[i]:
             continue
-        if ties[i] > 1:
-            for c in rows:
-                if scores[c, i] == top[i]:
+        if ties[i] == 1:
+            weights[best[i]] -= UNIT
+        else:
+            for c in before:
+                if scores[c, i] - was[c] == top[i]:
                     weights[c] -= _units(ties[i])
         score = np.float32(-np.inf)
-        for c in rows:
-            s = scores[c, i]
+        for c in stays[:left]:
+            s = scores[c, i] - less[c]
             if s >= score:  # seldom: writing to memory keeps this a branch, twice as fast as what arithmetic would be
                 ties[i] = 1 if s > score else ties[i] + 1
                 best[i] = c
@@ -160,99 +230,34 @@ def _vote_again(scores: F32, rows: I64, picked: int, top: F32, best: I32, ties: 
         if ties[i] == 1:
             weights[best[i]] += UNIT
         else:
-            for c in rows:
-                if scores[c, i] == score:
-                    weights[c] += _units(ties[i])
-    return True
-
-
-@compiled
-def _vote_changed(
-    scores: F32,
-    before: I64,
-    rows: I64,
-    moved: Mask,
-    top: F32,
-    best: I32,
-    ties: I32,
-    weights: F64,
-) -> bool:
-    """As `_vote_again` from R = `before` to R = `rows` (both ascending), where scores of `moved` rows have fallen; False when
-    one pass over everything is cheaper."""
-    m = scores.shape[1]
-    off = moved.copy()  # rows that a draw cannot have for its best any more without looking
-    current, came = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-    stays, new, at = 0, 0, 0
-    for c in rows:
-        while at < len(before) and before[at] < c:
-            off[before[at]] = True
-            at += 1
-        if at < len(before) and before[at] == c:
-            current[stays] = c
-            stays += 1
-            at += 1
-        else:
-            came[new] = c
-            new += 1
-    for j in range(at, len(before)):
-        off[before[j]] = True
-    if stays == 0 or new * MANY > len(rows):
-        return False
-    any_moved, count = moved.any(), 0
-    for i in range(m):
-        if ties[i] > 1 and any_moved:
-            return False  # who was tied cannot be told from the scores as they are now
-        count += off[best[i]] or ties[i] > 1
-    if count * MANY > m:
-        return False
-
-    for i in range(m):
-        if ties[i] == 1 and not off[best[i]]:
-            continue
-        if ties[i] == 1:
-            weights[best[i]] -= UNIT
-        else:
-            for c in current[:stays]:
-                if scores[c, i] == top[i]:
-                    weights[c] -= _units(ties[i])
-        score = np.float32(-np.inf)
-        for c in current[:stays]:
-            s = scores[c, i]
-            if s >= score:
-                ties[i] = 1 if s > score else ties[i] + 1
-                best[i] = c
-                score = s
-        top[i] = score
-        if ties[i] == 1:
-            weights[best[i]] += UNIT
-        else:
-            for c in current[:stays]:
-                if scores[c, i] == score:
+            for c in stays[:left]:
+                if scores[c, i] - less[c] == score:
                     weights[c] += _units(ties[i])
 
-    for c in came[:new]:
+    for c in came:
         weights[c] = 0.0
-        row = scores[c]
+        row, minus = scores[c], less[c]
         for i in range(m):
-            if row[i] < top[i]:
+            s = row[i] - minus
+            if s < top[i]:
                 continue
             if ties[i] == 1:
                 weights[best[i]] -= UNIT
             else:
-                for other in current[:stays]:
-                    if scores[other, i] == top[i]:
+                for other in stays[:left]:
+                    if scores[other, i] - less[other] == top[i]:
                         weights[other] -= _units(ties[i])
-            if row[i] > top[i]:
-                top[i], best[i], ties[i] = row[i], c, 1
+            if s > top[i]:
+                top[i], best[i], ties[i] = s, c, 1
                 weights[c] += UNIT
             else:
                 ties[i] += 1
                 weights[c] += _units(ties[i])
-                for other in current[:stays]:
-                    if scores[other, i] == top[i]:
+                for other in stays[:left]:
+                    if scores[other, i] - less[other] == top[i]:
                         weights[other] += _units(ties[i])
-        current[stays] = c
-        stays += 1
+        stays[left] = c
+        left += 1
     return True
 
 
@@ -269,8 +274,8 @@ def _first_greedy(means: F64, rows: I64) -> int:
 @compiled
 def _law(
     weights: F64, means: F64, rows: I64, greedy: int, floor: float, max_share: float
-) -> tuple[float, float, float, float]:
-    """What turns weights into probabilities, p(c) = α (w·scale + even) + bonus·1[c ∈ G]: scale, even, α, bonus."""
+) -> tuple[float, float, float, float, float]:
+    """What turns weights into probabilities, p(c) = α (w·scale + even) + bonus·1[c ∈ G]: scale, even, α, bonus, 1 − p(G)."""
     r = len(rows)
     total, others, count = 0.0, 0.0, 0
     for c in rows:
@@ -282,7 +287,7 @@ def _law(
     scale, even = (1.0 - floor) / total, floor / r
     explored = min(1.0, others * scale + (r - count) * even)
     alpha = 1.0 if explored <= max_share else max_share / explored
-    return scale, even, alpha, (1.0 - alpha) / count
+    return scale, even, alpha, (1.0 - alpha) / count, alpha * explored
 
 
 @compiled
@@ -319,9 +324,10 @@ def _record(
     greedy: int,
     propensity: float,
     alpha: float,
+    explored: float,
 ) -> None:
     integers[0, at], integers[1, at], integers[2, at], integers[3, at] = slot, item, remaining, greedy
-    reals[0, at], reals[1, at] = propensity, alpha
+    reals[0, at], reals[1, at], reals[2, at] = propensity, alpha, explored
 
 
 @compiled
@@ -345,17 +351,21 @@ def fill(
     vectors: F32,
     acts: NDArray[np.uint8],
 ) -> int:
-    """Fill the slots; return how many were filled, or −1 when a score is not finite, −2 when a uniform is not in [0, 1).
+    """Fill the slots; return how many were filled, or −1 when a score is not finite, −2 when a uniform is not in [0, 1), −3 when
+    what depends on the slots before does not fit.
 
     scores (n, m); masks (k, n), or no rows when all is allowed; pins (k,) row or −1, or empty; u (k,)
     ops (L,) … vectors   what depends on the slots before (`Within`; `amounts` are its weights), or empty
-    Written, a column a filled slot: integers (4, k) slot item remaining greedy; reals (2, k) propensity α; unless it has no
+    Written, a column a filled slot: integers (4, k) slot item remaining greedy; reals (3, k) propensity α explored; unless it has no
     rows, a row of distributions (k, n), given as zeros; acts (L, k), given as zeros, what each constraint did in each slot
     """
     n, m = scores.shape
     for x in u:
         if not 0.0 <= x < 1.0:
             return -2
+    something = len(ops) > 0 or len(amounts) > 1 or amounts[0] != 0.0
+    if something and not fits(n, len(u), ops, codes, limits, amounts, covers, vectors):
+        return -3
     means = pool_means(scores)
     for mean in means:
         if not math.isfinite(mean):
@@ -370,29 +380,32 @@ def fill(
     top, best, ties = np.empty(m, np.float32), np.empty(m, np.int32), np.empty(m, np.int32)
     posterior = np.full(m, 1.0 / m)  # W_t(z), normalised
     collected, picked, greedy = -1, -1, -1  # slot whose mask made `rows`; row drawn since; first of G_t
+    less, was = np.zeros(n, np.float32), np.zeros(n, np.float32)  # penalties now, and when the draws last voted
+    one, none = np.empty(1, np.int64), rows[:0]
     constrained, diverse = len(ops) > 0, len(amounts) > 1 or amounts[0] > 0.0
+    inside = constrained or diverse
     if constrained:
-        seen, due = nothing_shown(ops, n, limits), due_slots(ops, limits)
+        seen, due, ahead = nothing_shown(ops, n, limits), due_slots(ops, limits), pinned_slots(pins)
     else:
-        seen, due = codes, free
-    if constrained or diverse:
-        spare, moved = (
+        seen, due, ahead = codes, free, rows
+    if inside:
+        spare, stays, gone, came = (
             np.empty(n, np.int64),
-            np.zeros(n, np.bool_),
-        )  # the next R_t; rows whose scores fell since the last
+            np.empty(n, np.int64),
+            np.empty(n, np.int64),
+            np.empty(n, np.int64),
+        )
     else:
-        spare, moved = rows, free
+        spare, stays, gone, came = rows, rows, rows, rows
     if diverse:
-        plain, plain_means, less, near = scores, means, np.zeros(n), np.zeros(n, np.float32)
-        scores, covered = scores.copy(), covers < 0
-        diversify(plain, amounts, covers, vectors, -1, near, covered, less, scores, moved)
-        means = plain_means - less
+        plain_means, near, covered = means.copy(), np.zeros(n, np.float32), covers < 0
+        diversify(amounts, covers, vectors, -1, near, covered, less, plain_means, means)
     else:
-        plain, plain_means, less, near, covered = scores, means, means, top, masks
+        plain_means, near, covered = means, less, masks
     filled = 0
     for t in range(len(u)):
         if len(pins) > 0 and pins[t] >= 0:
-            _record(integers, reals, filled, t, pins[t], 1, pins[t], 1.0, 1.0)
+            _record(integers, reals, filled, t, pins[t], 1, pins[t], 1.0, 1.0, 0.0)
             if len(distributions) > 0:
                 distributions[filled, pins[t]] = 1.0
             filled += 1
@@ -400,16 +413,15 @@ def fill(
                 stands(ops, codes, pins[t], t, seen)
                 missed(ops, limits, due, seen, t, acts)
             if diverse:
-                diversify(plain, amounts, covers, vectors, pins[t], near, covered, less, scores, moved)
-                means = plain_means - less
+                diversify(amounts, covers, vectors, pins[t], near, covered, less, plain_means, means)
             continue
 
         # R_t: the one before without the row picked, unless a mask or what stands within the slate makes it another one
         before = rows[:left]
-        if constrained or diverse:
+        if inside:
             left = _collect(free, masks, t, spare)
             if constrained:
-                left = constrain(ops, codes, limits, pins, due, seen, t, spare, left, acts)
+                left = constrain(ops, codes, limits, pins, ahead, due, seen, t, spare, left, acts)
             rows, spare = spare, rows
             anew = collected < 0
         else:
@@ -425,30 +437,34 @@ def fill(
                 missed(ops, limits, due, seen, t, acts)
             continue
         allowed = rows[:left]
-        if anew or constrained or diverse or picked == greedy:
+        if anew or inside or picked == greedy:
             greedy = _first_greedy(means, allowed)
 
         # base
         if head == SOFTMAX:
-            if anew or constrained or diverse or means[greedy] != weighed:
+            if anew or inside or means[greedy] != weighed:
                 softmax_weights(means, allowed, temperature, weights)
                 weighed = means[greedy]
         elif head == INVERSE_GAP:
             _gap_weights(means, allowed, temperature, weights)
         else:
-            if constrained or diverse:
-                anew = anew or not _vote_changed(scores, before, allowed, moved, top, best, ties, weights)
-            else:
-                anew = anew or not _vote_again(scores, allowed, picked, top, best, ties, weights)
+            if not anew and inside:
+                s, g, c = _compare(before, allowed, was, less, stays, gone, came)
+                anew = not _vote_again(
+                    scores, was, less, before, stays[: s + c], gone[:g], came[:c], top, best, ties, weights
+                )
+            elif not anew and picked >= 0:
+                one[0] = picked
+                anew = not _vote_again(scores, was, less, allowed, allowed, one, none, top, best, ties, weights)
             if anew:
-                _best_of_all(scores, allowed, top, best, ties)
+                _best_of_all(scores, less, allowed, top, best, ties)
             if anew or head == ONE_DRAW:
-                _vote(scores, allowed, top, best, ties, posterior, head == DRAWS, weights)
-        if diverse:
-            moved[:] = False
+                _vote(scores, less, allowed, top, best, ties, posterior, head == DRAWS, weights)
+            if diverse:
+                was[:] = less
 
         # floor, cap, draw
-        scale, even, alpha, bonus = _law(weights, means, allowed, greedy, floor, max_share)
+        scale, even, alpha, bonus, explored = _law(weights, means, allowed, greedy, floor, max_share)
         reached, picked, propensity = 0.0, -1, 0.0
         for c in allowed:
             p = alpha * (weights[c] * scale + even) + (bonus if means[c] == means[greedy] else 0.0)
@@ -459,21 +475,20 @@ def fill(
             reached += p
             if reached > u[t] and len(distributions) == 0:
                 break
-        _record(integers, reals, filled, t, picked, left, greedy, propensity, alpha)
+        _record(integers, reals, filled, t, picked, left, greedy, propensity, alpha, explored)
         filled += 1
         free[picked] = False
 
         if head == ONE_DRAW:
             extra = bonus if means[picked] == means[greedy] else 0.0
-            row_picked = scores[picked]
+            row_picked, minus = scores[picked], less[picked]
             for i in range(m):
-                won = 1.0 / ties[i] if row_picked[i] == top[i] else 0.0
+                won = 1.0 / ties[i] if row_picked[i] - minus == top[i] else 0.0
                 q = alpha * ((1.0 - floor) * won + even) + extra
                 posterior[i] = posterior[i] * q / propensity
         if constrained:
             stands(ops, codes, picked, t, seen)
             missed(ops, limits, due, seen, t, acts)
         if diverse:
-            diversify(plain, amounts, covers, vectors, picked, near, covered, less, scores, moved)
-            means = plain_means - less
+            diversify(amounts, covers, vectors, picked, near, covered, less, plain_means, means)
     return filled

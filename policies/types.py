@@ -57,6 +57,7 @@ class Slate:
     remaining (k',)    ∣R_t∣, candidates that could have been drawn
     greedy (k',)       first row of the greedy set G_t (the pin itself where pinned)
     alphas (k',)       α_t of the exploration cap; 1 where it did not act
+    explored (k',)     share of the slot that was expected not to be greedy, after the cap; 0 where pinned
     pinned (k',)       whether the slot was pinned
     distributions      (k', n) full conditional distributions, only when asked for
     """
@@ -67,6 +68,7 @@ class Slate:
     remaining: I64
     greedy: I64
     alphas: F64
+    explored: F64
     pinned: Mask
     distributions: F64 | None = None
     acts: NDArray[np.uint8] | None = None

@@ -71,6 +71,12 @@ METRICS = {
     ),
     "selection_entropy_nats": Metric("gauge", ("surface", "policy"), "Mean of -log p of the first slot's item"),
     "exploration_share": Metric("gauge", ("surface", "policy"), "Share of slots that did not show the greedy item"),
+    "exploration_expected_share": Metric(
+        "gauge", ("surface", "segment"), "Share of slots that was expected not to show the greedy item, after the cap"
+    ),
+    "exploration_cap_used_ratio": Metric(
+        "gauge", ("surface", "segment"), "Expected share of slots that is not greedy, over the cap: at 1 it always acts"
+    ),
     "rule_relaxations_total": Metric("counter", ("surface", "rule"), "Slots for which a rule was passed over"),
     "rule_skips_total": Metric("counter", ("surface", "rule"), "Decisions for which a rule could not be asked"),
     "exposure_share": Metric("gauge", ("surface", "group"), "Share of slots a group of items was shown in"),

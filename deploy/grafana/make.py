@@ -90,6 +90,12 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
                 "percentunit",
                 [(f"slatewise_exploration_share{{{SURFACE}}}", "{{surface}}/{{policy}}")],
             ),
+            Panel(
+                "Exploration cap used",
+                "percentunit",
+                [(f"slatewise_exploration_cap_used_ratio{{{SURFACE}}}", "{{surface}} {{segment}}")],
+                "What was expected not to be greedy, over what may be; at 100% the cap always acts.",
+            ),
             Panel("Smallest propensity", "none", [(f"slatewise_propensity_min{{{SURFACE}}}", "{{surface}}/{{policy}}")]),
             Panel(
                 "Calibration of propensities (z)",

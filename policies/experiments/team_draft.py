@@ -103,6 +103,7 @@ def drafted(
         np.array(remaining, np.int64),
         np.array(greedy, np.int64),
         np.ones(len(rows)),
+        np.array([1.0 - float(p.max()) for p in whole]),
         np.array(is_pin, np.bool_),
         np.array(whole).reshape(len(rows), len(sides[0].scores)),
         None if last is None else last.acts,

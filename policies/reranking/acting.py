@@ -7,35 +7,35 @@ one yield last.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
-from policies.reranking.within import Constraint, Within, packed
+from policies.compiling import compiled
+from policies.reranking.within import NO_LINES, Lines, Within, joined, unit_columns
 from policies.types import F32, F64, I64, Mask
 
 LOOKED_AT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Acting:
+class Acting(Struct, frozen=True):
     """For n candidates and k slots; an empty one changes nothing.
 
-    boosts       source → (n,) in units of the scores
+    boosts       source → (n,) in units of the scores, not all 0
     masks        rule → (n,) or (k, n), True = allowed; no such rule ever yields
     constraints  inside the slate, by priority: the first yields last
-    mmr          (weight in units of the scores, vectors (n, v)) or None
+    mmr          (weight in units of the scores, vectors as `within.unit_columns` gives them) or None
     coverage     (weight in units of the scores, codes (n,)) of each attribute
     skipped      rule → why it could not act this time (a store that is away)
     """
 
-    boosts: Mapping[str, F64] = field(default_factory=dict)
-    masks: Mapping[str, Mask] = field(default_factory=dict)
-    constraints: tuple[Constraint, ...] = ()
+    boosts: Mapping[str, F64] = {}
+    masks: Mapping[str, Mask] = {}
+    constraints: Lines = NO_LINES
     mmr: tuple[float, F32] | None = None
     coverage: tuple[tuple[float, I64], ...] = ()
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = {}
 
     def __add__(self, other: "Acting") -> "Acting":
         """Both. Names of boosts and masks must differ."""
@@ -57,14 +57,13 @@ class Acting:
         for mask in self.masks.values():
             whole = np.broadcast_to(mask, (k, n))
             masks = whole if masks is None else masks & whole
-        return Ready(boosts, masks, packed(self.constraints, n, k, mmr=self.mmr, coverage=self.coverage))
+        return Ready(boosts, masks, joined(self.constraints, n, k, mmr=self.mmr, coverage=self.coverage))
 
 
 NOTHING_ACTS = Acting()
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Struct, frozen=True, eq=False):
     """Keyword arguments of the draw: `draw(…, pins=…, **ready.arguments)`."""
 
     boosts: F64 | None = None
@@ -76,6 +75,7 @@ class Ready:
         return {"boosts": self.boosts, "masks": self.masks, "within": self.within}
 
 
+@compiled
 def spread(scores: F32) -> float:
     """Interquartile range of the candidates' scores (n, m) in one draw of the pool, averaged over `LOOKED_AT` draws.
 
@@ -83,5 +83,28 @@ def spread(scores: F32) -> float:
     posterior's uncertainty, so that it is not 0 before anything is learned. Nearest-rank quartiles; 0 of one candidate.
     """
     n, m = scores.shape
-    draws = np.sort(scores[:, :: max(1, m // LOOKED_AT)].T, axis=1)
-    return float((draws[:, (3 * n) // 4] - draws[:, n // 4]).sum(dtype=np.float64)) / len(draws) if n > 1 else 0.0
+    if n < 2:
+        return 0.0
+    total, looked = 0.0, 0
+    low, high = n // 4, (3 * n) // 4
+    for i in range(0, m, max(1, m // LOOKED_AT)):
+        draw = np.partition(scores[:, i].copy(), high)
+        upper = draw[high]
+        total += np.float64(upper - np.partition(draw[:high], low)[low])  # low < high: n ≥ 2
+        looked += 1
+    return total / looked
+
+
+@compiled
+def scaled(scores: F32, codes: I64, boosts: F64, items: F32, start: int, stop: int) -> tuple[float, F64, F32]:
+    """What is configured in interquartile ranges of scores (n, m), in their units: (that range, boosts (n,), vectors (v, n)).
+
+    codes (n,)  group of each candidate, −1 of none;   boosts (G,) in ranges, none without any
+    items (n, d)  their columns start … stop − 1 are the vectors, made of length 1
+    """
+    unit = spread(scores)
+    lifts = np.zeros(len(codes) if len(boosts) > 0 else 0)
+    for c in range(len(lifts)):
+        if codes[c] >= 0:
+            lifts[c] = boosts[codes[c]] * unit
+    return unit, lifts, unit_columns(items, start, stop)

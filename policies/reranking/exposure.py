@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from msgspec import Struct
 
-from policies.reranking.acting import Acting, spread
-from policies.reranking.within import Constraint
+from policies.compiling import compiled, plain
+from policies.reranking.acting import NOTHING_ACTS, Acting, scaled
+from policies.reranking.within import NO_VECTORS, Constraint, Op
 from policies.types import F32, F64, I64, Slate
 
 SOURCE = "exposure"  # of boosts, in explanations, records and metrics
@@ -76,25 +78,59 @@ def widened(state: Owed, groups: int) -> Owed:
     return state if more == 0 else Owed(np.append(state.owed, np.zeros(more)), state.looks, state.syncs)
 
 
+@compiled
 def entitled(shares: F64, members: I64, looks: F64) -> F64:
     """(G,) looks that groups are entitled to in one request: `members` (G,) candidates of each, `looks` (k,) of its slots.
 
     A group without a candidate, or with a share of 0, gets none; one with too few gets the best slots' looks for as many.
     """
-    total = float(looks.sum())
-    best = np.append(0.0, np.add.accumulate(np.sort(looks)[::-1]))
-    top = best[np.minimum(members, len(looks))]
-    found = np.zeros(len(shares))
-    free = (members > 0) & (shares > 0)
-    while free.any():
-        wanted = shares * free * (max(0.0, total - found[~free].sum()) / shares[free].sum())
-        over = free & (wanted > top)
-        if not over.any():
-            found[free] = wanted[free]
-            break
-        found[over] = top[over]
-        free &= ~over
-    return found
+    groups, k = len(shares), len(looks)
+    best, total = np.sort(looks)[::-1], looks.sum()
+    found, free = np.zeros(groups), (members > 0) & (shares > 0)
+    while True:
+        taken, wanting = 0.0, 0.0
+        for g in range(groups):
+            if free[g]:
+                wanting += shares[g]
+            else:
+                taken += found[g]
+        if wanting == 0.0:
+            return found
+        full = False  # some group was given all it can take: what it leaves goes to the others
+        for g in range(groups):
+            if free[g]:
+                found[g] = shares[g] * (max(0.0, total - taken) / wanting)
+        for g in range(groups):
+            if free[g]:
+                most = 0.0
+                for t in range(min(members[g], k)):
+                    most += best[t]
+                if found[g] > most:
+                    found[g], free[g], full = most, False, True
+        if not full:
+            return found
+
+
+@compiled
+def _accounted(
+    codes: I64, shares: F64, looks_of_slots: F64, slots: I64, distributions: F64, items: I64
+) -> tuple[F64, F64, F64, I64]:
+    """See `Fair.delivered`. Filled `slots` (k',), which show `items` (k',)."""
+    groups, looks = len(shares), looks_of_slots[slots]
+    delivered, drawn, members = np.zeros(groups), np.zeros(groups), np.zeros(groups, np.int64)
+    of = np.empty(len(items), np.int64)
+    mass = np.zeros(len(codes))
+    for t in range(len(items)):
+        for c in range(len(codes)):
+            mass[c] += looks[t] * distributions[t, c]
+        of[t] = codes[items[t]]
+        if of[t] >= 0:
+            drawn[of[t]] += looks[t]
+    for c in range(len(codes)):
+        if codes[c] >= 0:
+            delivered[codes[c]] += mass[c]
+            members[codes[c]] += 1
+    return delivered, entitled(shares, members, looks), drawn, of
 
 
 @lru_cache(1_024)
@@ -106,8 +142,7 @@ def looks_of(positions: tuple[float, ...], k: int) -> F64:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Fair:
+class Fair(Struct, frozen=True, eq=False):
     """Exposure of one request: n candidates of G groups.
 
     codes (n,)  group of each candidate, −1 of none;   groups  names (G,)
@@ -121,48 +156,46 @@ class Fair:
     positions: tuple[float, ...] = ()
 
     def acting(self, scores: F32) -> Acting:
-        """As it acts on scores (n, m)."""
+        """As it acts on scores (n, m), alone."""
         if not self.boosts.any():
-            return Acting()
-        each = np.append(self.boosts * spread(scores), 0.0)  # the last for candidates of no group
-        return Acting(boosts={SOURCE: each[self.codes]})
+            return NOTHING_ACTS
+        _, boosts, _ = scaled(plain(scores), self.codes, self.boosts, NO_VECTORS, 0, 0)
+        return Acting(boosts={SOURCE: boosts})
 
     def delivered(self, slate: Slate) -> tuple[F64, F64, F64, I64]:
         """(delivered, entitled, drawn) (G,) in looks, and the group of each filled slot (k',). The slate has distributions."""
         assert slate.distributions is not None  # they were asked for: see `decide.drawn_from`
-        groups, count = self.codes, len(self.groups)
-        looks = looks_of(self.positions, int(slate.slots[-1]) + 1)[slate.slots] if len(slate.slots) else np.zeros(0)
-        inside = groups >= 0
-        mass = looks @ slate.distributions
-        of = groups[slate.items]
-        shown = of >= 0
-        return (
-            np.bincount(groups[inside], mass[inside], count).astype(np.float64),
-            entitled(self.shares, np.bincount(groups[inside], minlength=count), looks),
-            np.bincount(of[shown], looks[shown], count).astype(np.float64),
-            of,
-        )
+        looks = looks_of(self.positions, int(slate.slots[-1]) + 1 if len(slate.slots) else 0)
+        return _accounted(self.codes, self.shares, looks, slate.slots, slate.distributions, slate.items)
+
+
+def prefixes(by: str, least: Mapping[str, float], most: Mapping[str, float]) -> list[tuple[str, Op, str, float]]:
+    """(constraint, what it is, group, share) of each share of a prefix; the minima yield last, and of these the first."""
+    asked: list[tuple[str, Op, Mapping[str, float]]] = [(">=", "least", least), ("<=", "most", most)]
+    return [
+        (f"prefix:{by}{sign}{group}", op, group, share) for sign, op, shares in asked for group, share in shares.items()
+    ]
 
 
 def prefix_constraints(
     by: str, least: Mapping[str, float], most: Mapping[str, float], codes: I64, groups: Sequence[str], k: int
 ) -> tuple[Constraint, ...]:
-    """At least ⌊share·t⌋ and at most ⌈share·t⌉ of a group among the first t slots, for every t; the minima yield last, and of
-    these the first. A minimum of a group without a candidate says nothing."""
+    """At least ⌊share·t⌋ and at most ⌈share·t⌉ of a group among the first t slots, for every t. A minimum of a group without a
+    candidate says nothing."""
     places = {group: place for place, group in enumerate(groups)}
-    found = []
-    for op, shares in (("least", least), ("most", most)):
-        for group, share in shares.items():
-            if group in places:
-                members = np.where(codes == places[group], 0, -1)
-                name = f"prefix:{by}{'>=' if op == 'least' else '<='}{group}"
-                found.append(Constraint(name, op, members, _limits(share, k, op == "most")))  # type: ignore[arg-type]  # a Literal
-    return tuple(found)
+    return tuple(
+        Constraint(name, op, np.where(codes == places[group], 0, -1), prefix_limits(share, k, op))
+        for name, op, group, share in prefixes(by, least, most)
+        if group in places
+    )
 
 
 @lru_cache(4_096)
-def _limits(share: float, k: int, up: bool) -> I64:
+def prefix_limits(share: float, k: int, op: Op) -> I64:
+    """(k,) of a share of a prefix."""
     exact = share * np.arange(1, k + 1)
-    limits: I64 = (np.ceil(exact - 1e-9) if up else np.floor(exact + 1e-9)).astype(np.int64)  # 0.1 · 10 is one
+    limits: I64 = (np.ceil(exact - 1e-9) if op == "most" else np.floor(exact + 1e-9)).astype(
+        np.int64
+    )  # 0.1 · 10 is one
     limits.flags.writeable = False
     return limits

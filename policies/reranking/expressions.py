@@ -22,6 +22,7 @@ _ORDERS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_NUMBERS = (int, float)  # by type: true is none
 _WORDS = {"true": True, "false": False}
 
 
@@ -83,10 +84,10 @@ def _read(node: ast.expr, at: str, depth: int) -> Callable[[Values], Any]:
             return lambda values: not test(values)
         case ast.Compare(left=left, ops=ops, comparators=rights):
             sides = [_value(side, at) for side in (left, *rights)]
-            pairs = list(zip(ops, sides, sides[1:], strict=False))
-            if any(not isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn | ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in ops):  # fmt: skip
+            if any(type(op) not in _COMPARES for op in ops):
                 raise _unreadable(node, at)
-            return lambda values: all(_compare(op, one(values), other(values)) for op, one, other in pairs)
+            tests = [_compared(_COMPARES[type(op)], *pair) for op, *pair in zip(ops, sides, sides[1:], strict=False)]
+            return tests[0] if len(tests) == 1 else lambda values: all(test(values) for test in tests)
         case ast.Name() | ast.Constant(value=bool()):
             found = _value(node, at)
             return lambda values: found(values) is True
@@ -122,19 +123,28 @@ def _constant(node: ast.expr, at: str) -> Any:
     raise _unreadable(node, at)
 
 
-def _compare(op: ast.cmpop, one: Any, other: Any) -> bool:
-    if one is None or other is None:
-        return False
-    match op:
-        case ast.Eq() | ast.In():
-            return _meets(one, other)
-        case ast.NotEq() | ast.NotIn():
-            return not _meets(one, other)
-    lefts, rights = _each(one), _each(other)
-    return any(_ordered(left, right) and _ORDERS[type(op)](left, right) for left in lefts for right in rights)
+def _compared(
+    compare: Callable[[Any, Any], bool], one: Callable[[Values], Any], other: Callable[[Values], Any]
+) -> Callable[[Values], bool]:
+    def test(values: Values) -> bool:
+        left, right = one(values), other(values)
+        return left is not None and right is not None and compare(left, right)
+
+    return test
+
+
+def _in_order(order: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def compare(one: Any, other: Any) -> bool:
+        if type(one) in _NUMBERS and type(other) in _NUMBERS:  # the usual case, told at once
+            return order(one, other)
+        return any(_ordered(left, right) and order(left, right) for left in _each(one) for right in _each(other))
+
+    return compare
 
 
 def _meets(one: Any, other: Any) -> bool:
+    if type(one) is str:  # the usual case, told at once
+        return one in other if isinstance(other, list) else one == other
     return any(_same(left, right) for left in _each(one) for right in _each(other))
 
 
@@ -150,6 +160,15 @@ def _ordered(one: Any, other: Any) -> bool:
     if isinstance(one, bool) or isinstance(other, bool):
         return False
     return isinstance(one, str) == isinstance(other, str)
+
+
+_COMPARES: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: _meets,
+    ast.In: _meets,
+    ast.NotEq: lambda one, other: not _meets(one, other),
+    ast.NotIn: lambda one, other: not _meets(one, other),
+    **{kind: _in_order(order) for kind, order in _ORDERS.items()},
+}
 
 
 def _names(tree: ast.expr) -> Iterator[str]:

@@ -23,9 +23,9 @@ from typing import Literal
 import numpy as np
 
 from policies.reranking.expressions import Condition
-from policies.reranking.within import Constraint
+from policies.reranking.within import Op
 from policies.surface import Rule, seconds
-from policies.types import I64, Mask
+from policies.types import I64
 
 Key = Literal["pin", "exclude", "available", "filter", "seen", "frequency", "cap", "quota", "spacing"]
 KEYS: tuple[Key, ...] = ("pin", "exclude", "available", "filter", "seen", "frequency", "cap", "quota", "spacing")
@@ -89,19 +89,14 @@ def _called(rule: Rule, key: Key) -> str:
     return key
 
 
-def inside(rule: Named, codes: I64, k: int) -> Constraint:
-    """The constraint of a cap, quota or spacing. codes (n,): kinds of the candidates, −1 none; of a quota: 0 for members."""
-    match rule.key:
-        case "cap":
-            return Constraint(rule.name, "most", codes, _level(rule.rule.cap or 0, k))
-        case "spacing":
-            return Constraint(rule.name, "spacing", codes, _level(rule.rule.spacing or 0, k))
-    return Constraint(rule.name, "least", codes, _at_the_end(rule.rule.quota.min if rule.rule.quota else 0, k))
+OF_KEY: dict[Key, Op] = {"cap": "most", "spacing": "spacing", "quota": "least", "seen": "mask", "frequency": "mask"}
 
 
-def left_out(rule: Named, gone: Mask, k: int) -> Constraint:
-    """The constraint of `seen` and `frequency`: gone (n,) should not be shown."""
-    return Constraint(rule.name, "mask", gone.astype(np.int64) - 1, _level(0, k))
+def limits_of(rule: Named, k: int) -> I64:
+    """(k,) limits of the constraint that a rule is, which may yield; its operation is `OF_KEY[rule.key]`."""
+    if rule.rule.quota:
+        return _at_the_end(rule.rule.quota.min, k)
+    return _level(rule.rule.cap or rule.rule.spacing or 0, k)
 
 
 @lru_cache(4_096)

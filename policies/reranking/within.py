@@ -23,13 +23,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
+from policies.compiling import compiled
 from policies.types import F32, F64, I64, Mask
 
 Op = Literal["mask", "most", "least", "spacing"]
 MASK, MOST, LEAST, SPACING = 0, 1, 2, 3
 OPS: dict[Op, int] = {"mask": MASK, "most": MOST, "least": LEAST, "spacing": SPACING}
+NO_VECTORS = np.empty((0, 0), np.float32)
 SHORTEST = np.float32(1e-18)  # a vector below it is like nothing; its square is still a float32
 HEAVIEST = 1e30  # weight of diversity: float32 scores stay finite under it
 NOTHING, ACTED, PASSED_OVER = (
@@ -50,6 +53,38 @@ class Constraint:
     op: Op
     codes: I64
     limits: I64
+
+
+class Lines(Struct, frozen=True, eq=False):
+    """Constraints of one request by priority, as the draw reads them: names (L,), ops (L,), codes (L, n), limits (L, k)."""
+
+    names: tuple[str, ...]
+    ops: I64
+    codes: I64
+    limits: I64
+
+    def __add__(self, other: "Lines") -> "Lines":
+        """Both, those of the left one first; either may be `NO_LINES`."""
+        if not self.names or not other.names:
+            return self if self.names else other
+        ops, codes, limits = (
+            np.concatenate([getattr(self, part), getattr(other, part)]) for part in ("ops", "codes", "limits")
+        )
+        return Lines(self.names + other.names, ops, codes, limits)
+
+
+_NO_CODES = np.empty((0, 0), np.int64)
+NO_LINES = Lines((), np.empty(0, np.int64), _NO_CODES, _NO_CODES)
+
+
+def stacked(constraints: Sequence[Constraint], n: int, k: int) -> Lines:
+    """Constraints by priority, of n candidates and k slots."""
+    return Lines(
+        tuple(one.name for one in constraints),
+        np.array([OPS[one.op] for one in constraints], np.int64),
+        _stacked([one.codes for one in constraints], n),
+        _stacked([one.limits for one in constraints], k),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +122,9 @@ class Within:
             raise ValueError(f"covers must be codes of {n} candidates, got {self.covers.shape}")
         if self.weights[0] and self.vectors.shape[1:] != (n,):
             raise ValueError(f"vectors must be columns of {n} candidates, got {self.vectors.shape}")
-        if not all(0.0 <= weight <= HEAVIEST for weight in self.weights.tolist()):
-            raise ValueError(f"weights of diversity must be from 0 to {HEAVIEST:g}, got {self.weights}")
+        for weight in self.weights.tolist():
+            if not 0.0 <= weight <= HEAVIEST:
+                raise ValueError(f"weights of diversity must be from 0 to {HEAVIEST:g}, got {self.weights}")
 
 
 class Prefix:
@@ -202,26 +238,49 @@ def packed(
     mmr       (weight, vectors (n, v) of any length)
     coverage  (weight, codes (n,)) of each attribute
     """
+    columns = None if mmr is None else (mmr[0], unit_columns(np.ascontiguousarray(mmr[1]), 0, mmr[1].shape[1]))
+    return joined(stacked(constraints, n, k), n, k, mmr=columns, coverage=coverage)
+
+
+def joined(
+    lines: Lines,
+    n: int,
+    k: int,
+    *,
+    mmr: tuple[float, F32] | None = None,
+    coverage: Sequence[tuple[float, I64]] = (),
+) -> Within | None:
+    """As `packed`, with constraints that are stacked, and with vectors as `unit_columns` gives them."""
     mmr = None if mmr is not None and mmr[0] == 0.0 else mmr
     coverage = [pair for pair in coverage if pair[0] != 0.0]
-    if not constraints and mmr is None and not coverage:
+    if not lines.names and mmr is None and not coverage:
         return None
-    weight, vectors = (0.0, np.empty((0, 0), np.float32)) if mmr is None else (mmr[0], unit_columns(mmr[1]))
+    weight, vectors = (0.0, NO_VECTORS) if mmr is None else mmr
     return Within(
-        np.array([OPS[one.op] for one in constraints], np.int64),
-        _stacked([one.codes for one in constraints], n),
-        _stacked([one.limits for one in constraints], k),
+        lines.ops,
+        lines.codes if lines.names else np.empty((0, n), np.int64),
+        lines.limits if lines.names else np.empty((0, k), np.int64),
         np.array([weight, *(weight for weight, _ in coverage)]),
-        _stacked([codes for _, codes in coverage], n),
+        coverage[0][1].reshape(1, n) if len(coverage) == 1 else _stacked([codes for _, codes in coverage], n),
         vectors,
     )
 
 
-def unit_columns(vectors: F32) -> F32:
-    """(n, v) → (v, n) with columns of length 1; a vector of zeros, which is like nothing, stays so."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    columns: F32 = np.empty(vectors.shape[::-1], np.float32)
-    np.divide(vectors.T, np.maximum(lengths, SHORTEST), out=columns)
+@compiled
+def unit_columns(vectors: F32, start: int, stop: int) -> F32:
+    """Columns start … stop − 1 of (n, d) → (v, n) with columns of length 1; a vector of zeros, which is like nothing, stays so."""
+    n = vectors.shape[0]
+    columns, lengths = np.empty((stop - start, n), np.float32), np.zeros(n, np.float32)
+    for j in range(stop - start):
+        for c in range(n):
+            value = vectors[c, start + j]
+            columns[j, c] = value
+            lengths[c] += value * value
+    for c in range(n):
+        lengths[c] = max(np.sqrt(lengths[c]), SHORTEST)
+    for j in range(stop - start):
+        for c in range(n):
+            columns[j, c] /= lengths[c]
     return columns
 
 

@@ -8,8 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.compiling import compiled
-from policies.reranking.within import ACTED, LEAST, MASK, MOST, PASSED_OVER, SPACING
+from policies.reranking.within import ACTED, HEAVIEST, LEAST, MASK, MOST, PASSED_OVER, SPACING
 from policies.types import F32, F64, I64, Mask
+
+
+@compiled
+def fits(n: int, k: int, ops: I64, codes: I64, limits: I64, weights: F64, covers: I64, vectors: F32) -> bool:
+    """Whether `Within.check` has nothing to say of these."""
+    if codes.shape != (len(ops), n) or limits.shape != (len(ops), k) or len(weights) != 1 + len(covers):
+        return False
+    if (len(covers) > 0 and covers.shape[1] != n) or (weights[0] != 0.0 and vectors.shape[1] != n):
+        return False
+    for weight in weights:  # noqa: SIM110 - the compiler knows no generators
+        if not 0.0 <= weight <= HEAVIEST:
+            return False
+    return True
 
 
 @compiled
@@ -53,40 +66,49 @@ def due_slots(ops: I64, limits: I64) -> Mask:
 
 
 @compiled
-def _need(codes: I64, limits: I64, pins: I64, seen: I64, line: int, t: int, s: int, left: int) -> int:
+def pinned_slots(pins: I64) -> I64:
+    """Slots that are pinned, ascending."""
+    found, count = np.empty(len(pins), np.int64), 0
+    for t in range(len(pins)):
+        if pins[t] >= 0:
+            found[count] = t
+            count += 1
+    return found[:count]
+
+
+@compiled
+def _need(codes: I64, limits: I64, pins: I64, ahead: I64, seen: I64, line: int, t: int, s: int, left: int) -> int:
     """Members that slots t..s still have to show for a minimum, of the `left` that there are."""
     need: int = limits[line, s] - seen[line, 0]
-    for ahead in range(t + 1, s + 1):
-        if len(pins) > 0 and pins[ahead] >= 0 and codes[line, pins[ahead]] >= 0:
+    for slot in ahead:
+        if t < slot <= s and codes[line, pins[slot]] >= 0:
             need -= 1
     return max(0, min(need, left))
 
 
 @compiled
-def _passes_most(codes: I64, limits: I64, pins: I64, seen: I64, line: int, t: int, c: int) -> bool:
+def _passes_most(codes: I64, limits: I64, pins: I64, ahead: I64, seen: I64, line: int, t: int, c: int) -> bool:
     """Whether one more of c's kind is within the limit here and at every pin of its kind that comes later."""
     shown = seen[line, c] + 1
     if shown > limits[line, t]:
         return False
-    if len(pins) > 0:
-        for ahead in range(t + 1, len(pins)):
-            if pins[ahead] >= 0 and codes[line, pins[ahead]] == codes[line, c]:
-                shown += 1
-                if shown > limits[line, ahead]:
-                    return False
+    for slot in ahead:
+        if slot > t and codes[line, pins[slot]] == codes[line, c]:
+            shown += 1
+            if shown > limits[line, slot]:
+                return False
     return True
 
 
 @compiled
-def _passes_spacing(codes: I64, limits: I64, pins: I64, seen: I64, line: int, t: int, c: int) -> bool:
+def _passes_spacing(codes: I64, limits: I64, pins: I64, ahead: I64, seen: I64, line: int, t: int, c: int) -> bool:
     """Whether none of c's kind stands too near: seen is the last slot of it, −∞ without any."""
     gap = limits[line, t]
     if t - seen[line, c] < gap:
         return False
-    if len(pins) > 0:
-        for ahead in range(t + 1, min(t + gap, len(pins))):
-            if pins[ahead] >= 0 and codes[line, pins[ahead]] == codes[line, c]:
-                return False
+    for slot in ahead:  # noqa: SIM110 - the compiler knows no generators
+        if t < slot < t + gap and codes[line, pins[slot]] == codes[line, c]:
+            return False
     return True
 
 
@@ -96,6 +118,7 @@ def constrain(
     codes: I64,
     limits: I64,
     pins: I64,
+    ahead: I64,
     due: Mask,
     seen: I64,
     t: int,
@@ -107,9 +130,9 @@ def constrain(
     if left == 0:
         return 0
     keeps = np.empty(left, np.bool_)
-    members = np.zeros(len(ops), np.int64)  # of each minimum, among the candidates before any constraint
+    members, needs = np.zeros(len(ops), np.int64), np.zeros(len(ops), np.int64)
     for line in range(len(ops)):
-        if ops[line] == LEAST:
+        if ops[line] == LEAST:  # members of each minimum, among the candidates before any constraint
             for j in range(left):
                 members[line] += codes[line, rows[j]] >= 0
     held = np.zeros(len(ops), np.bool_)  # minima that were not passed over
@@ -118,22 +141,24 @@ def constrain(
         keeps[:left] = True
         if ops[line] == LEAST:
             held[line] = True
+            free, at = 0, t  # slots t + 1 .. s without a pin
             for s in range(t, len(due)):
                 if s > t and not due[s]:  # what was missed before t is made up for as soon as it can be
                     continue
-                total, free = 0, 0
+                free += s - at
+                for slot in ahead:
+                    free -= at < slot <= s
+                at, total = s, 0
                 for other in range(line + 1):
                     if held[other]:
-                        total += _need(codes, limits, pins, seen, other, t, s, members[other])
-                for ahead in range(t + 1, s + 1):
-                    free += len(pins) == 0 or pins[ahead] < 0
+                        needs[other] = _need(codes, limits, pins, ahead, seen, other, t, s, members[other])
+                        total += needs[other]
                 if total <= free:
                     continue
                 for j in range(left):
                     met = 0
                     for other in range(line + 1):
-                        if held[other] and codes[other, rows[j]] >= 0:
-                            met += _need(codes, limits, pins, seen, other, t, s, members[other]) > 0
+                        met += held[other] and needs[other] > 0 and codes[other, rows[j]] >= 0
                     if keeps[j] and total - met > free:
                         keeps[j] = False
                         kept -= 1
@@ -146,9 +171,9 @@ def constrain(
                 if ops[line] == MASK:
                     passes = False
                 elif ops[line] == MOST:
-                    passes = _passes_most(codes, limits, pins, seen, line, t, c)
+                    passes = _passes_most(codes, limits, pins, ahead, seen, line, t, c)
                 else:
-                    passes = _passes_spacing(codes, limits, pins, seen, line, t, c)
+                    passes = _passes_spacing(codes, limits, pins, ahead, seen, line, t, c)
                 if not passes:
                     keeps[j] = False
                     kept -= 1
@@ -177,22 +202,21 @@ def missed(ops: I64, limits: I64, due: Mask, seen: I64, t: int, acts: NDArray[np
 
 @compiled
 def diversify(
-    scores: F32,
     weights: F64,
     covers: I64,
     vectors: F32,
     row: int,
     near: F32,
     covered: Mask,
-    less: F64,
-    acted: F32,
-    moved: Mask,
+    less: F32,
+    plain: F64,
+    means: F64,
 ) -> None:
-    """Item `row` was shown (−1: nothing yet): new penalties `less` (n,), `acted` the scores without them, rows that `moved`.
+    """Item `row` was shown (−1: nothing yet): new penalties `less` (n,), and `means` (n,) that are those `plain` without them.
 
     near (n,)  largest cosine to an item shown;   covered (P, n)  candidates whose value was shown, or who have none
     """
-    n = scores.shape[0]
+    n = len(less)
     if row >= 0 and weights[0] > 0.0:
         cosine = np.zeros(n, np.float32)
         for j in range(vectors.shape[0]):
@@ -203,16 +227,13 @@ def diversify(
             near[c] = max(near[c], cosine[c])
     if row >= 0:
         for p in range(len(covers)):
+            mine_covers = covers[p, row]
             for c in range(n):
-                covered[p, c] |= covers[p, c] == covers[p, row]
+                covered[p, c] |= covers[p, c] == mine_covers
     for c in range(n):
         now = weights[0] * near[c]
         for p in range(len(covers)):
             if covered[p, c]:
                 now += weights[p + 1]
-        rounded = np.float32(now)
-        if rounded != np.float32(less[c]):
-            moved[c] = True
-            for i in range(scores.shape[1]):
-                acted[c, i] = scores[c, i] - rounded
-        less[c] = rounded
+        less[c] = np.float32(now)
+        means[c] = plain[c] - np.float64(less[c])

@@ -12,26 +12,32 @@ import numpy as np
 
 from policies.reranking.exposure import Law, Owed, boosts, stepped, widened
 from policies.surface import Exposure, seconds
-from policies.types import F64
+from policies.types import F64, I64
 from streaming.derived import counter_name
 from streaming.exposed import READ
 from streaming.ports import Counters
 
+MOST_ASKED = 1_024  # sets of groups whose places are remembered
 Balance = tuple[F64, F64]  # boosts in interquartile ranges and targets, (G,) each
 MOST_GROUPS = 256  # of a surface: labels of a metric, and three counters each; more are never boosted
 
 
 @dataclass(slots=True)
 class _Kept:
-    """Of one surface: groups in the order they were met, and their counters as of the last reading."""
+    """Of one surface: groups in the order they were met, and their counters as of the last reading.
+
+    worth, boosts  by a group's place; zeros for those that are new, and for those that there is no place for, which is −1
+    asked          groups of a request → their places, and their targets where these do not change
+    """
 
     exposure: Exposure
     groups: dict[str, int] = field(default_factory=dict)
     read: F64 = field(default_factory=lambda: np.zeros((0, len(READ))))
-    worth: F64 = field(default_factory=lambda: np.zeros(0))
+    worth: F64 = field(default_factory=lambda: np.zeros(MOST_GROUPS + 1))
     state: Owed = field(default_factory=lambda: Owed(np.zeros(0)))
     read_at: float = float("-inf")
-    boosts: F64 = field(default_factory=lambda: np.zeros(0))
+    boosts: F64 = field(default_factory=lambda: np.zeros(MOST_GROUPS + 1))
+    asked: dict[tuple[str, ...], tuple[I64, F64 | None]] = field(default_factory=dict)
 
     @property
     def law(self) -> Law:
@@ -50,22 +56,14 @@ class Balances:
     ) -> Callable[[Sequence[str]], Balance | None]:
         """What tells boosts and targets of groups; None while they are not known."""
         kept = self._kept.get(surface)
-        if kept is None or kept.exposure != exposure:
+        if kept is None or (kept.exposure is not exposure and kept.exposure != exposure):
             kept = self._kept[surface] = _Kept(exposure)
 
         def balance(groups: Sequence[str]) -> Balance | None:
-            places = []
-            for group in groups:
-                place = kept.groups.get(group, -1)
-                if place < 0 and len(kept.groups) < MOST_GROUPS:
-                    place = kept.groups[group] = len(kept.groups)
-                places.append(place)
+            places, targets = _places(kept, tuple(groups))
             if clock() - kept.read_at >= self._stale:
                 return None
-            known, worth = kept.boosts, kept.worth
-            found = np.array([known[place] if 0 <= place < len(known) else 0.0 for place in places])
-            merits = np.array([worth[place] if 0 <= place < len(worth) else 0.0 for place in places])
-            return found, shares_of(kept.exposure, groups, merits)
+            return kept.boosts[places], shares_of(exposure, groups, kept.worth[places]) if targets is None else targets
 
         return balance
 
@@ -86,8 +84,8 @@ class Balances:
             moved[:known][began_again] = 0.0
             since = min(now - kept.read_at, kept.law.window)
             kept.state = stepped(kept.law, widened(kept.state, len(groups)), moved[:, 1], moved[:, 0], since)
-            kept.worth = read[:, 2]
-            kept.boosts = boosts(kept.law, kept.state)
+            kept.worth = _padded(read[:, 2])
+            kept.boosts = _padded(boosts(kept.law, kept.state))
             kept.read, kept.read_at = read, now
 
     def deficits(self) -> Iterator[tuple[str, str, float]]:
@@ -95,6 +93,25 @@ class Balances:
         for surface, kept in list(self._kept.items()):
             for group, share in zip(list(kept.groups), kept.state.shares.tolist(), strict=False):
                 yield surface, group, share
+
+
+def _places(kept: _Kept, groups: tuple[str, ...]) -> tuple[I64, F64 | None]:
+    """(places (G,), their targets where worth has no part in them) of groups; those that are new get one, while there are any."""
+    found = kept.asked.get(groups)
+    if found is None:
+        for group in groups:
+            if group not in kept.groups and len(kept.groups) < MOST_GROUPS:
+                kept.groups[group] = len(kept.groups)
+        if len(kept.asked) >= MOST_ASKED:
+            kept.asked.clear()
+        places = np.array([kept.groups.get(group, -1) for group in groups], np.int64)
+        found = places, None if kept.exposure.target == "merit" else shares_of(kept.exposure, groups, None)
+        kept.asked[groups] = found
+    return found
+
+
+def _padded(values: F64) -> F64:
+    return np.append(values, np.zeros(MOST_GROUPS + 1 - len(values)))
 
 
 def shares_of(exposure: Exposure, groups: Sequence[str], worth: F64 | None) -> F64:

@@ -15,18 +15,21 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.errors import Rejected
 from policies.features import Encoder
-from policies.types import F32, F64, I64, Features, Mask
+from policies.types import F32, F64, I64, Features, Mask, item_hashes
 from services.scoring.kinds import Kinds
 from services.scoring.wire import Item, Scalar, epoch_seconds
+from streaming.evidence import ItemHashes
 from streaming.ports import Versioned
 
 log = logging.getLogger("slatewise.scoring")
 KIND = "item"
 FIRST_ROWS = 1_024
 MAX_FILTERS = 4_096  # remembered (attribute, value) masks; beyond it all are forgotten
+_item_hashes = ItemHashes()
 _decode = msgspec.json.Decoder(Item).decode
 
 
@@ -46,6 +49,7 @@ class Prepared:
     version: int
     ids: list[str]
     items: list[Item | None]
+    hashes: NDArray[np.uint64]
     encoded: dict[str, F32] = field(default_factory=dict)  # schema → (len(ids), d)
 
 
@@ -65,7 +69,7 @@ class _Rows(dict[str, int]):
 
 
 class Catalogue:
-    """id → row of the arrays. `version` is the state version reached."""
+    """id → row of the arrays. `version` is the state version reached; `hashed` (rows + 1,) are the ids' hashes."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -77,6 +81,7 @@ class Catalogue:
         self._live: Mask = np.zeros(FIRST_ROWS + 1, bool)  # in the catalogue and not expired
         self._available: Mask = np.zeros(FIRST_ROWS + 1, bool)
         self._expires: F64 = np.full(FIRST_ROWS + 1, np.inf)
+        self.hashed: NDArray[np.uint64] = np.zeros(FIRST_ROWS + 1, np.uint64)
         self._live[-1] = self._available[-1] = True
         self._all: I64 | None = None  # rows that are allowed, once somebody asks
         self._allow()
@@ -94,6 +99,13 @@ class Catalogue:
     def rows(self, ids: Sequence[str]) -> I64:
         """(n,) row of each id, −1 where it is unknown."""
         return np.fromiter(map(self.index.__getitem__, ids), np.int64, len(ids))
+
+    def hashes(self, ids: Sequence[str], rows: I64) -> NDArray[np.uint64]:
+        """(n,) hashes of candidates (`policies.types.item_hashes`)."""
+        found = self.hashed[rows]
+        for place in np.flatnonzero(rows < 0).tolist():
+            found[place] = _item_hashes[ids[place]]
+        return found
 
     def id_of(self, row: int) -> str:
         item = self._items[row]
@@ -143,7 +155,7 @@ class Catalogue:
         items = list(last.values())
         encoded = {schema: _encode(encoder, items) for schema, encoder in list(self._encoders.items())}
         version = max((entry.version for entry in entries), default=self.version)
-        return Prepared(version, list(last), items, encoded)
+        return Prepared(version, list(last), items, item_hashes(list(last)), encoded)
 
     def apply(self, change: Prepared, now: float) -> None:
         """Move prepared changes in. Cheap; call on the event loop."""
@@ -155,7 +167,7 @@ class Catalogue:
                 continue
             if row < 0:
                 row = self._new_row(key)
-            self._items[row] = item
+            self._items[row], self.hashed[row] = item, change.hashes[place]
             expires = math.inf if item.expires_at is None else epoch_seconds(item.expires_at, "$.expires_at")
             self._expires[row] = expires
             self._live[row], self._available[row] = expires > now, item.available
@@ -253,7 +265,7 @@ class Catalogue:
     def _grow(self, rows: int) -> None:
         self._live = _grown(self._live, rows)
         self._available = _grown(self._available, rows)
-        self._expires = _grown(self._expires, rows)
+        self._expires, self.hashed = _grown(self._expires, rows), _grown(self.hashed, rows)
         self._matrices = {schema: _grown(matrix, rows) for schema, matrix in self._matrices.items()}
         self._filters.clear()
         self.kinds.clear()

@@ -74,6 +74,7 @@ class Drawn:
     """A slate with what made it: `acting` by source, `ready` as the draw took it, under `settings`.
 
     relaxed  constraint → slots for which it was passed over
+    segment  of the exploration caps, empty of a request that is in none
     """
 
     served: Served
@@ -87,6 +88,7 @@ class Drawn:
     ready: Ready = field(default_factory=Ready)
     relaxed: Mapping[str, list[int]] = field(default_factory=dict)
     interleaved: Interleaved | None = None
+    segment: str = ""
 
 
 @dataclass(slots=True)
@@ -161,7 +163,8 @@ def drawn_from(
     ready = acting.ready(len(query.ids), query.slots)
     full = full or sampled or ruled.fair is not None  # what groups were delivered is a sum over whole distributions
     slate = draw(scores, query.slots, u, settings, pins=query.pins, full=full, **ready.arguments)
-    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, relaxed_of(slate, acting))
+    relaxed = relaxed_of(slate, acting)
+    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, relaxed, None, ruled.segment)
 
 
 @lru_cache(256)
@@ -171,12 +174,12 @@ def capped(settings: DrawSettings, max_share: float) -> DrawSettings:
 
 def relaxed_of(slate: Slate, acting: Acting) -> dict[str, list[int]]:
     acts = slate.acts
-    if acts is None or PASSED_OVER not in acts:
+    if acts is None or bytes([PASSED_OVER]) not in acts.tobytes():
         return {}
     passed: Mask = acts == PASSED_OVER
     return {
-        one.name: np.flatnonzero(slots).tolist()
-        for one, slots in zip(acting.constraints, passed, strict=True)
+        name: np.flatnonzero(slots).tolist()
+        for name, slots in zip(acting.constraints.names, passed, strict=True)
         if slots.any()
     }
 
@@ -288,9 +291,10 @@ def _exposed(fair: Fair, slate: Slate) -> Exposed | None:
 def acted(drawn: Drawn, ruled: Ruled) -> list[str]:
     """Names of everything that changed the distribution: rules, boosts, diversity."""
     acting, acts = drawn.acting, drawn.slate.acts
-    found = [*ruled.acted, *acting.masks, *(source for source, boost in acting.boosts.items() if boost.any())]
+    found = [*ruled.acted, *acting.masks, *acting.boosts]
     if acts is not None:
-        found += [one.name for one, did in zip(acting.constraints, acts.tolist(), strict=True) if ACTED in did]
+        did, k = acts.tobytes(), acts.shape[1]
+        found += [name for i, name in enumerate(acting.constraints.names) if ACTED in did[i * k : (i + 1) * k]]
     if acting.mmr is not None and acting.mmr[0]:
         found.append("mmr")
     if any(weight for weight, _ in acting.coverage):
@@ -350,4 +354,4 @@ def sample_of(drawn: Drawn, query: Query, rate: float) -> Sample | None:
 
 
 def _inside(within: Within, acting: Acting) -> Inside:
-    return Inside([one.name for one in acting.constraints], *(array.tobytes() for array in within.arrays))
+    return Inside(list(acting.constraints.names), *(array.tobytes() for array in within.arrays))

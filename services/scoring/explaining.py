@@ -14,7 +14,7 @@ from policies.slate import draw
 from policies.types import F64, I64, Mask
 from services.scoring.decide import Drawn, acted
 from services.scoring.query import Query
-from services.scoring.wire import Explanation, RulesExplained
+from services.scoring.wire import Explanation, ExplorationExplained, RulesExplained
 
 
 def explanation_of(drawn: Drawn, query: Query) -> list[Explanation]:
@@ -58,6 +58,12 @@ def rules_explained(drawn: Drawn, query: Query) -> RulesExplained | None:
     return RulesExplained(acted(drawn, ruled), dict(drawn.relaxed), dict(drawn.acting.skipped), removed)
 
 
+def exploration_explained(drawn: Drawn) -> ExplorationExplained:
+    """The exploration cap of the request, and what of it was used."""
+    slate, cap = drawn.slate, drawn.settings.max_share
+    return ExplorationExplained(cap, drawn.segment, slate.explored.tolist(), slate.alphas.tolist())
+
+
 def _inside(drawn: Drawn, pins: dict[int, int], n: int, k: int) -> tuple[list[tuple[str, Mask]], F64]:
     """(constraint, (k, n) not let through) of each constraint; penalties (k', n) before each filled slot."""
     within, slate = drawn.ready.within, drawn.slate
@@ -67,7 +73,7 @@ def _inside(drawn: Drawn, pins: dict[int, int], n: int, k: int) -> tuple[list[tu
     for slot, row in pins.items():
         pinned[slot] = row
     prefix = Prefix(within, pinned, n)
-    masked = [(one.name, np.zeros((k, n), bool)) for one in drawn.acting.constraints]
+    masked = [(name, np.zeros((k, n), bool)) for name in drawn.acting.constraints.names]
     penalties = np.zeros((len(slate.slots), n))
     free = np.ones(n, bool)
     free[list(pins.values())] = False

@@ -8,78 +8,64 @@ exceeded by the requests of that moment (`semantics.md` 20).
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 
 import numpy as np
+from msgspec import Struct
 
 from policies.errors import Unavailable
 from policies.reranking.rules import Named
+from policies.reranking.rules_fast import U64
 from policies.surface import Exposure
-from policies.types import Mask
+from policies.types import F64
 from services.scoring.balances import Balance, Balances
 from streaming.breaker import Admission, Breaker
 from streaming.derived import EXPOSURES, counter_name
-from streaming.evidence import ItemHashes
 from streaming.ports import Counters, Profiles
-from streaming.shown import read_shown, shown_key, sliding, window_names, window_seconds
+from streaming.shown import ENTRY, shown_key, sliding, window_names, window_seconds
 
 FRESH_SECONDS = 0.25  # shards tell what is new every 0.1 s
 REFRESH_SECONDS, STALE_SECONDS = 1.0, 10.0  # counts of items: read as often, believed as long
 MOST_UNITS, MOST_ITEMS = 20_000, 50_000  # remembered
 SLOW_SECONDS, COOL_SECONDS = 0.25, 1.0
 NAMES = 10_000  # in one read of counters
-Counted = Callable[[Sequence[str]], Mapping[str, float] | None]
-_item_hashes = ItemHashes()
+NEVER = np.empty(0), np.empty(0, np.uint64)  # shown to nobody
+Resting = Callable[[Sequence[str], int], frozenset[str] | None]
+Looks = tuple[F64, U64]  # (at, item hash) of what a unit was shown, (s,) each
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Struct, frozen=True, eq=False):
     """Of one request at `now`, epoch seconds.
 
-    unit   (at, item hash) of what the unit was shown, newest last; None: not known now
-    items  rule → what tells the impressions of candidates within its window, or None when they are not known now
+    unit     what the unit was shown; None: not known now
+    items    rule → what tells of candidates which items were shown so often within its window; None: not known now
     balance  groups → their boosts and targets, or None when they are not known now; None of a surface without
     """
 
     now: float
-    unit: Sequence[tuple[float, int]] | None
-    items: Mapping[str, Counted]
+    unit: Looks | None
+    items: Mapping[str, Resting]
     balance: Callable[[Sequence[str]], Balance | None] | None = None
 
-    def gone(self, rule: Named, ids: Sequence[str]) -> Mask | None:
-        """(n,) which candidates a rule wants left out; None: that cannot be told now."""
-        frequency = rule.rule.frequency
-        if frequency is not None and frequency.per == "item":
-            counted = self.items.get(rule.name)
-            counts = counted(ids) if counted else None
-            if counts is None:
-                return None
-            rest = {item for item in counts.keys() & set(ids) if counts[item] >= frequency.cap}
-            return np.array([item in rest for item in ids], bool) if rest else np.zeros(len(ids), bool)
-        if self.unit is None:
-            return None
-        most = 1 if frequency is None else frequency.cap
-        since = self.now - rule.window_seconds
-        times: dict[int, int] = {}
-        for at, item in self.unit:
-            if at > since:
-                times[item] = times.get(item, 0) + 1
-        often = {item for item, count in times.items() if count >= most}
-        if not often:
-            return np.zeros(len(ids), bool)
-        return np.array([_item_hashes[item] in often for item in ids], bool)
+    def resting(self, rule: Named, ids: Sequence[str]) -> frozenset[str] | None:
+        """Items that reached the cap of a rule that counts everybody's impressions; None: that cannot be told now."""
+        resting, frequency = self.items.get(rule.name), rule.rule.frequency
+        return resting(ids, frequency.cap) if resting and frequency else None
 
 
 class _Items:
-    """Items that one rule of one surface counts, and their impressions as of the last reading."""
+    """Items that one rule of one surface counts, and their impressions as of the last reading.
 
-    def __init__(self, prefix: str, window: int) -> None:
-        self.prefix, self.window = prefix, window
+    resting  cap → items that reached it
+    """
+
+    def __init__(self, prefix: str, window: int, clock: Callable[[], float]) -> None:
+        self.prefix, self.window, self._clock = prefix, window, clock
         self.wanted: dict[str, None] = {}
-        self.counts: Mapping[str, float] = {}
-        self.read_at = float("-inf")
+        self._counts: Mapping[str, float] = {}
+        self._resting: dict[int, frozenset[str]] = {}
+        self._read_at = float("-inf")
 
     def names(self, items: Sequence[str], at: float) -> list[str]:
         """Two counters an item: the fixed window of `at`, and the one before."""
@@ -88,6 +74,27 @@ class _Items:
             for item in items
             for name in window_names(counter_name(item), self.window, at)
         ]
+
+    def resting(self, ids: Sequence[str], cap: int) -> frozenset[str] | None:
+        """Items that reached the cap; None while that is not known. The next reading counts the candidates `ids` too."""
+        wanted = self.wanted
+        wanted.update(dict.fromkeys(ids))
+        while len(wanted) > MOST_ITEMS:
+            del wanted[next(iter(wanted))]
+        if self._clock() - self._read_at >= STALE_SECONDS:
+            return None
+        found = self._resting.get(cap)
+        return self._over(cap) if found is None else found
+
+    def read(self, counts: Mapping[str, float], at: float) -> None:
+        """What a reading at `at` found; in a thread."""
+        self._counts = counts
+        self._resting = {cap: self._over(cap) for cap in list(self._resting)}
+        self._read_at = at
+
+    def _over(self, cap: int) -> frozenset[str]:
+        found = self._resting[cap] = frozenset(item for item, count in self._counts.items() if count >= cap)
+        return found
 
 
 class Exposures:
@@ -102,8 +109,9 @@ class Exposures:
         self._opened, self._tenant, self._clock = opened, tenant, clock
         self._breaker = Breaker(clock, failures=2, slow_seconds=SLOW_SECONDS, cool_seconds=COOL_SECONDS)
         self._stores: tuple[Counters, Profiles] | None = None
-        self._units: OrderedDict[str, tuple[float, list[tuple[float, int]]]] = OrderedDict()
+        self._units: OrderedDict[str, tuple[float, Looks]] = OrderedDict()
         self._items: dict[tuple[str, int], _Items] = {}
+        self._asked: dict[str, tuple[Sequence[Named], bool, dict[str, Resting]]] = {}  # surface → what its rules ask
         self._next = float("-inf")
         self.balances = Balances(tenant, STALE_SECONDS)
 
@@ -116,21 +124,21 @@ class Exposures:
         self, surface: str, unit: str, rules: Sequence[Named], now: float, exposure: Exposure | None = None
     ) -> Shown:
         """What the rules of a surface may ask about a unit and candidates, at epoch seconds `now`."""
-        asked = any(rule.rule.frequency is None or rule.rule.frequency.per == "unit" for rule in rules)
-        counts: dict[str, Counted] = {}
-        for rule in rules:
-            frequency = rule.rule.frequency
-            if frequency is not None and frequency.per == "item":
-                counts[rule.name] = self._counted(surface, window_seconds(frequency.window))
+        asked = self._asked.get(surface)
+        if asked is None or asked[0] is not rules:
+            units = any(rule.rule.frequency is None or rule.rule.frequency.per == "unit" for rule in rules)
+            asked = self._asked[surface] = (
+                rules,
+                units,
+                {name: of.resting for name, of in self._counted(surface, rules)},
+            )
         balance = None if exposure is None else self.balances.asked(surface, exposure, self._clock)
-        return Shown(now, self._unit(unit) if asked else (), counts, balance)
+        return Shown(now, self._unit(unit) if asked[1] else NEVER, asked[2], balance)
 
     def expect(self, surface: str, rules: Sequence[Named], ids: Sequence[str]) -> None:
         """Candidates that are likely: counted from the next reading on, before anybody asks."""
-        for rule in rules:
-            frequency = rule.rule.frequency
-            if frequency is not None and frequency.per == "item":
-                self._counted(surface, window_seconds(frequency.window))(ids)
+        for _, items in self._counted(surface, rules):
+            items.wanted.update(dict.fromkeys(ids))
 
     def refresh(self, now: float, *, at_once: bool = False) -> None:
         """Read the counts of items when it is time, or `at_once`; `now` in epoch seconds. In a thread, one at a time."""
@@ -151,22 +159,19 @@ class Exposures:
                 return
             pairs = zip(wanted, values[0::2], values[1::2], strict=True)
             seen = {item: sliding(one, other, items.window, now) for item, one, other in pairs if one or other}
-            items.counts = seen
-            items.read_at = clock
+            items.read(seen, clock)
 
-    def _counted(self, surface: str, window: int) -> Counted:
-        items = self._items.setdefault((surface, window), _Items(counter_name(self._tenant, surface), window))
+    def _counted(self, surface: str, rules: Sequence[Named]) -> Iterator[tuple[str, _Items]]:
+        """(rule, what it counts) of those that count items."""
+        for rule in rules:
+            frequency = rule.rule.frequency
+            if frequency is not None and frequency.per == "item":
+                window = window_seconds(frequency.window)
+                if (surface, window) not in self._items:
+                    self._items[surface, window] = _Items(counter_name(self._tenant, surface), window, self._clock)
+                yield rule.name, self._items[surface, window]
 
-        def counted(ids: Sequence[str]) -> Mapping[str, float] | None:
-            wanted = items.wanted
-            wanted.update(dict.fromkeys(ids))
-            while len(wanted) > MOST_ITEMS:
-                del wanted[next(iter(wanted))]
-            return items.counts if self._clock() - items.read_at < STALE_SECONDS else None
-
-        return counted
-
-    def _unit(self, unit: str) -> Sequence[tuple[float, int]] | None:
+    def _unit(self, unit: str) -> Looks | None:
         now = self._clock()
         known = self._units.get(unit)
         if known is not None and now < known[0]:
@@ -181,7 +186,8 @@ class Exposures:
             self._breaker.ended(False, perf_counter() - began, admission)
             return None
         self._breaker.ended(True, perf_counter() - began, admission)
-        shown = read_shown(data)
+        found = np.frombuffer(data, ENTRY)
+        shown = found["at"].astype(np.float64), found["item"].astype(np.uint64)
         self._units[unit] = now + FRESH_SECONDS, shown
         self._units.move_to_end(unit)
         while len(self._units) > MOST_UNITS:

@@ -1,23 +1,27 @@
-"""What kind of thing each item is, by attribute: codes for rules, and masks for conditions, kept up to date with the catalogue.
+"""What kind of thing each item is, by attribute, and which conditions hold of it: one table for rules, kept up to date.
 
-Codes and masks have a row an item and one more, last, for what the catalogue does not know: no kind, no condition holds.
+The table's last row is for what the catalogue does not know: no kind, no condition holds.
 Features that came with a request win over the catalogue's, as they do for policies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from policies.reranking.expressions import Values
-from policies.types import I64, Mask, Value
+from policies.types import I64, Value
 from services.scoring.wire import Item, Scalar
 
 UNKNOWN = -1
-MAX_MASKS = 256  # of conditions; beyond it, which takes many versions of surfaces, all are made anew
+FIRST_COLUMNS, MAX_COLUMNS = 8, 256  # beyond it, which takes many versions of surfaces, all are made anew
+MAX_CALLED = 1_024  # sets of values whose names are remembered
 Key = tuple[bool, Scalar]
-Given = Mapping[int, Mapping[str, Value]]  # row of the query → features that came with the request
+Given = Mapping[
+    str, Sequence[Value]
+]  # feature → what came with the request for each candidate, `ABSENT` where nothing did
+ABSENT: Any = object()
 
 
 class Test(Protocol):
@@ -48,6 +52,21 @@ class Is(NamedTuple):
         return any(one == self.value and isinstance(one, bool) == (self.sort is bool) for one in among)
 
 
+class Called(NamedTuple):
+    """Whether an attribute, as the kind that it is, is called so."""
+
+    name: str
+    label: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def __call__(self, values: Values) -> bool:
+        key = _key(values(self.name))
+        return key is not None and _called(key) == self.label
+
+
 def attribute(item: Item, name: str) -> Value | list[Scalar]:
     """The attribute, or the feature of that name; None where the item has neither."""
     if name == "available":
@@ -56,24 +75,38 @@ def attribute(item: Item, name: str) -> Value | list[Scalar]:
 
 
 class Kinds:
-    """Codes by attribute and masks by condition, made when they are first asked for. Belongs to the event loop."""
+    """A table with a row an item and a column an attribute or condition, each column made when it is first asked for. Belongs
+    to the event loop. What a request asks of an item lies side by side.
+
+    table     (rows + 1, A) numbers of values, −1 = none; of a condition 0 where it holds, else −1
+    revision  moves when columns have got other places
+    """
 
     def __init__(self, items: Sequence[Item | None], rows: Callable[[], int]) -> None:
         self._items, self._rows = items, rows
-        self._codes: dict[str, I64] = {}
-        self._names: dict[str, dict[Key, int]] = {}  # attribute → value → code
-        self._labels: dict[str, list[str]] = {}  # attribute → what its values are called, by code
-        self._masks: dict[Test, Mask] = {}
+        self._columns: dict[str | Test, int] = {}
+        self._names: dict[str, dict[Key, int]] = {}  # attribute → value → number
+        self._labels: dict[str, list[str]] = {}  # attribute → what its values are called, by number
+        self._called: dict[tuple[str, bytes], tuple[str, ...]] = {}  # … of several, as they were asked for
+        self.table, self.revision = np.empty((rows() + 1, 0), np.int64), 0
 
-    def codes(self, name: str) -> I64:
-        """(rows + 1,) a number a value, the first of a list; −1 where there is none."""
-        found = self._codes.get(name)
-        if found is None:
-            found = self._codes[name] = np.full(self._rows() + 1, UNKNOWN, np.int64)
+    def column(self, asked: str | Test) -> int:
+        """Where an attribute or a condition stands in the table."""
+        place = self._columns.get(asked)
+        if place is None:
+            if len(self._columns) >= MAX_COLUMNS:
+                self.clear()
+            place = self._columns[asked] = len(self._columns)
+            rows, columns = self.table.shape
+            if place == columns:
+                more = np.empty((rows, max(FIRST_COLUMNS, columns)), np.int64)
+                self.table = np.concatenate((self.table, more), axis=1)
+            column = self.table[:, place]
+            column[:] = UNKNOWN
             for row, item in enumerate(self._items):
                 if item is not None:
-                    found[row] = self.code(name, attribute(item, name))
-        return found
+                    column[row] = self._number(asked, item)
+        return place
 
     def code(self, name: str, value: Value | list[Scalar]) -> int:
         """The number of a value, −1 of none."""
@@ -83,26 +116,14 @@ class Kinds:
         values = self._names.setdefault(name, {})
         return values.setdefault(key, len(values))
 
-    def mask(self, condition: Test) -> Mask:
-        """(rows + 1,) where a condition holds of an item's attributes and features."""
-        found = self._masks.get(condition)
-        if found is None:
-            if len(self._masks) >= MAX_MASKS:
-                self._masks.clear()
-            found = self._masks[condition] = np.zeros(self._rows() + 1, bool)
-            for row, item in enumerate(self._items):
-                if item is not None:
-                    found[row] = _holds(condition, item)
-        return found
-
     def of(self, name: str, rows: I64, given: Given) -> I64:
         """(n,) codes of candidates. Values that no item of the catalogue has are told apart within the request only."""
-        codes = self.codes(name)[rows]
+        codes: I64 = self.table[rows, self.column(name)]
         known = self._names.get(name, {})
         fresh: dict[Key, int] = {}
-        for place, features in given.items():
-            if name in features:
-                key = _key(features[name])
+        for place, value in enumerate(given.get(name, ())):
+            if value is not ABSENT:
+                key = _key(value)
                 if key is None:
                     codes[place] = UNKNOWN
                 else:
@@ -110,50 +131,58 @@ class Kinds:
                     codes[place] = fresh.setdefault(key, len(known) + len(fresh)) if found is None else found
         return codes
 
-    def groups(self, name: str, rows: I64, given: Given) -> tuple[I64, list[str]]:
-        """(codes (n,) from 0, −1 of none; what the values are called), in the order of the values' numbers."""
-        codes = self.of(name, rows, given)
-        numbers, places = np.unique(codes, return_inverse=True)
+    def called(self, name: str, numbers: I64, codes: I64, given: Given) -> tuple[str, ...]:
+        """What values are called, by their numbers (G,); codes (n,) are those of all candidates."""
+        asked = name, numbers.tobytes()
+        found = None if name in given else self._called.get(asked)
+        if found is not None:
+            return found
         values, labels = self._names.get(name, {}), self._labels.setdefault(name, [])
         labels += [_called(key) for key in islice(values, len(labels), None)]
         fresh = {
-            int(codes[place]): _called(key)
-            for place, features in given.items()
-            if name in features and (key := _key(features[name])) is not None and codes[place] >= len(labels)
+            code: _called(key)
+            for code, value in zip(codes.tolist(), given.get(name, ()), strict=False)
+            if code >= len(labels) and (key := _key(value)) is not None
         }
-        none = int(len(numbers) > 0 and numbers[0] == UNKNOWN)
-        called = [labels[number] if number < len(labels) else fresh[number] for number in numbers[none:].tolist()]
-        return places - none, called
+        found = tuple(labels[number] if number < len(labels) else fresh[number] for number in numbers.tolist())
+        if name not in given:
+            if len(self._called) >= MAX_CALLED:
+                self._called.clear()
+            self._called[asked] = found
+        return found
 
-    def holding(self, condition: Test, rows: I64, given: Given) -> Mask:
-        """(n,) of which candidates a condition holds."""
-        mask = self.mask(condition)[rows]
-        for place, features in given.items():
-            if any(name in features for name in condition.names):
-                row = int(rows[place])
+    def holding(self, condition: Test, rows: I64, given: Given) -> I64:
+        """(n,) 0 where a condition holds of a candidate, else −1."""
+        holds: I64 = self.table[rows, self.column(condition)]
+        columns = [(name, given[name]) for name in condition.names if name in given]
+        for place, row in enumerate(rows.tolist()) if columns else ():
+            own = {name: column[place] for name, column in columns if column[place] is not ABSENT}
+            if own:
                 item = self._items[row] if row >= 0 else None
-                mask[place] = condition(
-                    lambda name, features=features, item=item: (
-                        features[name]  # type: ignore[misc]  # bound early
-                        if name in features
-                        else None
-                        if item is None
-                        else attribute(item, name)
-                    )
-                )
-        return mask
+                holds[place] = 0 if condition(_with(own, item)) else UNKNOWN
+        return holds
 
     def changed(self, row: int, item: Item | None) -> None:
         """An item was put, or went."""
-        for name, codes in self._codes.items():
-            codes[row] = UNKNOWN if item is None else self.code(name, attribute(item, name))
-        for condition, mask in self._masks.items():
-            mask[row] = item is not None and _holds(condition, item)
+        for asked, place in self._columns.items():
+            self.table[row, place] = UNKNOWN if item is None else self._number(asked, item)
 
     def clear(self) -> None:
         """Rows have moved: all is made anew when it is asked for."""
-        self._codes.clear()
-        self._masks.clear()
+        self._columns.clear()
+        self.table, self.revision = np.empty((self._rows() + 1, 0), np.int64), self.revision + 1
+
+    def _number(self, asked: str | Test, item: Item) -> int:
+        if isinstance(asked, str):
+            return self.code(asked, attribute(item, asked))
+        return 0 if asked(lambda name: attribute(item, name)) else UNKNOWN
+
+
+def _with(own: Mapping[str, Value], item: Item | None) -> Values:
+    """Values of an item under those that came with the request."""
+    if item is None:
+        return own.get
+    return lambda name: own[name] if name in own else attribute(item, name)
 
 
 def _key(value: Value | list[Scalar]) -> Key | None:
@@ -166,7 +195,3 @@ def _called(key: Key) -> str:
     """A value as configuration and counters name it: true, 1.5, jazz."""
     boolean, value = key
     return str(value).lower() if boolean else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _holds(condition: Test, item: Item) -> bool:
-    return condition(lambda name: attribute(item, name))

@@ -5,6 +5,7 @@ What a request may ask is decided here, before anything is drawn or written; lat
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import cast
 
 import numpy as np
@@ -117,15 +118,15 @@ class Reader:
         if rules:
             given = self.ruler.given(request, inline is not None)
             keep, narrowed = self.ruler.narrow(ids, rows, given, catalogue, keep, request.explain)
-            if keep is not None and given:
-                places = np.cumsum(keep) - 1
-                given = {int(places[i]): features for i, features in given.items() if keep[i]}
         if keep is not None:
             rows = rows[keep]
             if isinstance(ids, Names):
                 ids = Names(catalogue, rows)
             else:
-                ids = [item for item, stays in zip(ids, keep.tolist(), strict=True) if stays]
+                stays = keep.tolist()
+                ids = [*compress(ids, stays)]
+                if rules and given:
+                    given = {name: [*compress(values, stays)] for name, values in given.items()}
             inline = None if inline is None else inline[keep]
         if not ids:
             raise Rejected(

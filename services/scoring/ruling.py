@@ -5,49 +5,46 @@ that cannot be asked (a store that is away, a pinned item that is no candidate) 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
 import numpy as np
+from msgspec import Struct
 
+from policies.compiling import plain
 from policies.errors import Rejected
-from policies.reranking.acting import NOTHING_ACTS, Acting
+from policies.reranking.acting import NOTHING_ACTS, Acting, scaled
 from policies.reranking.diversity import Diverse
-from policies.reranking.exposure import SOURCE, Fair, prefix_constraints
+from policies.reranking.exposure import SOURCE, Fair
 from policies.reranking.expressions import Condition
 from policies.reranking.impression_variance import SOURCE as VARIANCE
 from policies.reranking.impression_variance import Lifts
-from policies.reranking.rules import Named, inside, left_out, named
-from policies.reranking.within import Constraint
+from policies.reranking.rules import OF_KEY, named
+from policies.reranking.rules_fast import numbered
+from policies.reranking.within import NO_VECTORS
 from policies.surface import Exposure, Fairness, Surface
-from policies.types import F32, I64, Features, Mask
+from policies.types import F32, F64, I64
 from services.scoring.balances import shares_of
 from services.scoring.catalogue import Catalogue
+from services.scoring.constraining import Constraining, Narrowed, Screen
 from services.scoring.exposures import Shown
-from services.scoring.kinds import Given, Is
+from services.scoring.kinds import ABSENT, Given
 from services.scoring.lifting import Lifting
-from services.scoring.shortlisting import Names
 from services.scoring.wire import Candidate, Columns, DecisionRequest
 
 NO_CANDIDATE = "the pinned item is no candidate"
+NOTHING_GIVEN: Given = {}
+NOBODY = np.empty(0, np.int64)
+NOT_DIVERSE, NOT_FAIR = Diverse(NO_VECTORS, NOBODY), Fair(NOBODY, (), np.empty(0), np.empty(0))
 
 
-@dataclass(slots=True)
-class Narrowed:
-    """What the rules that never yield did: rule → ids taken out, kept only for those who want to read it."""
-
-    acted: list[str] = field(default_factory=list)
-    removed: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Ruled:
+class Ruled(Struct, frozen=True, eq=False):
     """What acts on the draw of one request, but for what depends on its scores.
 
     acted      rules that took candidates out before the draw, and pins that hold
     removed    rule → ids taken out, of a request that wants an explanation
-    max_share  exploration cap of the request's segment, None of a request that is in none
+    segment    the condition of the request's segment of exploration, and `max_share` its cap; empty and None of a request that
+               is in none
     fair       groups and what they are owed, None of a surface without
     lifts      of who sees what, None where nothing was released yet
     """
@@ -55,16 +52,29 @@ class Ruled:
     acting: Acting = NOTHING_ACTS
     diverse: Diverse | None = None
     acted: tuple[str, ...] = ()
-    removed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    removed: Mapping[str, Sequence[str]] = {}
+    segment: str = ""
     max_share: float | None = None
     fair: Fair | None = None
     lifts: Lifts | None = None
 
     def on(self, scores: F32) -> Acting:
         """Everything that acts on scores (n, m)."""
-        acting = self.acting if self.diverse is None else self.acting + self.diverse.acting(scores)
-        acting = acting if self.fair is None else acting + self.fair.acting(scores)
-        return acting if self.lifts is None else acting + self.lifts.acting(scores)
+        if self.diverse is None and self.fair is None and self.lifts is None:
+            return self.acting
+        diverse, fair = self.diverse or NOT_DIVERSE, self.fair or NOT_FAIR
+        items = diverse.items if diverse.mmr else NO_VECTORS
+        unit, boosts, vectors = scaled(plain(scores), fair.codes, fair.boosts, plain(items), *diverse.columns)
+        lifted: dict[str, F64] = {SOURCE: boosts} if unit and any(fair.boosts.tolist()) else {}
+        if unit and self.lifts is not None and self.lifts.boosts.any():
+            lifted[VARIANCE] = self.lifts.boosts * unit
+        return Acting(
+            lifted,
+            constraints=self.acting.constraints,
+            mmr=(diverse.mmr * unit, vectors) if diverse.mmr else None,
+            coverage=((diverse.coverage * unit, diverse.codes),) if diverse.coverage else (),
+            skipped=self.acting.skipped,
+        )
 
 
 class Ruler:
@@ -74,18 +84,18 @@ class Ruler:
         self.rules = named(surface.rules)
         self._surface, self._diversity = surface, surface.diversity
         self._pins = [rule for rule in self.rules if rule.key == "pin"]
-        self._hard = [rule for rule in self.rules if rule.key in ("exclude", "available", "filter")]
-        self._soft = [rule for rule in self.rules if rule.key in ("seen", "frequency", "cap", "quota", "spacing")]
+        soft = [rule for rule in self.rules if rule.key in OF_KEY]
+        self.remembers = tuple(
+            rule for rule in soft if rule.key in ("seen", "frequency")
+        )  # that ask what was shown before
         self._segments = [(Condition(one.when), one.max_share) for one in surface.exploration.segments]
-        diverse = self._diversity.mmr or self._diversity.coverage
         self.exposure = surface.fairness.exposure
-        fair = surface.fairness
-        self.idle = not (self.rules or self._segments or diverse or fair != Fairness())
-
-    @cached_property
-    def remembers(self) -> tuple[Named, ...]:
-        """Rules that ask what was shown before."""
-        return tuple(rule for rule in self._soft if rule.key in ("seen", "frequency"))
+        diverse = self._diversity.mmr or self._diversity.coverage
+        self.idle = not (self.rules or self._segments or diverse or surface.fairness != Fairness())
+        self._constraining = Constraining(surface, soft)
+        screen = Screen([rule for rule in self.rules if rule.key in ("exclude", "available", "filter")])
+        self.narrow = screen.narrow
+        self._names = screen.names | self._constraining.names
 
     @property
     def asks(self) -> bool:
@@ -102,34 +112,17 @@ class Ruler:
         """Whether any rule asks what the unit was shown before."""
         return any(rule.rule.frequency is None or rule.rule.frequency.per == "unit" for rule in self.remembers)
 
-    def given(self, request: DecisionRequest, inline: bool) -> dict[int, Features]:
-        """Place of a candidate in the request → features that came with it, where any rule might read them."""
+    def given(self, request: DecisionRequest, inline: bool) -> Given:
+        """Features that came with the candidates of a request, where any rule might read them."""
         if not inline:
-            return {}
+            return NOTHING_GIVEN
         if isinstance(request.candidates, Columns):
             columns = request.candidates.features
-            return {
-                i: {name: values[i] for name, values in columns.items()} for i in range(len(request.candidates.ids))
-            }
+            return {name: columns[name] for name in self._names if name in columns}
         listed = cast("list[str | Candidate]", request.candidates)
-        return {i: one.features for i, one in enumerate(listed) if isinstance(one, Candidate) and one.features}
-
-    def narrow(
-        self, ids: Sequence[str], rows: I64, given: Given, catalogue: Catalogue, keep: Mask | None, explain: bool
-    ) -> tuple[Mask | None, Narrowed]:
-        """(which candidates (n,) stay, None: all; what did it) under the rules that never yield."""
-        found = Narrowed()
-        for rule in self._hard:
-            passing = self._passing(rule, ids, rows, given, catalogue)
-            if passing.all():
-                continue
-            gone = ~passing if keep is None else keep & ~passing
-            if gone.any():
-                found.acted.append(rule.name)
-                if explain:
-                    found.removed[rule.name] = [item for item, left in zip(ids, gone.tolist(), strict=True) if left]
-                keep = passing if keep is None else keep & passing
-        return keep, found
+        features = [one.features if isinstance(one, Candidate) else {} for one in listed]
+        columns = {name: [one.get(name, ABSENT) for one in features] for name in self._names}
+        return {name: values for name, values in columns.items() if any(value is not ABSENT for value in values)}
 
     def pins(
         self, wanted: dict[int, int] | None, ids: Sequence[str], slots: int
@@ -170,32 +163,21 @@ class Ruler:
         lifting: Lifting | None = None,
     ) -> Ruled:
         """What acts on the draw: n candidates with catalogue rows (n,), encoded items (n, d). Raises Rejected."""
-        constraints: list[Constraint] = []
         away = dict(skipped)
-        for rule in self._soft:
-            match rule.key:
-                case "cap" | "spacing":
-                    constraints.append(inside(rule, catalogue.kinds.of(rule.by, rows, given), slots))
-                case "quota":
-                    constraints.append(inside(rule, self._members(rule, rows, given, catalogue), slots))
-                case _:
-                    gone = None if shown is None else shown.gone(rule, ids)
-                    if gone is None:
-                        away[rule.name] = "what was shown before is not known"
-                    elif gone.any():
-                        constraints.append(left_out(rule, gone, slots))
-        prefix = self._surface.fairness.prefix
-        if prefix is not None:
-            kinds, groups = catalogue.kinds.groups(prefix.by, rows, given)
-            constraints += prefix_constraints(prefix.by, prefix.min, prefix.max, kinds, groups, slots)
-        fair = None if self.exposure is None else self._fair(self.exposure, rows, given, catalogue, shown, away)
+        found = self._constraining.gather(ids, rows, given, slots, catalogue, shown, away)
+        fair = None if self.exposure is None else self._fair(self.exposure, found.groups, given, catalogue, shown, away)
         lifts = self._lifts(request, ids, lifting, away) if self._surface.fairness.impression_variance else None
-        share = next((share for condition, share in self._segments if condition(request.context.get)), None)
+        segment, share = "", None
+        for condition, cap in self._segments:
+            if condition(request.context.get):
+                segment, share = condition.text, cap
+                break
         return Ruled(
-            Acting(constraints=tuple(constraints), skipped=away),
-            self._diverse(request, rows, items, columns, given, catalogue),
+            Acting(constraints=found.lines, skipped=away),
+            self._diverse(request, items, columns, found.covers),
             (*narrowed.acted, *held),
             narrowed.removed,
+            segment,
             share,
             fair,
             lifts,
@@ -204,13 +186,14 @@ class Ruler:
     def _fair(
         self,
         exposure: Exposure,
-        rows: I64,
+        kinds: I64,
         given: Given,
         catalogue: Catalogue,
         shown: Shown | None,
         away: dict[str, str],
     ) -> Fair:
-        codes, groups = catalogue.kinds.groups(exposure.by, rows, given)
+        codes, numbers = numbered(kinds)
+        groups = catalogue.kinds.called(exposure.by, numbers, kinds, given)
         balance = None if shown is None or shown.balance is None else shown.balance(groups)
         if balance is None:
             away[SOURCE] = "what was delivered before is not known"
@@ -225,31 +208,8 @@ class Ruler:
             return None
         return Lifts(lifting.of(ids, request.context))
 
-    def _passing(self, rule: Named, ids: Sequence[str], rows: I64, given: Given, catalogue: Catalogue) -> Mask:
-        match rule.key:
-            case "exclude":
-                if isinstance(ids, Names):
-                    return ids.without(rule.rule.exclude or ())
-                gone = set(rule.rule.exclude or ())
-                return np.array([item not in gone for item in ids], bool)
-            case "available":
-                return catalogue.allowed[rows] & (rows >= 0)
-        return catalogue.kinds.holding(rule.condition, rows, given)
-
-    def _members(self, rule: Named, rows: I64, given: Given, catalogue: Catalogue) -> I64:
-        quota = rule.rule.quota
-        assert quota is not None  # its key says so
-        members = catalogue.kinds.holding(Is(quota.by, quota.value, type(quota.value)), rows, given)
-        return np.where(members, 0, -1)
-
     def _diverse(
-        self,
-        request: DecisionRequest,
-        rows: I64,
-        items: F32,
-        columns: Mapping[str, slice],
-        given: Given,
-        catalogue: Catalogue,
+        self, request: DecisionRequest, items: F32, columns: Mapping[str, slice], covers: I64
     ) -> Diverse | None:
         mmr = request.diversity.get("mmr", self._diversity.mmr)
         coverage = request.diversity.get("coverage", self._diversity.coverage)
@@ -263,9 +223,5 @@ class Ruler:
         if not mmr and not coverage:
             return None
         over = self._diversity.over
-        return Diverse(
-            mmr,
-            items if over is None else items[:, columns[over]],
-            coverage,
-            catalogue.kinds.of(by, rows, given) if by is not None and coverage else None,
-        )
+        alike = columns[over] if over is not None else slice(0, items.shape[1] if mmr else 0)
+        return Diverse(items, covers, (alike.start, alike.stop) if mmr else (0, 0), mmr, coverage)

@@ -37,7 +37,7 @@ from services.scoring.decide import (
     item_scores,
     record_of,
 )
-from services.scoring.explaining import explanation_of, rules_explained
+from services.scoring.explaining import explanation_of, exploration_explained, rules_explained
 from services.scoring.exposures import MOST_ITEMS, Exposures, Shown
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
@@ -198,6 +198,7 @@ class Scoring:
         )
         if request.explain and drawn.interleaved is None and started - first_byte < self.patience.explain:
             answer.explain, answer.rules = explanation_of(drawn, query), rules_explained(drawn, query)
+            answer.exploration = exploration_explained(drawn)
         encoded = encoded_record(record, len(query.ids))
         _, queries, scores, draws, records, _, _ = self._stages
         queries.append(read - started)

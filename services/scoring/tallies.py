@@ -35,6 +35,22 @@ class Tally:
             self.least = min(self.least, *chances)
 
 
+class Explored:
+    """Of one segment of one surface: slots that were drawn, what share of them was expected not to be greedy, and what was allowed."""
+
+    __slots__ = ("allowed", "expected", "slots")
+
+    def __init__(self) -> None:
+        self.slots, self.expected, self.allowed = 0, 0.0, 0.0
+
+    def add(self, drawn: Drawn) -> None:
+        shares = drawn.slate.explored.tolist()
+        free = len(shares) - sum(drawn.slate.pinned.tolist())
+        self.slots += free
+        self.expected += sum(shares)
+        self.allowed += free * drawn.settings.max_share
+
+
 class Calibration:
     """Does the greedy item come as often as its propensities say? z = Σ (1{drawn} − p) / √Σ p (1 − p) over sampled slots.
 
@@ -71,6 +87,7 @@ class Tallies:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._tallies: dict[tuple[str, str], Tally] = {}
+        self._explored: dict[tuple[str, str], Explored] = {}
         self._calibrations: defaultdict[tuple[str, str], Calibration] = defaultdict(Calibration)
 
     def count(self, answer: DecisionAnswer, drawn: Drawn, seconds: float) -> None:
@@ -87,11 +104,21 @@ class Tallies:
         if tally is None:
             tally = self._tallies[key] = Tally(drawn.served)
         tally.add(drawn)
+        if drawn.interleaved is None:  # two policies have a greedy item each
+            explored = self._explored.get((name, drawn.segment))
+            if explored is None:
+                explored = self._explored[name, drawn.segment] = Explored()
+            explored.add(drawn)
         if drawn.sampled:
             self._calibrations[key].add(drawn.slate)
 
     def tell(self) -> None:
         """Gauges of what was drawn since the last call, and how long those policies take now."""
+        explored, self._explored = self._explored, {}
+        for (name, segment), of in explored.items():
+            if of.slots:
+                self._telemetry.set("exploration_expected_share", name, segment, value=of.expected / of.slots)
+                self._telemetry.set("exploration_cap_used_ratio", name, segment, value=of.expected / of.allowed)
         told, self._tallies = self._tallies, {}
         for (name, policy), tally in told.items():
             tally.served.recent.refresh()

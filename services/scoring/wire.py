@@ -135,6 +135,21 @@ class RulesExplained(Struct, omit_defaults=True):
     removed: dict[str, list[str]] = {}
 
 
+class ExplorationExplained(Struct, omit_defaults=True):
+    """What the exploration cap made of the request.
+
+    max_share  largest share of a slot that may be expected not to be greedy
+    segment    condition of the segment whose cap it is
+    explored   of each filled slot, the share that was; where the cap acted it is `max_share`
+    alphas     of each filled slot, what the cap left of the policy's own exploration: below 1 where it acted
+    """
+
+    max_share: float
+    segment: str = ""
+    explored: list[float] = []
+    alphas: list[float] = []
+
+
 class ExperimentArm(Struct):
     name: str
     arm: str
@@ -159,6 +174,7 @@ class DecisionAnswer(Struct, omit_defaults=True, kw_only=True):
     experiment: ExperimentArm | None = None
     explain: list[Explanation] | None = None
     rules: RulesExplained | None = None
+    exploration: ExplorationExplained | None = None
     inclusions: list[float] | None = None
     retry_unchecked: bool = False
     logged: bool = True

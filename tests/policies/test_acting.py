@@ -3,18 +3,21 @@
 import numpy as np
 
 from policies.reranking.acting import NOTHING_ACTS, Acting, spread
-from policies.reranking.within import Constraint
+from policies.reranking.within import Constraint, stacked
 
 
 def test_sources_are_joined_and_the_left_one_yields_last() -> None:
     n, k = 4, 3
-    cap, seen = (Constraint(name, "mask", np.zeros(n, np.int64), np.zeros(k, np.int64)) for name in ("cap", "seen"))
-    rules = Acting({"rank": np.array([1.0, 0, 0, 0])}, {"filter": np.array([True, True, True, False])}, (cap,))
+    cap, seen = (
+        stacked([Constraint(name, "mask", np.zeros(n, np.int64), np.zeros(k, np.int64))], n, k)
+        for name in ("cap", "seen")
+    )
+    rules = Acting({"rank": np.array([1.0, 0, 0, 0])}, {"filter": np.array([True, True, True, False])}, cap)
     mask = np.ones((k, n), bool)
     mask[1, 0] = False
-    fairness = Acting({"exposure": np.array([0.5, 0, 0, 2.0])}, {"prefix": mask}, (seen,), skipped={"x": "away"})
+    fairness = Acting({"exposure": np.array([0.5, 0, 0, 2.0])}, {"prefix": mask}, seen, skipped={"x": "away"})
     both = rules + fairness
-    assert [one.name for one in both.constraints] == ["cap", "seen"]
+    assert both.constraints.names == ("cap", "seen")
     ready = both.ready(n, k)
     assert ready.boosts is not None
     assert ready.boosts.tolist() == [1.5, 0.0, 0.0, 2.0]

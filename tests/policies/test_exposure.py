@@ -20,7 +20,7 @@ from policies.reranking.exposure import (
     stepped,
     widened,
 )
-from policies.reranking.within import PASSED_OVER
+from policies.reranking.within import PASSED_OVER, stacked
 from policies.slate import draw
 from policies.types import DrawSettings
 
@@ -119,7 +119,7 @@ def test_prefixes_hold_or_are_said_to_have_yielded(kinds: list[int], k: int, sha
     least = {group: share / total for group, share in zip(groups, shares, strict=True)}
     most = {"a": min(1.0, least["a"] + 0.3)}
     constraints = prefix_constraints("g", least, most, codes, groups, k)
-    ready = Acting(constraints=constraints).ready(len(kinds), k)
+    ready = Acting(constraints=stacked(constraints, len(kinds), k)).ready(len(kinds), k)
     scores = rng.standard_normal((len(kinds), 16)).astype(np.float32)
     slate = draw(scores, k, rng.random(k), DrawSettings(floor=0.1), full=True, **ready.arguments)
     assert slate.distributions is not None
@@ -138,7 +138,7 @@ def test_a_prefix_that_can_be_kept_never_yields() -> None:
     """Three groups of ten, shares that add up to 1, ten slots: a slate exists, so none may be passed over."""
     groups, codes = ["a", "b", "c"], np.repeat(np.arange(3), 10)
     constraints = prefix_constraints("g", {"a": 0.5, "b": 0.3, "c": 0.2}, {}, codes, groups, 10)
-    ready, rng = Acting(constraints=constraints).ready(30, 10), np.random.default_rng(1)
+    ready, rng = Acting(constraints=stacked(constraints, 30, 10)).ready(30, 10), np.random.default_rng(1)
     scores = (rng.standard_normal((30, 8)) + 5 * (codes == 2)[:, None]).astype(np.float32)
     for _ in range(50):
         slate = draw(scores, 10, rng.random(10), DrawSettings(floor=0.1), **ready.arguments)

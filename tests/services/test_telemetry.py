@@ -172,6 +172,7 @@ def test_draws_that_do_not_follow_their_propensities_show_as_z() -> None:
                 remaining=np.full(10, 2),
                 greedy=np.zeros(10, np.int64),
                 alphas=ones,
+                explored=0.5 * ones,
                 pinned=np.zeros(10, bool),
                 distributions=np.full((10, 2), 0.5),
             )
