@@ -25,7 +25,7 @@ from policies.surface import Surface, seconds
 from policies.types import F32, F64, I64, DrawSettings, Slate
 from services.scoring.catalogue import Catalogue
 from services.scoring.decide import capped
-from services.scoring.exposures import Shown
+from services.scoring.exposures import NEVER, Shown
 from services.scoring.query import Query, Reader
 from services.scoring.wire import DecisionRequest, Item, encode
 from streaming.configuration import compile_surface, from_json
@@ -219,7 +219,7 @@ class RulesWorld:
 
     def _query(self, reader: Reader, asked: Mapping[str, Any], seen: str | None) -> Query:
         request = msgspec.convert({"surface": "home", "unit": "u", **asked}, DecisionRequest)
-        unit = [] if seen is None else [(NOW - 60.0, id_hash(seen))]
+        unit = NEVER if seen is None else (np.array([NOW - 60.0]), np.array([id_hash(seen)], np.uint64))
         shown = Shown(NOW, unit, {}, lambda groups: (np.zeros(len(groups)), np.ones(len(groups))))
         return reader.read(request, self.catalogue, (), shown)
 
