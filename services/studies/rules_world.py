@@ -10,7 +10,7 @@ Requests go through the service's `Reader`, distributions through its draw. Eigh
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -147,9 +147,9 @@ class Configuration:
         """What acts in each cell when groups have these boosts, in interquartile ranges."""
         found = []
         for cell, (query, scores) in enumerate(zip(self.queries, self.model, strict=True)):
-            fair = replace(self._fair(cell), boosts=boosts)
+            fair = msgspec.structs.replace(self._fair(cell), boosts=boosts)
             assert query.ruled is not None  # as `_fair` found
-            found.append(replace(query.ruled, fair=fair).on(scores).ready(len(query.ids), SLOTS))
+            found.append(msgspec.structs.replace(query.ruled, fair=fair).on(scores).ready(len(query.ids), SLOTS))
         return found
 
     def draw(self, cell: int, ready: Ready, u: F64) -> Slate:
