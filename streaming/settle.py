@@ -10,21 +10,24 @@ some 200 bytes; `streaming.experiences` reads it together with the decision's re
     idle      with nothing to read, a time the service passes in settles too, less a minute for clocks that differ
     trimmed   a settler that starts anew on a log whose beginning is gone starts at what is there, and numbers from the
               log's end on: above every number that was given before
+    moved     one that starts where another was (`streaming.places`) reads again what was open there, and numbers on
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import msgspec
-from msgspec import Struct
+import numpy as np
 
 from policies.errors import Corrupt, Rejected
 from streaming.configuration import Configs
 from streaming.experiences import encode_row, row_of
 from streaming.join import AHEAD_SECONDS, Joiner, Settled
 from streaming.losses import goes_on_at
+from streaming.places import Kept, Place, decode_kept, encode_kept
 from streaming.ports import Checkpoints, Commit, Loaded, Log, Outbox, Record
 from streaming.rows import Rows
 
@@ -34,15 +37,6 @@ class Settlements(Checkpoints, Outbox, Protocol):
 
     def reached(self) -> tuple[int, float]:
         """(offset, clock) committed, without loading it; (0, 0.0) before the first commit."""
-
-
-class Kept(Struct, array_like=True):
-    """What a settler's commit holds besides the joiner's own."""
-
-    joiner: bytes = b""
-    identity: str = ""  # of the log
-    next_number: int = 0
-    written: int = 0  # rows below are in files
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +51,6 @@ class SettleReport:
     clock: float
     frontier: float
     lag_records: int
-
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Settler:
@@ -104,13 +95,13 @@ class Settler:
     def wrote(self, number: int) -> None:
         """Rows below `number` are in files: durable with the next commit, and written again alike if that never comes."""
         self._state()
-        self._kept.written = number
+        self._kept = msgspec.structs.replace(self._kept, written=number)
 
     def begin_anew(self) -> None:
         """Give up what was open and go on with what the log still has; numbers go on too. For those who know that nobody
         wants what lies between. Raises Rejected('fenced')."""
         loaded = self._checkpoints.load(self._epoch)
-        kept = msgspec.msgpack.decode(loaded.extra, type=Kept) if loaded.extra else Kept()
+        kept = decode_kept(loaded.extra) if loaded.extra else Kept()
         after = Kept(b"", self._log.identity, kept.next_number, kept.next_number)
         offset = first_offset(self._log, self._partition)
         self._checkpoints.commit(
@@ -119,11 +110,34 @@ class Settler:
                 offset=offset,
                 clock=loaded.clock,
                 epoch=self._epoch,
-                extra=_encode(after),
+                extra=encode_kept(after),
                 restart=True,
             )
         )
         self._joiner = None
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether what was open where another settler was is being read again."""
+        self._state()
+        return self._kept.rebuild_to > 0
+
+    def place(self) -> Place | None:
+        """Where another could go on; None while this one is being rebuilt, or in the middle of what is due."""
+        joiner = self._state()
+        if self._kept.rebuild_to or joiner.next_due < max(joiner.clock, self._idle):
+            return None
+        rebuild_from, longest = joiner.reach()
+        return Place(
+            partition=self._partition,
+            offset=self._offset,
+            rebuild_from=min(rebuild_from, self._offset) if rebuild_from >= 0 else self._offset,
+            next_number=self._kept.next_number,
+            settled_to=joiner.next_due,
+            clock=joiner.clock,
+            longest=longest,
+            ghosts=joiner.ghosts().tobytes(),
+        )
 
     def step(self, now: float | None = None) -> SettleReport:
         """One batch. Raises Unavailable, Corrupt('offset_out_of_range' …) and Rejected('fenced')."""
@@ -139,12 +153,9 @@ class Settler:
         if blanked:
             self._forgets = self._configs.forgets
             joiner.forget(dict(self._configs.forgotten))
-        try:
-            records = self._log.read(self._partition, self._offset, self._read_limit)
-        except Corrupt as error:
-            accepted = self._configs.lost.get(self._partition, 0)
-            self._offset = goes_on_at(error, self._offset, accepted)
-            records = self._log.read(self._partition, self._offset, self._read_limit)
+        if self._kept.rebuild_to:
+            return self._rebuild(joiner)
+        records = self._read()
         settled: list[Settled] = []
         after: dict[str, int] = {}
         done = 0
@@ -167,14 +178,45 @@ class Settler:
             evicted = joiner.next_due >= self._idle and joiner.idle(now)  # never a row that still waits
         if done or settled or evicted or (blanked and self._forgets):
             self._commit(joiner, records[done - 1].offset + 1 if done else self._offset, settled)
+        return self._report(joiner, done, settled, after)
+
+    def _read(self) -> list[Record]:
+        """The next records; past what a person has accepted as lost."""
+        try:
+            records = self._log.read(self._partition, self._offset, self._read_limit)
+        except Corrupt as error:
+            self._offset = goes_on_at(error, self._offset, self._configs.lost.get(self._partition, 0))
+            records = self._log.read(self._partition, self._offset, self._read_limit)
+        self._rows.reading = self._offset
+        return records
+
+    def _rebuild(self, joiner: Joiner) -> SettleReport:
+        """Read on to where another settler was. What is settled on the way has its number already, and is not given out."""
+        kept = self._kept
+        read = self._read()
+        records = [record for record in read if record.offset < kept.rebuild_to]
+        if records:
+            joiner.apply(records)
+        offset = records[-1].offset + 1 if len(records) == len(read) and records else kept.rebuild_to
+        if read and offset >= kept.rebuild_to:
+            joiner.settle(kept.settled_to, sys.maxsize)
+            joiner.rebuilt(np.frombuffer(kept.ghosts, np.uint64))
+            self._kept = msgspec.structs.replace(kept, rebuild_to=0, ghosts=b"", settled_to=0.0)
+        if read:
+            self._commit(joiner, offset, [])
+        return self._report(joiner, len(read), [], {})
+
+    def _report(
+        self, joiner: Joiner, records: int, settled: Sequence[Settled], after_training: dict[str, int]
+    ) -> SettleReport:
         counts: dict[str, int] = {}
         for one in settled:
             counts[one.terms.surface] = counts.get(one.terms.surface, 0) + 1
         return SettleReport(
             partition=self._partition,
-            records=done,
+            records=records,
             settled=counts,
-            after_training=after,
+            after_training=after_training,
             offset=self._offset,
             clock=joiner.clock,
             frontier=min(max(joiner.clock, self._idle), joiner.next_due),
@@ -184,7 +226,9 @@ class Settler:
     def _commit(self, joiner: Joiner, offset: int, settled: Sequence[Settled]) -> None:
         pieces, kept = joiner.pieces(), self._kept
         number = kept.next_number
-        after = Kept(pieces.extra, self._log.identity, number + len(settled), kept.written)
+        after = msgspec.structs.replace(
+            kept, joiner=pieces.extra, identity=self._log.identity, next_number=number + len(settled)
+        )
         self._checkpoints.commit(
             Commit(
                 partition=self._partition,
@@ -194,7 +238,7 @@ class Settler:
                 joins=pieces.joins,
                 ids=pieces.ids,
                 evicted=pieces.evicted,
-                extra=_encode(after),
+                extra=encode_kept(after),
                 outbox=(number, [encode_row(row_of(one)) for one in settled]) if settled else None,
             )
         )
@@ -204,16 +248,17 @@ class Settler:
     def _state(self) -> Joiner:
         if self._joiner is None:
             loaded = self._checkpoints.load(self._epoch)
-            rows = Rows(self._checkpoints.join, partial(self._log.read, self._partition), self._hot_limit)
-            joiner = Joiner(self._partition, self._configs, rows, self._refresh, settling=True)
+            self._rows = Rows(self._checkpoints.join, partial(self._log.read, self._partition), self._hot_limit)
+            joiner = Joiner(self._partition, self._configs, self._rows, self._refresh, settling=True)
             if loaded.extra:
-                self._kept = msgspec.msgpack.decode(loaded.extra, type=Kept)
+                self._kept = decode_kept(loaded.extra)
                 if self._kept.identity != self._log.identity:
                     message = (
                         f"partition {self._partition} was settled of the log {self._kept.identity}, this one is "
                         f"{self._log.identity}: move what settling keeps aside to begin anew"
                     )
                     raise Rejected(message, code="other_log", status=409)
+                joiner.rebuilding = self._kept.rebuild_to > 0
                 joiner.restore(replace(loaded, extra=self._kept.joiner))
                 self._offset = loaded.offset
             else:
