@@ -103,6 +103,7 @@ METRICS = {
         "gauge", ("surface", "policy", "name"), "As the trainer says it: losses, updates skipped …"
     ),
     "train_lag_rows": Metric("gauge", ("partition",), "Settled decisions not yet trained from"),
+    "train_uploads_total": Metric("counter", ("outcome",), "Uploads of what trainers have come to: written, failed"),
     "train_stopped": Metric("gauge", ("surface", "policy"), "1: a trainer has failed, its last bundle serves"),
     "train_failed": Metric("gauge", (), "1: nothing is trained any more until the learning service starts again"),
     "sequence_outcomes_total": Metric(

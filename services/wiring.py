@@ -3,6 +3,7 @@
 What a process does not use it does not import: a client library costs a start tenths of a second.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import cache
@@ -136,11 +137,19 @@ def open_settlements(settings: Settings, partition: int) -> Settlements:
     return SqliteCheckpoints(path)
 
 
-def open_training(settings: Settings) -> tuple[Settlements, list[Settlements]]:
+def open_training(settings: Settings) -> tuple[SqliteCheckpoints, list[SqliteCheckpoints]]:
     """Order and checkpoint of the trainers, and of each partition the outbox they are fed from."""
     settings.training_path.parent.mkdir(parents=True, exist_ok=True)
     paths = [settings.training_settled_path(partition) for partition in range(open_log(settings).partitions)]
     return SqliteCheckpoints(settings.training_path), [SqliteCheckpoints(path) for path in paths]
+
+
+def clear_training(settings: Settings) -> None:
+    """Keep aside what `open_training` opens, in place of what was kept aside before. Nothing of it may be open."""
+    folder = settings.training_path.parent
+    aside = folder.with_name(f"{folder.name}.before")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.replace(aside)
 
 
 def open_totals(settings: Settings) -> tuple[Totals, Callable[[int], Settlements]]:

@@ -141,6 +141,16 @@ class Training:
         return self._entry
 
     @property
+    def checkpointed(self) -> int:
+        """Entries that the durable checkpoint holds."""
+        return self._checkpointed
+
+    @property
+    def head(self) -> bytes:
+        """What the durable checkpoint says besides arrays."""
+        return self._head
+
+    @property
     def through(self) -> dict[int, int]:
         """partition → offset of the log up to which everything that settled was learned."""
         return {partition: offset for partition, (_, offset) in sorted(self._cursors.items())}
@@ -448,6 +458,20 @@ class Training:
     def _next_end(self, partition: int) -> float:
         ends = [one.next_end for (_, place), one in self._sequences.items() if place == partition]
         return min(ends, default=np.inf)
+
+
+def owed(order: Settlements) -> dict[int, int]:
+    """partition → number below which rows must be in its outbox before what the order says since the checkpoint can be
+    applied. They are, but on a disk that began with an upload."""
+    loaded = order.load()
+    number = _head(loaded.extra).entry if loaded.extra else 0
+    wanted: dict[int, int] = {}
+    while rows := order.pull(number, PAGE):
+        for _, data in rows:
+            for piece in _entry(data).pieces:
+                wanted[piece.partition] = max(wanted.get(piece.partition, 0), piece.number + piece.count)
+        number = rows[-1][0] + 1
+    return wanted
 
 
 def _end(trainer: Trainer) -> None:

@@ -98,6 +98,8 @@ def tell(turn: Turn, telemetry: Telemetry) -> None:
     for partition, lag in turn.lag_rows.items():
         telemetry.set("train_lag_rows", str(partition), value=lag)
         telemetry.set("settle_stopped", str(partition), value=float(partition in turn.stopped))
+    telemetry.add("train_uploads_total", "written", by=turn.uploads)
+    telemetry.add("train_uploads_total", "failed", by=turn.upload_errors)
     if turn.trained and turn.seconds > 0:
         telemetry.set("train_rows_per_second", value=rows / turn.seconds)
 

@@ -4,26 +4,30 @@
 
 A `Course` is all of it for one epoch, stepped by whoever owns it: a thread of the learning service, or a Ray actor. It opens
 nothing before a surface has a policy with a trainer. The settlers are its own: no folder of Parquet files is needed, and
-the settling process may or may not run beside.
+the settling process may or may not run beside. Every few seconds what it has come to goes to the bundle store, from a thread of
+its own (`streaming.training_uploads`).
 """
 
 import logging
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from policies.algorithm import Published
-from policies.errors import Corrupt, Unavailable
+from policies.errors import Corrupt, SlatewiseError, Unavailable
+from services.learning.regaining import regained
 from services.settings import Settings
-from services.wiring import open_log, open_training
+from services.wiring import open_log, open_uploads
 from streaming.configuration import Configs
 from streaming.experiences import Experiences
 from streaming.ports import State
 from streaming.settle import Settler, SettleReport
-from streaming.trainer import Training, TrainReport
+from streaming.trainer import Training, TrainReport, owed
+from streaming.training_uploads import Taken, TrainingUploads, take
 
 log = logging.getLogger("slatewise.training")
 FOLLOW_SECONDS = 0.25
@@ -32,6 +36,8 @@ CHECKPOINT_SECONDS = 10.0  # after a death as much is trained again at most, bes
 CHECKPOINT_SHARE = 10  # a checkpoint that took t is followed by 10 t without one
 PUBLISH_SECONDS = 1.0  # nobody waits for a settled decision as for a click, and networks are large
 PUBLISH_SHARE = 4  # a publish that took t is followed by at least 3 t without one
+UPLOAD_SECONDS = 5.0  # what is recorded anew, in another order, when a disk is lost, besides what took longer to upload
+UPLOAD_SHARE = 10  # an upload that took t is followed by 9 t without one
 TRIM_SECONDS, TRIM_ROWS = 60.0, 1_000
 
 
@@ -58,6 +64,8 @@ class Turn:
     needed: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
     again: int = 0  # entries applied again after a start
+    uploads: int = 0  # since the last turn
+    upload_errors: int = 0
 
     @property
     def busy(self) -> bool:
@@ -75,12 +83,17 @@ class Course:
         self._training: Training | None = None
         self._settlers: list[Settler] = []
         self._outboxes: list[Experiences] = []
+        self._owed: dict[int, int] = {}  # partition → number its outbox has to reach again
+        self._uploads: TrainingUploads | None = None
+        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._upload: Future[float | None] | None = None
+        self._uploaded = -1  # entries of the order
         self._frontiers: dict[int, float] = {}
         self._told: dict[
             str, tuple[str, int]
         ] = {}  # learner key → (configuration, entries) of what was handed out last
         self._stopped: dict[int, str] = {}
-        self._next_follow = self._next_checkpoint = self._next_publish = self._next_trim = 0.0
+        self._next_follow = self._next_checkpoint = self._next_publish = self._next_trim = self._next_upload = 0.0
 
     def turn(self, now: float) -> Turn:
         """Settle, train for a while, hand out what changed. `now` is wall time: idle partitions settle by it."""
@@ -97,9 +110,13 @@ class Course:
                 turn.needed = dict.fromkeys(range(open_log(self._settings).partitions), math.inf)
             return turn
         training = self._training or self._begin()
-        turn.again = training.recover()
         for settler in self._settlers:
             self._settle(settler, turn, now)
+        if any(outbox.numbers()[1] < self._owed.get(outbox.partition, 0) for outbox in self._outboxes):
+            turn.stopped = dict(self._stopped)
+            return turn  # rows that the order names are being settled again
+        self._owed = {}
+        turn.again = training.recover()
         until = self._clock() + SLICE_SECONDS
         while (report := training.step(self._frontiers)) is not None:
             turn.trained.append(report)
@@ -109,6 +126,7 @@ class Course:
         turn.seconds = self._clock() - started
         self._hand_out(training, turn, now)
         self._keep(training)
+        self._carry(training, turn)
         if self._clock() >= self._next_trim:
             self._next_trim = self._clock() + TRIM_SECONDS
             self._trim(training, now - self._settings.retention_seconds)
@@ -116,9 +134,18 @@ class Course:
         return turn
 
     def close(self) -> None:
-        """Make durable what was trained."""
-        if self._training is not None:
-            self._training.close()
+        """Make durable what was trained, and upload it. What a store that is away does not take is on this disk."""
+        training = self._training
+        if training is not None and not self._owed:
+            training.checkpoint()
+            try:
+                for upload in (self._upload, self._put(training)):
+                    if upload is not None:
+                        upload.result()
+            except SlatewiseError as error:
+                log.warning("not uploaded", extra={"error": str(error)})
+            training.close()
+        self._uploader.shutdown()
 
     def _wanted(self) -> bool:
         found = (self._configs.current(name) for name in self._configs.surfaces())
@@ -126,7 +153,9 @@ class Course:
 
     def _begin(self) -> Training:
         events = open_log(self._settings)
-        order, settled = open_training(self._settings)
+        self._identity = events.identity
+        order, settled = regained(self._settings, self._identity, self._owner)
+        self._owed = owed(order)
         self._settlers = [
             Settler(partition, events, outbox, self._configs, epoch=self._owner, refresh=self._follow)
             for partition, outbox in enumerate(settled)
@@ -137,10 +166,11 @@ class Course:
             self._outboxes,
             self._configs,
             epoch=self._owner,
-            identity=events.identity,
+            identity=self._identity,
             refresh=self._follow,
         )
-        self._trimmed = settled
+        self._order, self._settled = order, settled
+        self._uploads = TrainingUploads(open_uploads(self._settings), self._owner)
         return made
 
     def _follow(self) -> bool:
@@ -185,11 +215,46 @@ class Course:
             took = self._clock() - started
             self._next_checkpoint = started + max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * took)
 
+    def _carry(self, training: Training, turn: Turn) -> None:
+        """Upload what has moved, now and then. Raises Rejected('fenced') when another owner has uploaded."""
+        if self._upload is not None and self._upload.done():
+            done, self._upload = self._upload, None
+            try:
+                took = done.result()
+            except (Unavailable, Corrupt) as error:  # the next upload holds all of this one
+                log.warning("not uploaded", extra={"error": str(error)})
+                turn.upload_errors += 1
+                took = None
+            else:
+                turn.uploads += took is not None
+            if took is None:
+                self._uploaded = -1
+            else:
+                self._next_upload = max(self._next_upload, self._clock() + (UPLOAD_SHARE - 1) * took)
+        if self._upload is None and self._clock() >= self._next_upload and training.entry != self._uploaded:
+            self._next_upload = self._clock() + UPLOAD_SECONDS
+            self._upload = self._put(training)
+
+    def _put(self, training: Training) -> Future[float | None] | None:
+        """Upload in the thread. None while there is nothing that another could go on from."""
+        taken = take(training, self._order, self._settlers, self._settled)
+        if taken is None:
+            return None
+        self._uploaded = training.entry
+        return self._uploader.submit(self._write, training.checkpointed, taken)
+
+    def _write(self, checkpoint: int, taken: Taken) -> float | None:
+        """Seconds it took; None: a newer checkpoint has come meanwhile, and nothing was uploaded."""
+        assert self._uploads is not None  # made where training begins
+        started = self._clock()
+        done = self._uploads.put(self._identity, checkpoint, taken, self._order)
+        return self._clock() - started if done else None
+
     def _needed(self, training: Training) -> dict[int, float]:
         """A row's record came at most one horizon before it was due."""
         needed = training.needed()
         since = {}
-        for outbox, settled in zip(self._outboxes, self._trimmed, strict=True):
+        for outbox, settled in zip(self._outboxes, self._settled, strict=True):
             rows = outbox.rows(needed[outbox.partition], 1)
             since[outbox.partition] = rows[0][1].due if rows else settled.reached()[1]
         return since
@@ -197,7 +262,7 @@ class Course:
     def _trim(self, training: Training, before: float) -> None:
         """Rows that no checkpoint needs, and older than the log's retention: their records are gone by then."""
         needed = training.needed()
-        for outbox, settled in zip(self._outboxes, self._trimmed, strict=True):
+        for outbox, settled in zip(self._outboxes, self._settled, strict=True):
             while True:
                 first, _ = outbox.numbers()
                 rows = outbox.rows(first, TRIM_ROWS)

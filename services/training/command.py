@@ -30,14 +30,17 @@ def command(log: str, policy: str, epochs: int, **flags: Any) -> None:
 
     from services.configuring import apply_folder
     from services.experiences.sources import from_files
+    from services.learning.regaining import regained
     from services.settings import Settings
-    from services.wiring import open_bundles, open_log, open_state, open_training
+    from services.wiring import open_bundles, open_log, open_state, open_uploads
     from streaming.configuration import CompiledPolicy, Configs
     from streaming.experiences import Experiences
     from streaming.parquet_reading import experiences_of
     from streaming.pretraining import Pretraining
     from streaming.publish import Publisher, pointer_name
+    from streaming.settle import Settler
     from streaming.trainer import Training
+    from streaming.training_uploads import FOLDER, TrainingUploads, take
 
     settings = Settings.load(**flags)
     state, events, configs, console = open_state(settings), open_log(settings), Configs(), Console()
@@ -75,10 +78,16 @@ def command(log: str, policy: str, epochs: int, **flags: Any) -> None:
     seconds = time.monotonic() - began
     console.print(f"{course.transitions / seconds:.0f} transitions/s; {dict(course.outcomes)}", highlight=False)
 
-    order, outboxes = open_training(settings)
+    uploads = open_uploads(settings)
+    order, outboxes = regained(settings, events.identity, uploads.epochs().get(FOLDER, 0))
+    epoch = order.load().epoch + 1
     sources = [Experiences(partition, outbox, events) for partition, outbox in enumerate(outboxes)]
-    training = Training(order, sources, configs, epoch=order.load().epoch + 1, identity=events.identity)
+    training = Training(order, sources, configs, epoch=epoch, identity=events.identity)
     training.plant(chosen.key, course.arrays, course.newest)
+    settlers = [Settler(p, events, outbox, configs, epoch=epoch) for p, outbox in enumerate(outboxes)]
+    taken = take(training, order, settlers, outboxes)
+    if taken is None or not TrainingUploads(uploads, epoch).put(events.identity, training.checkpointed, taken, order):
+        console.print("not uploaded yet: the trainer has to begin on this disk")
     bundles = open_bundles(settings)
     made = chosen.algorithm.publish(chosen.config, chosen.problem, course.arrays, time.time(), 0)
     if named[0] in bundles.pointers():
