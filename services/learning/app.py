@@ -21,6 +21,7 @@ from policies.errors import Rejected, Unavailable
 from services.epochs import stay, take_epoch
 from services.learning.beside import Beside
 from services.learning.inline import InlineShards
+from services.learning.placing import Placing, Trainers
 from services.learning.shards import Engine, open_shards
 from services.learning.standby import stand_by
 from services.learning.switching import Switching
@@ -277,9 +278,19 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
         return RayShards(settings, partitions, lambda: next(owners))
 
     engine = Switching(near, None if settings.ray == "inline" else far, insist=settings.ray != "auto")
-    training = Beside(lambda: Course(settings, open_state(settings), next(owners)))
+
+    def beside() -> Trainers:
+        made = Beside(lambda: Course(settings, open_state(settings), next(owners)))
+        made.start()
+        return made
+
+    def seated() -> Trainers:
+        from services.learning.trainer_actor import TrainerSeat
+
+        return TrainerSeat(settings, lambda: next(owners))
+
+    training = Placing(beside, seated, engine)
     retaining.start()
-    training.start()
     try:
         learning.begin(engine.statistics())
         next_look = 0.0

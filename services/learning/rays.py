@@ -123,11 +123,11 @@ class RayShards:
 
     def __post_init__(self) -> None:
         try:
-            with _reached():
+            with reached():
                 self._local = start_ray(self.settings)
                 self._namespace = namespace(self.settings)
                 self._first = self.owner()
-                self._end_older()
+                end_older(self._namespace, PREFIX, self._first)
                 self.reseat(self.actors or self._wanted())
                 log.info("ray", extra={"pids": self.pids(), "owner": self._first})
         except BaseException:
@@ -136,7 +136,7 @@ class RayShards:
 
     def step(self) -> list[StepReport]:
         """Reports of actors that have answered. Raises Lost, Unavailable, Rejected('fenced')."""
-        with _reached():
+        with reached():
             if time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + LOOK_SECONDS
                 self._look()
@@ -151,7 +151,7 @@ class RayShards:
 
         Raises Unavailable while there are none of a partition yet.
         """
-        with _reached():
+        with reached():
             asked = {seat.actor.statistics.remote(): seat for seat in self._seats if seat.awaited}
             done, late = (
                 ray.wait(list(asked), num_returns=len(asked), timeout=STATISTICS_SECONDS) if asked else ([], [])
@@ -160,7 +160,7 @@ class RayShards:
                 asked[answer].awaited = False
             for answer in done:
                 with contextlib.suppress(ray.exceptions.RayActorError, Unavailable):  # `step` sees to it
-                    for one in _got(answer):
+                    for one in got(answer):
                         self._know(one)
         if len(self._known) < self.partitions:
             raise Unavailable(
@@ -170,7 +170,7 @@ class RayShards:
 
     def pids(self) -> list[int]:
         """The actors' processes, once they are up."""
-        with _reached():
+        with reached():
             return list(ray.get([seat.actor.ready.remote() for seat in self._seats], timeout=START_SECONDS))
 
     def reseat(self, count: int) -> None:
@@ -181,7 +181,7 @@ class RayShards:
         self._seats = [self._seat(list(range(self.partitions))[first::count]) for first in range(count)]
 
     def close(self) -> None:
-        with contextlib.suppress(Lost), _reached():
+        with contextlib.suppress(Lost), reached():
             for seat in self._seats:
                 self._leave(seat)
         self._seats = []
@@ -206,7 +206,7 @@ class RayShards:
             return []
         pull, seat.pull = seat.pull, None
         try:
-            reports: list[StepReport] = _got(pull)
+            reports: list[StepReport] = got(pull)
         except ray.exceptions.RayActorError as error:  # its process or node died: the checkpoint has all it committed
             self._replace(seat, str(error))
             return []
@@ -215,7 +215,7 @@ class RayShards:
 
     def _replace(self, seat: _Seat, why: str) -> None:
         log.warning("actor replaced", extra={"partitions": seat.partitions, "owner": seat.owner, "why": why})
-        self._kill(seat.actor)
+        end(seat.actor)
         successor = self._seats[self._seats.index(seat)] = self._seat(seat.partitions)
         successor.awaited = False
 
@@ -229,47 +229,53 @@ class RayShards:
         """Have a seat upload what it has and go. One that cannot is fenced by its successor's number."""
         with contextlib.suppress(ray.exceptions.RayError, SlatewiseError):
             ray.get(seat.actor.close.remote(), timeout=CLOSE_SECONDS)
-        self._kill(seat.actor)
+        end(seat.actor)
 
     def _seat(self, partitions: list[int]) -> _Seat:
         owner = self.owner()
-        options = {
-            "name": f"{PREFIX}{owner}",
-            "namespace": self._namespace,
-            "lifetime": "detached",
-            "num_cpus": 0.01,  # waiting for records takes no processor; Ray's count must not refuse a small machine
-            "scheduling_strategy": "SPREAD",
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        made = ray.remote(ShardGroup).options(**options)
+        made = ray.remote(ShardGroup).options(**options(f"{PREFIX}{owner}", self._namespace))
         return _Seat(partitions, made.remote(self.settings.environment(), partitions, owner), owner)
-
-    def _end_older(self) -> None:
-        """Raises Rejected('fenced') when a newer owner sits there already."""
-        for entry in list_named_actors(all_namespaces=True):
-            name = entry["name"]
-            if entry["namespace"] != self._namespace or not name.startswith(PREFIX):
-                continue
-            if int(name.removeprefix(PREFIX)) > self._first:
-                raise Rejected(f"{name} sits there, this is owner {self._first}", code="fenced", status=409)
-            with contextlib.suppress(ValueError):  # gone meanwhile
-                self._kill(ray.get_actor(name, namespace=self._namespace))
-
-    def _kill(self, actor: Any) -> None:
-        with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            ray.kill(actor)
 
     def _wanted(self) -> int:
         return max(1, min(self.partitions, int(ray.cluster_resources().get("CPU", 1))))
 
 
+def options(name: str, of: str) -> dict[str, Any]:
+    """Of every actor: named, detached, and restarted by nobody but us."""
+    return {
+        "name": name,
+        "namespace": of,
+        "lifetime": "detached",
+        "num_cpus": 0.01,  # waiting for records takes no processor; Ray's count must not refuse a small machine
+        "scheduling_strategy": "SPREAD",
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
+
+
+def end_older(of: str, prefix: str, owner: int) -> None:
+    """End actors of older owners in a namespace. Raises Rejected('fenced') when a newer one sits there already."""
+    for entry in list_named_actors(all_namespaces=True):
+        name = entry["name"]
+        if entry["namespace"] != of or not name.startswith(prefix):
+            continue
+        if int(name.removeprefix(prefix)) > owner:
+            raise Rejected(f"{name} sits there, this is owner {owner}", code="fenced", status=409)
+        with contextlib.suppress(ValueError):  # gone meanwhile
+            end(ray.get_actor(name, namespace=of))
+
+
+def end(actor: Any) -> None:
+    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+        ray.kill(actor)
+
+
 def namespace(settings: Settings) -> str:
-    """Shards of one log know each other, and none of another's."""
+    """Actors of one log know each other, and none of another's."""
     return "slatewise-" + hashlib.blake2b(open_log(settings).identity.encode(), digest_size=6).hexdigest()
 
 
-def _got(answer: Any) -> Any:
+def got(answer: Any) -> Any:
     """What an actor's method returned, or raised: our own errors are the caller's to see, as what they are."""
     try:
         return ray.get(answer, timeout=STATISTICS_SECONDS)
@@ -280,7 +286,7 @@ def _got(answer: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _reached() -> Iterator[None]:
+def reached() -> Iterator[None]:
     """Failures to reach Ray become `Lost`. What actors raised is not among them."""
     try:
         yield

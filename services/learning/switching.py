@@ -73,6 +73,11 @@ class Switching:
         self._again = 0.0
         self._later: Later | None = None
 
+    @property
+    def awaits_ray(self) -> bool:
+        """Whether Ray is wanted and not there: it may come up at any time."""
+        return self._far is not None and not self.on_ray
+
     def step(self) -> list[StepReport]:
         self._switch()
         try:
