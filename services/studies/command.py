@@ -30,6 +30,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
     ),
     "novelty": ("services.studies.novelty", "How new a session's items should be: the hierarchy with parts taken out."),
     "regret": ("services.studies.regret", "One-slot algorithms beside Vowpal Wabbit and MABWiser: who wins where."),
+    "sessions": (
+        "services.studies.sessions",
+        "Agents end to end on Kafka, Redis and Ray, their trainer killed; needs Java and redis-server.",
+    ),
     "experiments": (
         "services.studies.experiments",
         "False alarms, power, sample ratio, CUPED and assignment.",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as Sheet
 
 from policies.types import F64
-from services.bench.report import provenance, write
+from services.bench.report import dated, provenance, write
 
 Cell = str | float | int | bool | None
 
@@ -26,11 +26,15 @@ class Table:
 
 @dataclass
 class Study:
-    """One run of a study. `notes` say what was varied, what was not tuned, and by how much a target was missed and why."""
+    """One run of a study. `notes` say what was varied, what was not tuned, and by how much a target was missed and why.
+
+    picture  a PNG, written beside the table; empty: there is none
+    """
 
     title: str
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    picture: bytes = b""
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         self.tables.append(Table(title, columns, rows))
@@ -74,8 +78,14 @@ class Study:
         return msgspec.json.format(msgspec.json.encode(document), indent=1)
 
     def write(self, folder: Path, name: str, command: str) -> list[Path]:
-        """Dated markdown and JSON in a folder."""
-        return write(folder, name, self.markdown(command), self.json(command))
+        """Dated markdown and JSON in a folder, and the picture."""
+        paths = write(folder, name, self.markdown(command), self.json(command))
+        if self.picture:
+            paths.append(dated(folder, name, "png"))
+            paths[-1].write_bytes(self.picture)
+            with paths[0].open("a", encoding="utf-8") as file:
+                file.write(f"\n![{self.title}]({paths[-1].name})\n")
+        return paths
 
 
 def said(cell: Cell) -> str:

@@ -1,0 +1,169 @@
+"""The real stack as `slatewise stack` makes it, with one host on it, for a study: three policies, and an experiment between them.
+
+Kafka, Redis, a Ray cluster ◄── scoring, forwarder, learning (shards and trainers on Ray), each a process of its own
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from policies.types import Arrays
+from policies.worlds.session_world import HISTORY, OBJECTIVES, SLOTS, SPEC, SessionWorld
+from services.chaos.house import Host, wait_for
+from services.client import Slatewise
+from services.learning.regaining import regained
+from services.loopback import free_port
+from services.settings import Settings
+from services.stack.command import standing
+from services.studies.guardrails_ways import CONFIG, WEIGHTS
+from services.supervisor import parts_of, prepare
+from services.trials import Trials
+from services.wiring import in_memory_settlements, open_bundles, open_log, open_state, open_training
+from streaming.configuration import Configs
+from streaming.experiences import Experiences
+from streaming.ports import Loaded
+from streaming.retraining import differences, retrained
+from streaming.trainer import Head
+
+SURFACE, EXPERIMENT = "sessions", "three-policies"
+ARMS = {"random": 0.15, "behaviour": 0.3, "agent": 0.55}  # arm, which is also its policy's name → share of the people
+PARTS = ("scoring", "forwarder", "learning")  # no control service: nobody looks on, and two processors are few
+PARTITIONS = 2
+STRENGTHS = {"like": 0.15, "hate": 0.15}  # as in `guardrails`, where they were chosen on other worlds
+
+
+def documents(horizon: float, timeout: float) -> list[dict[str, Any]]:
+    """The surface and the experiment. Objectives are weighed as the behaviour of `guardrails` weighs them."""
+    weights = {name: abs(weight) / OBJECTIVES[name].scale for name, weight in WEIGHTS.items()}
+    chosen = ("floor", "minibatch", "replay", "replay_ratio", "learning_rate")
+    agent = {name: getattr(CONFIG, name) for name in chosen} | {"strengths": STRENGTHS}
+    surface = {
+        "surface": SURFACE,
+        "slots": SLOTS,
+        "horizon": horizon,
+        "correctable": "10m",
+        "session_timeout": timeout,
+        "history": HISTORY,
+        "history_kinds": [OBJECTIVES["watch"].kind],  # told of every slot: what was shown
+        "features": msgspec.to_builtins(SPEC),
+        "objectives": {name: msgspec.to_builtins(one) for name, one in OBJECTIVES.items()},
+        "policies": {
+            "random": {"algorithm": "uniform"},
+            "behaviour": {"algorithm": "linear_thompson", "objectives": weights, "floor": CONFIG.floor, "draws": 64},
+            "agent": {"algorithm": "constrained_actor_critic", "objective": "watch", **agent},
+        },
+        "live": "behaviour",
+    }
+    experiment = {
+        "experiment": EXPERIMENT,
+        "surface": SURFACE,
+        "arms": {name: {"policy": name, "share": share} for name, share in ARMS.items()},
+        "metrics": {"primary": "watch", "secondary": ["like", "hate"]},
+        "control": "behaviour",
+        "learners": "shared",
+    }
+    return [surface, experiment]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What trainers had come to when `entries` of the order were applied."""
+
+    entries: int
+    statistics: dict[str, Arrays]
+
+
+@dataclass
+class Site:
+    """The stack and its host; stores are opened once, beside the processes that own them."""
+
+    settings: Settings
+    host: Host
+
+    def __post_init__(self) -> None:
+        self._bundles, self._log = open_bundles(self.settings), open_log(self.settings)
+        self._order, self._outboxes = open_training(self.settings)
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, folder: Path, world: SessionWorld, nodes: int, horizon: float, timeout: float) -> Iterator["Site"]:
+        """A site that answers with all three policies, its trainer on Ray; the stack outlives its host, and ends here."""
+        config = folder / "config"
+        config.mkdir(parents=True)
+        for one in documents(horizon, timeout):
+            (config / f"{next(iter(one.values()))}.yaml").write_bytes(msgspec.json.encode(one))  # JSON is YAML
+        with standing(folder, nodes) as urls:
+            http = {name: f"127.0.0.1:{free_port()}" for name in ("http", "control_http")}
+            data = {"data": folder / "host", "partitions": PARTITIONS}
+            settings = Settings.load({}, config=config, **data, **http, **urls)
+            prepare(settings)
+            site = cls(settings, Host.start(settings, [part for part in parts_of(settings) if part.name in PARTS]))
+            try:
+                wait_for(site.host.ready, "the site answers")
+                with Slatewise(site.host.url, timeout=60.0) as client:
+                    client.put_items(world.catalogue)
+                wait_for(site.trainers, "the trainer sits on Ray")
+                wait_for(lambda: set(site.bundles()) >= {f"{SURFACE}/{name}" for name in ARMS}, "three policies")
+                Trials.of(settings).start(EXPERIMENT, "study")
+                yield site
+            finally:
+                site.host.supervisor.stop.set()
+                site.host.thread.join()
+
+    def trainers(self) -> list[int]:
+        """Processes of the trainers' actor."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.name().startswith("ray::Trainer"):
+                    found.append(process.pid)
+        return found
+
+    def bundles(self) -> dict[str, str]:
+        """surface/policy → what is drawn from now."""
+        return self._bundles.pointers()
+
+    def kill_trainer(self) -> int:
+        """kill -9; the process that was."""
+        [pid] = wait_for(self.trainers, "a trainer to kill")
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def entries(self) -> int:
+        """Entries of the order that are recorded."""
+        return self._order.numbers()[1]
+
+    def checkpoint(self) -> Trained:
+        """The newest on the trainers' disk."""
+        return _trained(self._order.load())
+
+    def replay(self, trained: Trained) -> list[str]:
+        """Names of arrays in which a replay of the recorded order, from nothing, is not what was trained, to the last bit."""
+        configs, into = Configs(), in_memory_settlements()
+        configs.follow(open_state(self.settings))
+        sources = [Experiences(partition, outbox, self._log) for partition, outbox in enumerate(self._outboxes)]
+        retrained(self._order, trained.entries, into, sources, configs, self._log.identity)
+        return differences(trained.statistics, into.load().statistics)
+
+    def upload(self) -> Trained:
+        """What a machine with an empty disk begins with."""
+        elsewhere = replace(self.settings, data=self.settings.data.with_name("elsewhere"))
+        order, _ = regained(elsewhere, self._log.identity, time.time_ns())  # above every owner's number
+        return _trained(order.load())
+
+    def records(self) -> int:
+        """In the log."""
+        return sum(self._log.end(partition)[0] for partition in range(PARTITIONS))
+
+
+def _trained(loaded: Loaded) -> Trained:
+    entries = msgspec.msgpack.decode(loaded.extra, type=Head).entry if loaded.extra else 0
+    return Trained(entries, loaded.statistics)
