@@ -63,6 +63,7 @@ class Settings:
     admin_key           an admin key without a record; with it listeners may be reached from elsewhere (`services.access`)
     tenant              whose deployment this is: keys of others are refused
     bundle_key          signs bundles where they are published and is asked for where they are drawn from; empty: neither
+    otel                OTLP collector that traces are sent to over HTTP, such as http://collector:4318; empty: none are made
     ops_user_header     header of a proxy that names the people it let in to `/ops`; empty: admin keys log in
     ops_proxies         networks, beside loopback, from which that header is believed
     """
@@ -93,6 +94,7 @@ class Settings:
     admin_key: str = described(default="", repr=False)
     tenant: str = "default"
     bundle_key: str = described(default="", repr=False)
+    otel: str = ""
     ops_user_header: str = ""
     ops_proxies: str = ""
 
@@ -135,6 +137,8 @@ class Settings:
                 ip_network(network)
             except ValueError as error:
                 raise Rejected(str(error), at=PREFIX + "OPS_PROXIES") from None
+        if self.otel and scheme_of(self.otel) not in ("http", "https"):
+            raise Rejected(f"Expected http://host:port or https://…, got {self.otel!r}", at=PREFIX + "OTEL")
         for name in NUMBERS:
             if getattr(self, name) < 1:
                 raise Rejected(f"Expected at least 1, got {getattr(self, name)}", at=PREFIX + name.upper())

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -24,11 +24,15 @@ from services.scoring.replies import FAULT, JSON, body_of, json, refusal
 from services.scoring.service import Scoring
 from services.scoring.upkeep import Upkeep
 
+if TYPE_CHECKING:
+    from services.scoring.tracing import Traces
+
+VERSION = "0.1.0"
 OPEN = frozenset({"/healthz", "/readyz", "/metrics"})  # what nobody needs a key for
 
 
-def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
-    """The ASGI application of a scoring worker."""
+def create_app(scoring: Scoring, version: str = VERSION, traces: "Traces | None" = None) -> Front:
+    """The ASGI application of a scoring worker. `traces`: where spans go, see `tracing`; None: nowhere, and nothing is loaded."""
     upkeep, deciding = Upkeep(scoring), Deciding(scoring)
     intake, items = Intake(deciding, upkeep.disk), Items(scoring, upkeep)
 
@@ -93,7 +97,12 @@ def create_app(scoring: Scoring, version: str = "0.1.0") -> Front:
         body = wire.ErrorBody(wire.ErrorDetail(code, str(error.detail), "$"))
         return Response(wire.encode(body), error.status_code, error.headers, JSON)
 
-    return Front(deciding, Guarding(app, scoring.access, scope_of))
+    guarded_app = Guarding(app, scoring.access, scope_of)
+    if traces is None:
+        return Front(deciding, guarded_app)
+    from services.scoring.tracing import TracedFront
+
+    return TracedFront(deciding, guarded_app, traces)
 
 
 def scope_of(method: str, path: str) -> str | None:

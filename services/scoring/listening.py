@@ -156,17 +156,17 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        return Stamped(self.config, self.server_state, self.lifespan.state)
+        return cast(type[Stamped], self.config.http_protocol_class)(self.config, self.server_state, self.lifespan.state)
 
     def _most(self) -> int:
         return AT_ONCE if self._alone else 1 + len(self.server_state.connections) // 4
 
 
-def configured(app: Any) -> uvicorn.Config:
+def configured(app: Any, protocol: type[Stamped] = Stamped) -> uvicorn.Config:
     """Our logs, no headers that nobody reads."""
     return uvicorn.Config(
         app,
-        http=Stamped,
+        http=protocol,
         ws="none",
         interface="asgi3",
         proxy_headers=False,  # would stand between the protocol and our front

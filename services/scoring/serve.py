@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Sequence
 
+import uvicorn
+
 from services.access import Access
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
-from services.scoring.app import create_app
+from services.scoring.app import VERSION, create_app
 from services.scoring.exposures import Exposures
 from services.scoring.histories import Histories
 from services.scoring.listening import GRACE_SECONDS, Server, configured
@@ -84,7 +86,24 @@ def serve(settings: Settings, bound: socket.socket) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     signal.signal(signal.SIGTERM, _ignore)  # uvicorn raises it again when it has shut down
     scoring = open_scoring(settings)
-    server = Server(configured(create_app(scoring)), scoring, alone=settings.workers == 1)
+    if settings.otel:
+        _serve_traced(settings, scoring, bound)
+    else:
+        _run(configured(create_app(scoring)), settings, scoring, bound)
+
+
+def _serve_traced(settings: Settings, scoring: Scoring, bound: socket.socket) -> None:
+    from services.scoring.tracing import TracedProtocol, exporting  # OpenTelemetry, which not everyone has, or wants
+
+    traces = exporting(settings.otel, VERSION)
+    try:
+        _run(configured(create_app(scoring, traces=traces), TracedProtocol), settings, scoring, bound)
+    finally:
+        traces.shutdown()  # what waits is sent
+
+
+def _run(config: uvicorn.Config, settings: Settings, scoring: Scoring, bound: socket.socket) -> None:
+    server = Server(config, scoring, alone=settings.workers == 1)
     server.run(sockets=[bound])
     if not server.started:
         raise SystemExit(3)  # the reason is in the log

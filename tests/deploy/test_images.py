@@ -71,6 +71,6 @@ def test_services_are_built_from_targets_that_are_there() -> None:
 
 def test_scoring_installs_neither_torch_nor_ray() -> None:
     stage = (DEPLOY / "Dockerfile").read_text().split("AS build-scoring")[1].split("FROM")[0]
-    assert '".[stores,confluent]"' in stage
+    assert '".[stores,confluent,otel]"' in stage
     assert "learning" not in stage
     assert "agents" not in stage
