@@ -23,7 +23,7 @@ class NeuralLinear(RidgeOptions, frozen=True):
 
     spread: Annotated[float, Meta(ge=0)] = 0.7
     hidden: Annotated[int, Meta(ge=1, le=1024)] = 64
-    features: Annotated[int, Meta(ge=1, le=256)] = 32
+    features: Annotated[int, Meta(ge=1, le=256)] = 16
     replay: Annotated[int, Meta(ge=1)] = 10_000
     refresh: Annotated[float, Meta(gt=0, le=1)] = 0.1
     minibatch: Annotated[int, Meta(ge=1)] = 128

@@ -1,7 +1,10 @@
 """The trainer of `neural_linear`: the only file of it that needs torch.
 
-    loss = mean over the slots of a minibatch, weighed by age, of Σ_o ((r̂_o − r_o) / span_o)² / 2 + decay ‖weights‖² / 2
-    r̂ = headᵀ [1, context, slot one-hot | ψ]
+    loss = mean over the slots of a minibatch, weighed by age, of Σ_o (r̂_o − r_o / rms_o)² / 2 + decay ‖weights‖² / 2
+    r̂ = headᵀ [1, context, slot one-hot | ψ],   rms_o² = Y_oo / n of the sums
+
+Every objective of the surface has its say, in units of its own rewards, whatever a policy weighs it by: a change of weights changes
+no network.
 
 The head is the last layer's stand-in while the network learns, by gradients and without a posterior; nobody is served it. Slots
 not seen, and pinned ones, are in no loss and in no sum. Minibatches are drawn from a generator of the update's number, so state
@@ -23,11 +26,12 @@ from policies.forgetting import half_life_seconds
 from policies.linear_graph import chosen
 from policies.replay import Replay
 from policies.ridge import columns, phi
-from policies.ridge_fitting import fit, spans
+from policies.ridge_fitting import fit
 from policies.sequences import Transitions
 from policies.types import F64, Arrays, Mask
 
-CLIP = 10.0  # norm of a gradient, rewards in units of their range: wild ones move the moments no further
+CLIP = 10.0  # norm of a gradient, rewards in units of their root mean square: wild ones move the moments no further
+TINY = float(np.finfo(float).tiny)
 PARAMETERS = (*network.WEIGHTS, "head")
 
 
@@ -36,7 +40,7 @@ class NeuralLinearTrainer:
 
     def __init__(self, config: NeuralLinear, problem: Problem) -> None:
         self.config, self.problem, self._last = config, problem, network.above(config, problem)
-        self._own, self._spans = chosen(problem), np.array(spans(problem))
+        self._own = chosen(problem)
         self._half_life = half_life_seconds(config.half_life)
         weights = network.initial(config, problem)
         self._served: Arrays = {name: value.copy() for name, value in weights.items()}
@@ -160,10 +164,16 @@ class NeuralLinearTrainer:
         rewards: F64 = decisions["rewards"][here].astype(np.float64)[:, self._own]
         ages = (decisions["times"][slates].astype(np.float64) - decisions["times"].max()) / self._half_life
         psi = torch.relu(torch.relu(x @ mine["first"]) @ mine["second"] + mine["second_bias"])
-        away = torch.cat([left, psi], dim=1) @ mine["head"] - _tensor(rewards / self._spans)
+        away = torch.cat([left, psi], dim=1) @ mine["head"] - _tensor(rewards / self._scales())
         weights = _tensor(np.exp2(ages))
         size = torch.stack([(value**2).sum() for value in mine.values()]).sum()
         return (weights @ (away**2).sum(dim=1) / weights.sum() + self.config.decay * size) / 2
+
+    def _scales(self) -> F64:
+        """Root mean square of each objective's rewards (o,), 1 where all were 0."""
+        sums = self._sums.sums
+        rms: F64 = np.sqrt(np.diag(sums["Y"])[self._own] / max(float(sums["n"][0]), TINY))
+        return np.where(rms > 0, rms, 1.0)
 
     def _refresh(self) -> None:
         """Serve the network as it is now, with sums of its own. One that has not moved keeps its sums."""
