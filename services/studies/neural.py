@@ -38,7 +38,7 @@ OURS, PEER = "neural_linear", "linear_thompson"
 class Size(NamedTuple):
     """Rounds that are played, how many uniform choices are learned from, and people that policies are judged on then."""
 
-    rounds: int = 3_000
+    rounds: int = 2_000
     told: tuple[int, ...] = (250, 1_000, 3_000)
     fresh: int = 1_000
 
