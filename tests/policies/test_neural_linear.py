@@ -16,7 +16,7 @@ from policies.algorithms.neural_linear.config import NeuralLinear
 from policies.algorithms.neural_linear.training import NeuralLinearTrainer
 from policies.errors import Corrupt
 from policies.features import Encoder
-from policies.ridge import RidgeLearner, phi
+from policies.ridge import RidgeLearner
 from policies.ridge_fitting import fit
 from policies.sequences import Transitions
 from policies.surface import Category, FeatureSpec
@@ -75,26 +75,34 @@ def changes_of(problem: Problem, batch: Transitions, weight: float) -> Changes:
 
 
 def test_torch_numpy_and_onnx_say_the_same() -> None:
-    """The trained network in torch (of its loss), in numpy and in the graph, for contexts and items with crosses."""
-    import torch
+    """The loss in torch is its formula over the network in numpy; outputs and scores of a bundle are the graph's, crosses and all."""
+    config = msgspec.structs.replace(SMALL, half_life="1m")
+    trainer = trained(config)
+    weights = {name: value.detach().numpy().copy() for name, value in trainer._weights.items()}
+    weights["second_bias"] += 0.3
+    trainer._weights["second_bias"].data += 0.3
+    batch = sequences(8)
+    slates, slots = np.nonzero(batch.present)
+    shown = batch.candidates[slates, batch.slate[slates, slots]]
+    psi = network.features(PASTS, weights, batch.context[slates], shown)
+    assert 0.2 < (psi > 0).mean() < 1
+    left = np.concatenate([np.ones((len(slots), 1)), batch.context[slates], np.eye(SLOTS)[slots]], axis=1)
+    sums = trainer.arrays()
+    scale = np.sqrt(sums["last.Y"][0, 0] / sums["last.n"][0])
+    away = np.concatenate([left, psi], axis=1) @ weights["head"] - batch.rewards[batch.present] / scale
+    share = np.exp2((batch.times[slates] - batch.times.max()) / 60)
+    size = sum(float((value**2).sum()) for value in weights.values())
+    wanted = (share @ away[:, 0] ** 2 / share.sum() + SMALL.decay * size) / 2
+    assert trainer._loss(decisions_of(batch)).item() == pytest.approx(wanted, rel=1e-5)
 
-    trainer = trained()
-    weights = {name: value.detach().numpy() for name, value in trainer._weights.items()}
-    items, context = CATALOGUE.encoded, np.tile(sequences(8).context[0], (len(CATALOGUE.encoded), 1))
-    found = network.features(PASTS, weights, context, items)
-    x = torch.from_numpy(phi(network.below(PASTS), context, items, np.zeros(len(items), np.int64)).astype(np.float32))
-    mine = trainer._weights
-    psi = torch.relu(torch.relu(x @ mine["first"]) @ mine["second"] + mine["second_bias"]).detach().numpy()
-    np.testing.assert_allclose(found, psi, atol=1e-5)
-    assert 0.2 < (found > 0).mean() < 1
-
-    made = neural_linear.publish(SMALL, PASTS, trainer.arrays(), START, 7).arrays
+    items, context = CATALOGUE.encoded, np.tile(batch.context[0], (len(CATALOGUE.encoded), 1))
+    made = neural_linear.publish(config, PASTS, trainer.arrays(), START, 7).arrays
     asked = query(PASTS, made) | {"context": context[0]}
     served = {name: trainer._served[name] for name in network.WEIGHTS}
     wanted = network.features(PASTS, served, context, items)
     np.testing.assert_allclose(network.outputs(PASTS, made, asked), wanted, atol=1e-5)
-    scores = score(neural_linear.graph(SMALL, PASTS).SerializeToString(), made, asked)
-    np.testing.assert_allclose(scores, neural_linear.reference(SMALL, PASTS, made, asked), atol=1e-5)
+    scores = score(neural_linear.graph(config, PASTS).SerializeToString(), made, asked)
+    np.testing.assert_allclose(scores, neural_linear.reference(config, PASTS, made, asked), atol=1e-5)
     assert not {"base", "pool", "crosses"} & made.keys(), "the ops page tells these as coefficients of the features"
 
 
