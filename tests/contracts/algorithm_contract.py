@@ -239,7 +239,7 @@ def draws_what_it_logs(algorithm: Algorithm) -> None:
     assert abs(inverse.mean() - ITEMS) <= 4 * inverse.std() / np.sqrt(len(inverse)) + 1e-9
 
 
-@check("predicts")
+@check("predicts", without=("trains",))
 def scores_are_expected_rewards(algorithm: Algorithm) -> None:
     """Where rewards depend on the slot alone, the mean score over items is what the first slot earns, or what all slots do where
     the model knows none (0.08: four standard errors of 1,200 examples, and what a prior holds back)."""

@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from policies.algorithm import Algorithm, Config
 from policies.sequences import Transitions
@@ -167,3 +168,18 @@ def extreme_transitions_leave_everything_finite(algorithm: Algorithm) -> None:
     )
     assert all(np.isfinite(v).all() for v in trainer.arrays().values() if v.dtype.kind == "f")
     assert np.isfinite(scored(algorithm, trainer.arrays())).all()
+
+
+@check("trains", "predicts")
+def trained_scores_are_expected_rewards(algorithm: Algorithm) -> None:
+    """As `scores_are_expected_rewards`: where rewards depend on the slot alone, the mean score is what the first slot earns."""
+    shown, rng = sequences(6, 1_200), np.random.default_rng(7)
+    clicks = rng.random((1_200, SLOTS)) < np.where(np.arange(SLOTS) == 0, 0.6, 0.3)
+    assert algorithm.trainer is not None
+    config = algorithm.config()
+    trainer = algorithm.trainer(config, PASTS)
+    trainer.train(replace(shown, rewards=clicks[:, :, None].astype(float)))
+    made = algorithm.publish(config, PASTS, trainer.arrays(), START, 7).arrays
+    graph = algorithm.graph(config, PASTS).SerializeToString()
+    expected = np.mean([score(graph, made, query(PASTS, made, seed=seed)).mean() for seed in range(8)])
+    assert expected == pytest.approx(0.6, abs=0.08)

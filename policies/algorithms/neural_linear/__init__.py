@@ -75,5 +75,5 @@ ALGORITHM = Algorithm(
     reference=reference,
     shaping=("hidden", "features"),
     inputs=("context", "items", "weights"),
-    traits=frozenset({"trains", "contextual", "uses_draws"}),
+    traits=frozenset({"trains", "contextual", "uses_draws", "predicts"}),
 )
