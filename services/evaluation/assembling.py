@@ -59,13 +59,11 @@ class Assembled:
     known: float
     certain: int
     decisions: list[LoggedDecision]
-    rejected: dict[str, int]
 
 
 def assemble(log: Log, target: Target, objective: str, replaying: Replaying | None = None) -> Assembled:
     """Raises Rejected for an empty log, an objective it has not, and what `checked` refuses."""
     column = objective_column(log, objective)
-    rejected: dict[str, int] = {}
     kept: list[LoggedDecision] = []
     laws: list[F64] = []
     marginals: list[Marginals] = []
@@ -74,13 +72,8 @@ def assemble(log: Log, target: Target, objective: str, replaying: Replaying | No
             law = target.conditionals(decision)
             if replaying is not None:
                 marginals.append(replaying.marginals(decision, target))
-        except Rejected as error:
-            log.rejected.add(error.code, f"decision {decision.decision_id}: {error.message}")
-            rejected[error.code] = rejected.get(error.code, 0) + 1
-            continue
-        except ValueError as error:
-            log.rejected.add("impossible_slate", f"decision {decision.decision_id}: {error}")
-            rejected["impossible_slate"] = rejected.get("impossible_slate", 0) + 1
+        except (Rejected, ValueError) as error:
+            set_aside(log, decision, error)
             continue
         kept.append(decision)
         laws.append(law)
@@ -89,7 +82,6 @@ def assemble(log: Log, target: Target, objective: str, replaying: Replaying | No
     n, k = len(kept), max(len(decision.rows) for decision in kept)
     rewards, behaviour, hit = np.zeros((n, k)), np.ones((n, k)), np.ones((n, k))
     present, design, outside = np.zeros((n, k), bool), np.ones((n, k)), np.zeros((n, k))
-    certain = 0
     for i, (decision, law) in enumerate(zip(kept, laws, strict=True)):
         size = len(decision.rows)
         rewards[i, :size] = decision.rewards[:, column]
@@ -97,8 +89,6 @@ def assemble(log: Log, target: Target, objective: str, replaying: Replaying | No
         hit[i, :size] = np.where(decision.pinned, 1.0, law[np.arange(size), decision.rows])
         present[i, :size] = True
         design[i, :size], outside[i, :size] = support(decision, law)
-        left = np.inf if decision.remaining is None else decision.remaining
-        certain += int(((decision.propensities >= 1.0) & ~decision.pinned & (left > 1)).sum())
     _, units = np.unique([decision.unit for decision in kept], return_inverse=True)
     logged = Logged(
         rewards=rewards,
@@ -122,10 +112,21 @@ def assemble(log: Log, target: Target, objective: str, replaying: Replaying | No
         calibrate(kept),
         float(off.mean()) if len(off) else float("nan"),
         known,
-        certain,
+        sum(map(certain, kept)),
         kept,
-        rejected,
     )
+
+
+def set_aside(log: Log, decision: LoggedDecision, error: Rejected | ValueError) -> None:
+    """Count a decision that a target could not be asked about; a ValueError is of a slate that no draw of it can have made."""
+    code, said = (error.code, error.message) if isinstance(error, Rejected) else ("impossible_slate", str(error))
+    log.rejected.add(code, f"decision {decision.decision_id}: {said}")
+
+
+def certain(decision: LoggedDecision) -> int:
+    """Slots that were drawn with probability 1 though others could have been."""
+    left = np.inf if decision.remaining is None else decision.remaining
+    return int(((decision.propensities >= 1.0) & ~decision.pinned & (left > 1)).sum())
 
 
 def objective_column(log: Log, objective: str) -> int:

@@ -69,7 +69,7 @@ def _chains(placed: Sequence[Placed], counts: Counter[str]) -> Iterator[tuple[li
         part = list(group)
         moments = [_moment(one) for one in part]
         place = {id(moment): i for i, moment in enumerate(moments)}
-        sequencer, lived, late = Sequencer(), list[Lived](), set[int]()
+        sequencer, lived, late = Sequencer(most_open=len(part)), list[Lived](), set[int]()
         for i, moment in enumerate(moments):
             before = sequencer.counts["late"]
             lived += sequencer.take(moment, part[i].due)

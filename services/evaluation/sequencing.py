@@ -1,21 +1,19 @@
 """What a policy would have earned over whole sessions: estimators of sequences on the episodes of a log."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from policies.errors import Rejected
-from policies.evaluation.diagnostics import diagnose
+from policies.evaluation.diagnostics import Diagnostics, diagnose
 from policies.evaluation.estimate import Estimate, mean_of
 from policies.evaluation.estimators import ESTIMATORS
 from policies.evaluation.intervals import skewed
 from policies.evaluation.logged import Logged
 from policies.evaluation.sequences import SEQUENCES, SequenceEstimator, StepWeights, Trajectories
 from policies.types import F64
-from services.evaluation.assembling import Assembled, calibrate, features_of, objective_column
+from services.evaluation.assembling import Assembled, calibrate, certain, features_of, objective_column, set_aside
 from services.evaluation.decisions import Log
 from services.evaluation.episodes import Episode, episodes
 from services.evaluation.evaluating import Evaluation, Line, Sessions, check_support, doubts
@@ -84,62 +82,29 @@ def evaluate_sequences(
     found, counts = episodes(log, since=since, until=until, unsettled=unsettled)
     cut = sum(len(episode) > most for episode in found) if most is not None else 0
     modelled = any(each.needs for each in wanted)
-    walked: list[list[Step]] = []
-    rejected: Counter[str] = Counter()
+    walked = []
     for episode in found:
-        steps = _walked(log, target, episode[:most], modelled, rejected)
+        steps = _walked(log, target, episode[:most], modelled)
         if steps is None:
             counts["broken"] += 1
         else:
             walked.append(steps)
-    counts = +counts
+    left_out = {reason: n for reason, n in sorted(counts.items()) if n}
     if not walked:
-        said = "; ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+        said = "; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "it holds none"
         raise Rejected(
-            f"No episode of the log can be used: {said or 'it holds none'}; --unsettled adds those that may go on",
+            f"No episode of the log can be used: {said}; --unsettled adds those that may go on",
             at="$.log",
             code="empty_log",
         )
     trajectories = Trajectories(_logged(log, walked, column), discount)
-    steps_of = trajectories.steps
-    outside = np.concatenate([step.outside for steps in walked for step in steps])
-    missing = np.isnan(outside)
-    decisions = [step.decision for steps in walked for step in steps]
-    assembled = Assembled(
-        steps_of,
-        calibrate(decisions),
-        float(outside[~missing].mean()) if not missing.all() else float("nan"),
-        float(1.0 - missing.mean()),
-        sum(_certain(step) for steps in walked for step in steps),
-        decisions,
-        dict(rejected),
-    )
+    assembled = _assembled(trajectories.steps, [step for steps in walked for step in steps])
     check_support(assembled, target, partial_support)
     level = 1.0 - alpha
-    own = Estimate("logged", (mean_of(steps_of.rewards @ trajectories.discounts),), steps_of.units)
+    own = Estimate("logged", (mean_of(trajectories.steps.rewards @ trajectories.discounts),), trajectories.steps.units)
     baseline = Line("logged", "none: what was logged", "mean Σ_t γ^t r_t", own, skewed(own, level))
-    looked = diagnose(steps_of, "prefix")
-    lines: list[Line] = []
-    for each in wanted:
-        line: dict[str, Any] = {"name": each.name, "assumption": each.assumption, "formula": each.formula}
-        try:
-            estimate = each(trajectories)
-        except Rejected as error:
-            if names:
-                raise
-            lines.append(Line(**line, refused=error.message))
-            continue
-        weighs = each.name != "fqe"
-        lines.append(
-            Line(
-                **line,
-                estimate=estimate,
-                interval=skewed(estimate, level),
-                weighting="prefix" if weighs else "none",
-                diagnostics=looked if weighs else None,
-                finite_refused=NOT_IN_ORDER,
-            )
-        )
+    looked = diagnose(trajectories.steps, "prefix")
+    lines = [_line(each, trajectories, looked, level, strict=bool(names)) for each in wanted]
     return Evaluation(
         log,
         target.name,
@@ -150,7 +115,30 @@ def evaluate_sequences(
         lines,
         assembled,
         doubts(log, assembled, lines),
-        Sessions(discount, StepWeights.of(trajectories), dict(counts), cut),
+        Sessions(discount, StepWeights.of(trajectories), left_out, cut),
+    )
+
+
+def _line(
+    each: SequenceEstimator, trajectories: Trajectories, looked: Diagnostics, level: float, *, strict: bool
+) -> Line:
+    """`strict`: it was asked for, so what refuses it is raised."""
+    try:
+        estimate = each(trajectories)
+    except Rejected as error:
+        if strict:
+            raise
+        return Line(each.name, each.assumption, each.formula, refused=error.message)
+    weighs = each.name != "fqe"
+    return Line(
+        each.name,
+        each.assumption,
+        each.formula,
+        estimate,
+        skewed(estimate, level),
+        weighting="prefix" if weighs else "none",
+        diagnostics=looked if weighs else None,
+        finite_refused=NOT_IN_ORDER,
     )
 
 
@@ -164,7 +152,7 @@ def _estimator(name: str) -> SequenceEstimator:
     return SEQUENCES[name]
 
 
-def _walked(log: Log, target: Target, episode: Episode, modelled: bool, rejected: Counter[str]) -> list[Step] | None:
+def _walked(log: Log, target: Target, episode: Episode, modelled: bool) -> list[Step] | None:
     """The episode's steps; None where one of them cannot be weighed, which is counted."""
     walk = Walk(target, modelled)
     steps = []
@@ -172,11 +160,23 @@ def _walked(log: Log, target: Target, episode: Episode, modelled: bool, rejected
         try:
             steps.append(walk.step(decision))
         except (Rejected, ValueError) as error:
-            code = error.code if isinstance(error, Rejected) else "impossible_slate"
-            log.rejected.add(code, f"decision {decision.decision_id}: {error}")
-            rejected[code] += 1
+            set_aside(log, decision, error)
             return None
     return steps
+
+
+def _assembled(logged: Logged, steps: Sequence[Step]) -> Assembled:
+    """What is known of the support and of the propensities behind the episodes' steps."""
+    outside = np.concatenate([step.outside for step in steps])
+    known = ~np.isnan(outside)
+    return Assembled(
+        logged,
+        calibrate([step.decision for step in steps]),
+        float(outside[known].mean()) if known.any() else float("nan"),
+        float(known.mean()),
+        sum(certain(step.decision) for step in steps),
+        [step.decision for step in steps],
+    )
 
 
 def _logged(log: Log, walked: Sequence[Sequence[Step]], column: int) -> Logged:
@@ -220,9 +220,3 @@ def _features(log: Log, walked: Sequence[Sequence[Step]]) -> tuple[F64, F64] | N
     sizes = np.array([len(step.decision.rows) for step in steps])[:, None]
     features, expected = (value.sum(axis=1) / sizes for value in found)
     return features, expected
-
-
-def _certain(step: Step) -> int:
-    decision = step.decision
-    left = np.inf if decision.remaining is None else decision.remaining
-    return int(((decision.propensities >= 1.0) & ~decision.pinned & (left > 1)).sum())

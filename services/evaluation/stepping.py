@@ -99,7 +99,9 @@ class Walk:
                 self._likely = {goal: share / total for goal, share in likely.items()}
 
     def _marginals(self, decision: LoggedDecision, law: F64, laws: list[tuple[float, Law]]) -> F64 | None:
-        if not self.modelled or len(decision.rows) == 1:
+        if not self.modelled:
+            return None
+        if len(decision.rows) == 1:
             return law
         if not laws:
             return None
