@@ -118,7 +118,8 @@ class Along:
 def mixed(shares: Sequence[float], parts: Sequence[F64], rows: Sequence[int]) -> F64:
     """(k', n) of who first draws, with `shares` (g,), which of several policies to be: `parts` are theirs along the same rows (k',).
 
-    p_t = Σ_g w_g p_gt / Σ_g w_g,   w_g = share_g Π_{s<t} p_gs(a_s): how likely it was that one, given the slots before
+    p_t = Σ_g w_g p_gt / Σ_g w_g,   w_g = share_g Π_{s<t} p_gs(a_s): how likely it was that one, given the slots before; zeros
+    after a slot that none of them can have drawn
     """
     w, out = np.asarray(shares, np.float64), np.zeros_like(parts[0])
     for t, row in enumerate(rows):

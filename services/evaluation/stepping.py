@@ -56,7 +56,8 @@ class Walk:
         self._taken += 1
         if laws:
             parts = [law.along() for _, law in laws.values()]
-            law = mixed([share for share, _ in laws.values()], parts, decision.rows.tolist())
+            shares = [share for share, _ in laws.values()]
+            law = parts[0] if len(parts) == 1 else mixed(shares, parts, decision.rows.tolist())
             self._weigh({goal: _chance(decision, part) for goal, part in zip(laws, parts, strict=True)})
         else:
             law = self.policy.conditionals(decision)

@@ -191,6 +191,8 @@ class Scored(Traits):
 
     def conditionals(self, decision: LoggedDecision) -> F64:
         """With goals: as if one were drawn for this decision alone."""
+        if not self.served.goals:
+            return self.under(decision, NEUTRAL).along()
         goals = self.goals(decision)
         return mixed([*goals.values()], [self.under(decision, goal).along() for goal in goals], decision.rows.tolist())
 

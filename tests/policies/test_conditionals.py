@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.evaluation.conditionals import conditionals
+from policies.evaluation.conditionals import conditionals, mixed
 from policies.reranking.within import Constraint, packed
 from policies.slate import draw
 from policies.types import DrawSettings
@@ -84,3 +84,15 @@ def test_a_prefix_that_could_not_be_drawn_leaves_nothing_to_one_draw() -> None:
 def test_slates_that_no_draw_made_are_refused(slots: list[int], rows: list[int], more: dict, said: str) -> None:  # type: ignore[type-arg]  # keyword arguments
     with pytest.raises(ValueError, match=said):
         conditionals(np.zeros((2, 4), np.float32), slots, rows, DrawSettings(), **more)
+
+
+def test_who_may_be_several_policies_draws_their_mean() -> None:
+    """Shares 1/4 and 3/4; the first slot's item tells which it is likely to be: (1/4 · .8) to (3/4 · .2), 4 to 3."""
+    one = np.array([[0.8, 0.1, 0.1], [0.0, 0.5, 0.5]])
+    other = np.array([[0.2, 0.7, 0.1], [0.0, 0.9, 0.1]])
+    found = mixed([0.25, 0.75], [one, other], [0, 1])
+    assert found[0] == pytest.approx([0.35, 0.55, 0.10])
+    assert found[1] == pytest.approx([0.0, (4 * 0.5 + 3 * 0.9) / 7, (4 * 0.5 + 3 * 0.1) / 7])
+    assert found[0, 0] * found[1, 1] == pytest.approx(0.25 * 0.8 * 0.5 + 0.75 * 0.2 * 0.9)
+    sure = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert not mixed([0.5, 0.5], [sure, sure], [0, 1])[1].any()  # neither can have drawn the first
