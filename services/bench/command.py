@@ -87,7 +87,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         "rules": lambda report: ruled.measure(report, 1 if quick else 25),
         "catalogue": lambda report: catalogue.measure(report, *((5, 20_000) if quick else ())),
         "http": http_part,
-        "http-full": lambda report: full.measure(report, *((1.0, 1) if quick else (seconds, rounds))),
+        "http-full": lambda report: full.measure(report, *((1.0, 1, (1,)) if quick else (seconds, rounds))),
         "learn": lambda report: _learn(report, quick),
         "algorithms": lambda report: algorithms.measure(*((report, 1, 1, 20) if quick else (report,))),
         "agents": lambda report: agents.measure(*((report, 1, 1) if quick else (report,))),

@@ -6,6 +6,7 @@ by many people: a profile is read for almost every request, `/metrics` once a se
 """
 
 import contextlib
+import shutil
 import statistics
 import tempfile
 import threading
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 
 from services.bench.floors import CANDIDATES, CATALOGUE
-from services.bench.http import SPOOL_BYTES
+from services.bench.http import SPOOL_BYTES, settle
 from services.bench.load import Load, post
 from services.bench.report import Report
 from services.bench.requests import NAMES, surface
@@ -31,7 +32,7 @@ STYLES = ("calm", "loud", "odd", "plain")
 ITEMS_A_CALL = 500
 
 
-def measure(report: Report, seconds: float, rounds: int = 1) -> None:
+def measure(report: Report, seconds: float, rounds: int = 1, workers: tuple[int, ...] = (1, 2)) -> None:
     """Latencies of both surfaces, each form of candidates, into the report. `rounds` > 1: medians of alternating runs."""
     report.note(
         f"{PEOPLE} people, {rounds} run(s) of {seconds:g} s each in turns, one scoring worker, /metrics every second"
@@ -40,20 +41,28 @@ def measure(report: Report, seconds: float, rounds: int = 1) -> None:
         data = Path(folder) / "data"
         with running(documents(), data=data) as service:
             _begin(service.url)
-        with (
-            running([], data=data, part="scoring", variables={"SLATEWISE_SPOOL_BYTES": SPOOL_BYTES}) as service,
-            scraped(service.url),
-        ):
-            for form in FORMS:
-                asked = {name: bodies(name, form) for name in ("home", "full")}
-                found: dict[str, list[Load]] = {name: [] for name in asked}
-                for _ in range(rounds):
-                    for name, requests in asked.items():
-                        found[name].append(post(f"{service.url}/v1/decisions", requests, CONNECTIONS, seconds))
-                for name, called in (("home", "nothing on"), ("full", "everything on")):
-                    _rows(
-                        report, f"{CONNECTIONS} conn., {form}, {called}", found[name], P99 if name == "full" else None
-                    )
+        for count in workers:
+            shutil.rmtree(data / "spool", ignore_errors=True)
+            with (
+                running(
+                    [], workers=count, data=data, part="scoring", variables={"SLATEWISE_SPOOL_BYTES": SPOOL_BYTES}
+                ) as service,
+                scraped(service.url),
+            ):
+                settle(service.url, count)
+                _measured(report, service.url, f"{count} worker{'s' * (count > 1)}", seconds, rounds)
+
+
+def _measured(report: Report, url: str, workers: str, seconds: float, rounds: int) -> None:
+    for form in FORMS:
+        asked = {name: bodies(name, form) for name in ("home", "full")}
+        found: dict[str, list[Load]] = {name: [] for name in asked}
+        for _ in range(rounds):
+            for name, requests in asked.items():
+                found[name].append(post(f"{url}/v1/decisions", requests, CONNECTIONS, seconds))
+        for name, called in (("home", "nothing on"), ("full", "everything on")):
+            what = f"{workers}, {CONNECTIONS} conn., {form}, {called}"
+            _rows(report, what, found[name], P99 if name == "full" else None)
 
 
 def documents() -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def floor(workers: int) -> Iterator[str]:
     try:
         url = f"http://127.0.0.1:{port}"
         until_ready(url, process, None)
-        _settle(url, workers)
+        settle(url, workers)
         yield url
     finally:
         process.terminate()
@@ -80,7 +80,7 @@ def measure(
                     [], workers=count, data=data, part="scoring", variables={"SLATEWISE_SPOOL_BYTES": SPOOL_BYTES}
                 ) as service,
             ):
-                _settle(service.url, count)
+                settle(service.url, count)
                 _scoring(report, service, bare, count, seconds, rounds, connections)
 
 
@@ -135,7 +135,7 @@ def _workers(service: Running) -> list[psutil.Process]:
     return main.children(recursive=True) or [main]
 
 
-def _settle(url: str, workers: int) -> None:
+def settle(url: str, workers: int) -> None:
     """Ask until every worker is likely to have answered: a pool opens its port with its first worker."""
     with httpx.Client() as client:
         for _ in range(20 * workers):

@@ -64,10 +64,15 @@ class _Lookup:
         lines, own = self.places(kinds), []
         if given:
             lines = lines.copy()
+            known: dict[str | Test, int] = {}
             for place, (one, names) in enumerate(zip(self._asked, self._names, strict=True)):
-                if one is not None and any(name in given for name in names):
-                    own.append(kinds.of(one, rows, given) if isinstance(one, str) else kinds.holding(one, rows, given))
-                    lines[place] = -1 - len(own)
+                if one is not None and not given.keys().isdisjoint(names):
+                    if one not in known:
+                        own.append(
+                            kinds.of(one, rows, given) if isinstance(one, str) else kinds.holding(one, rows, given)
+                        )
+                        known[one] = -1 - len(own)
+                    lines[place] = known[one]
         return lines, own
 
 

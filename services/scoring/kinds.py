@@ -6,11 +6,11 @@ Features that came with a request win over the catalogue's, as they do for polic
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from policies.reranking.expressions import Values
+from policies.reranking.expressions import Columns, Values
 from policies.types import I64, Value
 from services.scoring.wire import Item, Scalar
 
@@ -22,6 +22,7 @@ Given = Mapping[
     str, Sequence[Value]
 ]  # feature → what came with the request for each candidate, `ABSENT` where nothing did
 ABSENT: Any = object()
+Told = TypeVar("Told", bool, int)
 
 
 class Test(Protocol):
@@ -31,6 +32,9 @@ class Test(Protocol):
     def names(self) -> tuple[str, ...]: ...
 
     def __call__(self, values: Values) -> bool: ...
+
+    def each(self, columns: Columns, n: int) -> list[bool]:
+        """Of n at once, a column of values a name."""
 
     def __hash__(self) -> int: ...
 
@@ -51,6 +55,9 @@ class Is(NamedTuple):
         among = found if isinstance(found, list) else [found]
         return any(one == self.value and isinstance(one, bool) == (self.sort is bool) for one in among)
 
+    def each(self, columns: Columns, n: int) -> list[bool]:
+        return _told(columns(self.name), lambda value: self(lambda name: value))
+
 
 class Called(NamedTuple):
     """Whether an attribute, as the kind that it is, is called so."""
@@ -65,6 +72,9 @@ class Called(NamedTuple):
     def __call__(self, values: Values) -> bool:
         key = _key(values(self.name))
         return key is not None and _called(key) == self.label
+
+    def each(self, columns: Columns, n: int) -> list[bool]:
+        return _told(columns(self.name), lambda value: self(lambda name: value))
 
 
 def attribute(item: Item, name: str) -> Value | list[Scalar]:
@@ -121,31 +131,36 @@ class Kinds:
         codes: I64 = self.table[rows, self.column(name)]
         known = self._names.get(name, {})
         fresh: dict[Key, int] = {}
-        for place, value in enumerate(given.get(name, ())):
-            if value is not ABSENT:
-                key = _key(value)
-                if key is None:
-                    codes[place] = UNKNOWN
-                else:
-                    found = known.get(key)
-                    codes[place] = fresh.setdefault(key, len(known) + len(fresh)) if found is None else found
+
+        def number(value: Value) -> int:
+            key = _key(value)
+            if key is None:
+                return UNKNOWN
+            found = known.get(key)
+            return fresh.setdefault(key, len(known) + len(fresh)) if found is None else found
+
+        column = given.get(name)
+        if column is not None:
+            told = np.array(_told(column, number), np.int64)
+            codes = told if ABSENT not in column else np.where([value is ABSENT for value in column], codes, told)
         return codes
 
     def called(self, name: str, numbers: I64, codes: I64, given: Given) -> tuple[str, ...]:
         """What values are called, by their numbers (G,); codes (n,) are those of all candidates."""
-        asked = name, numbers.tobytes()
-        found = None if name in given else self._called.get(asked)
-        if found is not None:
-            return found
         values, labels = self._names.get(name, {}), self._labels.setdefault(name, [])
         labels += [_called(key) for key in islice(values, len(labels), None)]
+        new = len(numbers) > 0 and numbers[-1] >= len(labels)
+        asked = name, numbers.tobytes()
+        found = None if new else self._called.get(asked)
+        if found is not None:
+            return found
         fresh = {
             code: _called(key)
             for code, value in zip(codes.tolist(), given.get(name, ()), strict=False)
             if code >= len(labels) and (key := _key(value)) is not None
         }
         found = tuple(labels[number] if number < len(labels) else fresh[number] for number in numbers.tolist())
-        if name not in given:
+        if not new:
             if len(self._called) >= MAX_CALLED:
                 self._called.clear()
             self._called[asked] = found
@@ -153,14 +168,19 @@ class Kinds:
 
     def holding(self, condition: Test, rows: I64, given: Given) -> I64:
         """(n,) 0 where a condition holds of a candidate, else −1."""
-        holds: I64 = self.table[rows, self.column(condition)]
-        columns = [(name, given[name]) for name in condition.names if name in given]
-        for place, row in enumerate(rows.tolist()) if columns else ():
-            own = {name: column[place] for name, column in columns if column[place] is not ABSENT}
-            if own:
-                item = self._items[row] if row >= 0 else None
-                holds[place] = 0 if condition(_with(own, item)) else UNKNOWN
-        return holds
+        if not any(name in given for name in condition.names):
+            holds: I64 = self.table[rows, self.column(condition)]
+            return holds
+        return np.array(condition.each(lambda name: self._values(name, rows, given), len(rows)), np.int64) - 1
+
+    def _values(self, name: str, rows: I64, given: Given) -> Sequence[Value | list[Scalar]]:
+        """Of each candidate: what came with the request, else what the catalogue has."""
+        own = given.get(name)
+        if own is not None and ABSENT not in own:
+            return own
+        items = [self._items[row] if row >= 0 else None for row in rows.tolist()]
+        stored = [None if item is None else attribute(item, name) for item in items]
+        return stored if own is None else [a if b is ABSENT else b for a, b in zip(stored, own, strict=True)]
 
     def changed(self, row: int, item: Item | None) -> None:
         """An item was put, or went."""
@@ -178,11 +198,23 @@ class Kinds:
         return 0 if asked(lambda name: attribute(item, name)) else UNKNOWN
 
 
-def _with(own: Mapping[str, Value], item: Item | None) -> Values:
-    """Values of an item under those that came with the request."""
-    if item is None:
-        return own.get
-    return lambda name: own[name] if name in own else attribute(item, name)
+def _told(column: Sequence[Any], verdict: Callable[[Any], Told]) -> list[Told]:
+    """What is said of each value, worked out once for each that differs."""
+    if set(map(type, column)) == {str}:  # the usual case, told at once
+        said = {value: verdict(value) for value in set(column)}
+        return [said[value] for value in column]
+    known: dict[tuple[type, Any], Told] = {}
+    found = []
+    for value in column:
+        if isinstance(value, list):
+            found.append(verdict(value))
+            continue
+        kind = type(value), value  # True is not 1
+        told = known.get(kind)
+        if told is None:
+            told = known[kind] = verdict(value)
+        found.append(told)
+    return found
 
 
 def _key(value: Value | list[Scalar]) -> Key | None:
