@@ -44,9 +44,9 @@ def command(
     Ends with exit code 1 when a promise was broken.
     """
     chosen = [FAULTS[name] for name in names or FAULTS]
-    plain = [fault for fault in chosen if not fault.options]
+    plain = [fault for fault in chosen if not fault.apart]
     groups = [plain] if together and plain else [[fault] for fault in plain]
-    groups += [[fault] for fault in chosen if fault.options]
+    groups += [[fault] for fault in chosen if fault.apart]
     runs: list[Run] = []
     for group in groups:
         click.echo("… " + ", ".join(fault.name for fault in group), err=True)
@@ -113,6 +113,7 @@ def _markdown(rows: list[dict[str, Any]], runs: list[Run], seconds: float, rate:
         f"and the load generator beside them. {answers:,} answers, {events:,} accepted feedback. Latency is from the first attempt to the answer, retries on the",
         "other replica included. Lost: answered decisions and accepted feedback that the log does not have. Changed: a decision in the log with another slate",
         "than was answered. Sums off: committed sums against an undisturbed replay of the log, and popular's sums against what the callers know, relative.",
+        "Where there is a trainer, what it came to is also a replay of its recorded order, to the last bit, or nothing was kept.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

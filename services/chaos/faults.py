@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.chaos.house import House, wait_for
-from services.chaos.traffic import Traffic
+from services.chaos.traffic import SURFACE, TRAINED, Traffic
 from services.epochs import current_epoch
 from services.wiring import open_bundles, open_log, open_state
 from streaming.events import Feedback, encode
@@ -28,21 +28,27 @@ RECENT = 500  # answers
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`options` are settings that its house needs, and then it has one of its own."""
+    """`options` are settings that its house needs, `surface` what is asked for there: with others than usual it has one of its own."""
 
     name: str
     does: str
     inflict: Inflict
     options: tuple[tuple[str, str], ...] = ()
+    surface: str = SURFACE
+
+    @property
+    def apart(self) -> bool:
+        """Whether it needs a house of its own."""
+        return bool(self.options) or self.surface != SURFACE
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(does: str, **options: str) -> Callable[[Inflict], Inflict]:
+def fault(does: str, surface: str = SURFACE, **options: str) -> Callable[[Inflict], Inflict]:
     def add(inflict: Inflict) -> Inflict:
         name = inflict.__name__
-        FAULTS[name] = Fault(name, does, inflict, tuple(options.items()))
+        FAULTS[name] = Fault(name, does, inflict, tuple(options.items()), surface)
         return inflict
 
     return add
@@ -54,6 +60,22 @@ def shard_killed(house: House, _: Traffic, seconds: float) -> None:
     os.kill(min(before), signal.SIGKILL)
     wait_for(lambda: len(set(house.shards()) - before) >= 1, "another shard sits there")
     time.sleep(seconds)
+
+
+@fault("kill -9 of the trainers' actor, whose recorded order is replayed afterwards", surface=TRAINED)
+def trainer_killed(house: House, _: Traffic, seconds: float) -> None:
+    bundles = open_bundles(house.a.settings)
+
+    def trained() -> str:
+        return bundles.pointers().get("page/agent", "")
+
+    first = wait_for(trained, "an agent was trained and published")
+    [before] = wait_for(house.trainers, "a trainer sits there")
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: set(house.trainers()) - {before}, "another trainer sits there")
+    known = trained() or first
+    time.sleep(seconds)
+    wait_for(lambda: trained() != known, "the successor's training is published")
 
 
 @fault("kill -9 of the learning service, which publishes")

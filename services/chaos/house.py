@@ -83,13 +83,14 @@ class House:
     redis: RedisServer
     ray: RayNodes
     options: dict[str, str] = field(default_factory=dict)
+    surface: str = SURFACE
     a: Host = field(init=False)
     b: Host = field(init=False)
 
     def start(self) -> None:
         keys, config = self.folder / "keys", self.folder / "config"
         config.mkdir(parents=True, exist_ok=True)
-        (config / "page.yaml").write_text(SURFACE)
+        (config / "page.yaml").write_text(self.surface)
         shared = {
             "keys": str(keys),
             "log": f"kafka://{self.kafka.bootstrap}",
@@ -117,12 +118,11 @@ class House:
 
     def shards(self) -> list[int]:
         """The processes of the shards' actors, ascending; a stopped one is still one."""
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.name().startswith("ray::ShardGroup"):
-                    found.append(process.pid)
-        return sorted(found)
+        return actors("ShardGroup")
+
+    def trainers(self) -> list[int]:
+        """The process of the trainers' actor, once it is there."""
+        return actors("Trainer")
 
     def stop(self) -> None:
         """Both hosts; the stack goes on, so that what they left behind can be read."""
@@ -130,14 +130,24 @@ class House:
         self.a.stop()
 
 
+def actors(name: str) -> list[int]:
+    """Processes below this one that are Ray actors of a class, ascending."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith(f"ray::{name}"):
+                found.append(process.pid)
+    return sorted(found)
+
+
 @contextlib.contextmanager
-def house(folder: Path, **options: str) -> Iterator[House]:
+def house(folder: Path, surface: str = SURFACE, **options: str) -> Iterator[House]:
     """A house that runs; stopped with its stack at the end, whatever happened."""
     with contextlib.ExitStack() as stack:
         kafka = stack.enter_context(Broker(folder / "kafka"))
         redis = stack.enter_context(RedisServer(folder / "redis"))
         ray = stack.enter_context(RayNodes())
-        made = House(folder, kafka, redis, ray, options)
+        made = House(folder, kafka, redis, ray, options, surface)
         made.start()
         try:
             yield made

@@ -44,7 +44,7 @@ def run(faults: Sequence[Fault], seconds: float, rate: float = RATE, keep: Path 
     options = dict(option for fault in faults for option in fault.options)
     with (
         tempfile.TemporaryDirectory(prefix="slatewise-chaos-") as made,
-        house(keep or Path(made), **options) as inhabited,
+        house(keep or Path(made), faults[0].surface, **options) as inhabited,
     ):
         with flowing(inhabited, rate) as traffic:
             spans = [_inflicted(fault, inhabited, traffic, seconds) for fault in faults]

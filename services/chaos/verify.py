@@ -3,6 +3,7 @@
 answered   every answered decision is in the log, first with the slate and propensities that were answered
 accepted   every accepted feedback is in the log
 sums       what the shards have committed equals an undisturbed replay of the log, to 1e-9 of the largest
+trained    what trainers have come to is a replay of their recorded order, to the last bit
 counted    popular's sums per item equal what the callers know: slots of the decisions in force, values accepted
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from policies.types import item_hashes
@@ -18,11 +20,14 @@ from services.chaos.traffic import CANDIDATES, Told
 from services.epochs import take_epoch
 from services.learning.shards import open_shards
 from services.settings import Settings
-from services.wiring import in_memory, open_log, open_state
-from streaming.configuration import Configs
+from services.wiring import in_memory, in_memory_settlements, open_log, open_state, open_training
+from streaming.configuration import CompiledPolicy, Configs
 from streaming.events import Decision, Feedback, decode
+from streaming.experiences import Experiences
 from streaming.ports import DeadLetter, Log, Moves, Record
+from streaming.retraining import differences, retrained
 from streaming.shard import Shard, Statistics
+from streaming.trainer import Head
 
 READ = 5_000  # records at a time
 
@@ -40,12 +45,14 @@ class Verdict:
     off: float = 0.0  # committed sums against the replay, relative to the largest
     counted_off: float = 0.0  # popular's sums against what the callers know, relative
     dead: dict[str, int] = field(default_factory=dict)
+    trained: int = 0  # entries of the trainers' order
+    untrue: list[str] = field(default_factory=list)  # arrays of trainers that a replay of their order makes otherwise
 
     @property
     def kept(self) -> bool:
         """Whether nothing was lost, nothing was doubled and the sums are those of the replay."""
         mistakes = self.lost_decisions + self.changed_decisions + self.lost_feedback
-        return mistakes == 0 and max(self.off, self.counted_off) <= 1e-9
+        return mistakes == 0 and max(self.off, self.counted_off) <= 1e-9 and not self.untrue
 
 
 def verify(settings: Settings, told: Told) -> Verdict:
@@ -78,8 +85,25 @@ def verify(settings: Settings, told: Told) -> Verdict:
     committed, replayed = ([shard.statistics() for shard in group] for group in (shards, again))
     verdict.off = difference(committed, replayed)
     verdict.counted_off = _counted(committed, first, told)
+    if any(policy.algorithm.trainer for name in configs.surfaces() for policy in _policies(configs, name)):
+        verdict.trained, verdict.untrue = _trained(settings, log, configs)
     verdict.dead = dict(sum((Counter(letters.count()) for _, letters in stores), Counter[str]()))
     return verdict
+
+
+def _policies(configs: Configs, surface: str) -> list[CompiledPolicy]:
+    compiled = configs.current(surface)
+    return list(compiled.policies.values()) if compiled else []
+
+
+def _trained(settings: Settings, log: Log, configs: Configs) -> tuple[int, list[str]]:
+    """(entries of the trainers' checkpoint, arrays that a replay of the recorded order up to there makes otherwise)."""
+    order, outboxes = open_training(settings)
+    loaded, into = order.load(), in_memory_settlements()
+    entries = msgspec.msgpack.decode(loaded.extra, type=Head).entry if loaded.extra else 0
+    sources = [Experiences(partition, outbox, log) for partition, outbox in enumerate(outboxes)]
+    retrained(order, entries, into, sources, configs, log.identity)
+    return entries, differences(loaded.statistics, into.load().statistics)
 
 
 class AsItLies:

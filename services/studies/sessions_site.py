@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from policies.types import Arrays
 from policies.worlds.session_world import HISTORY, OBJECTIVES, SLOTS, SPEC, SessionWorld
-from services.chaos.house import Host, wait_for
+from services.chaos.house import Host, actors, wait_for
 from services.client import Slatewise
 from services.learning.regaining import regained
 from services.loopback import free_port
@@ -120,12 +119,7 @@ class Site:
 
     def trainers(self) -> list[int]:
         """Processes of the trainers' actor."""
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.name().startswith("ray::Trainer"):
-                    found.append(process.pid)
-        return found
+        return actors("Trainer")
 
     def bundles(self) -> dict[str, str]:
         """surface/policy → what is drawn from now."""

@@ -116,6 +116,24 @@ def same_order_trains_the_same(algorithm: Algorithm) -> None:
 
 
 @check("trains")
+def threads_change_nothing(algorithm: Algorithm) -> None:
+    """Arrays are the same to the bit on a machine with one processor and with four."""
+    import torch
+
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            trainer = algorithm.trainer(algorithm.config(), PASTS)  # type: ignore[misc]  # those that train have one
+            trainer.train(sequences(3, 800))
+            made.append(trainer.arrays())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    same(*made, 0)
+
+
+@check("trains")
 def training_resumes_where_it_was(algorithm: Algorithm) -> None:
     """Arrays survive bytes without pickle, and a trainer that loads them, whatever it did before, goes on to the same weights."""
     trainer = training(algorithm, sequences(3))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from policies.algorithm import Problem
 from policies.algorithms.constrained_actor_critic import network
 from policies.algorithms.constrained_actor_critic.config import ConstrainedActorCritic, Roles, roles
+from policies.one_thread import one_thread
 from policies.replay import Replay
 from policies.rllib import Group
 from policies.sequences import Transitions
@@ -50,6 +51,7 @@ class ActorCriticTrainer:
         }
         self._updates, self._credit, self._skipped, self._refused = 0, 0.0, 0, 0
 
+    @one_thread
     def train(self, batch: Transitions) -> dict[str, float]:
         columns, bad = self._columns(batch)
         self._refused += bad

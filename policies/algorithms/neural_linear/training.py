@@ -24,6 +24,7 @@ from policies.algorithms.neural_linear import last_layer, network
 from policies.algorithms.neural_linear.config import NeuralLinear
 from policies.forgetting import half_life_seconds
 from policies.linear_graph import chosen
+from policies.one_thread import one_thread
 from policies.replay import Replay
 from policies.ridge import columns, phi
 from policies.ridge_fitting import fit
@@ -52,6 +53,7 @@ class NeuralLinearTrainer:
         self._counts = dict.fromkeys(network.COUNTS, 0)
         self._credit, self._slot_weight = 0.0, 1.0
 
+    @one_thread
     def train(self, batch: Transitions) -> dict[str, float]:
         decisions, refused = self._decisions(batch)
         counts, new = self._counts, len(decisions["times"])

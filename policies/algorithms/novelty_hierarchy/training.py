@@ -19,6 +19,7 @@ from policies.algorithms.novelty_hierarchy import losses, network
 from policies.algorithms.novelty_hierarchy.config import NoveltyHierarchy, read
 from policies.algorithms.novelty_hierarchy.sessions import Waiting
 from policies.novelty import novelty
+from policies.one_thread import one_thread
 from policies.replay import Replay
 from policies.sequences import Transitions
 from policies.types import F64, Arrays, Mask
@@ -46,6 +47,7 @@ class HierarchyTrainer:
         self._counts = dict.fromkeys(("updates", "skipped", "refused", "worker_steps", "manager_steps"), 0)
         self._credit, self._now = 0.0, -np.inf
 
+    @one_thread
     def train(self, batch: Transitions) -> dict[str, float]:
         columns, bad = self._columns(batch)
         self._counts["refused"] += bad

@@ -17,6 +17,7 @@ from policies.adam import adam
 from policies.algorithm import Problem
 from policies.algorithms.recurrent_slate import model
 from policies.algorithms.recurrent_slate.config import RecurrentSlate
+from policies.one_thread import one_thread
 from policies.sequences import Transitions
 from policies.types import F32, I64, Arrays, Mask
 
@@ -83,6 +84,7 @@ class SlateTrainer:
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
+    @one_thread
     def train(self, batch: Transitions) -> dict[str, float]:
         """Keep the decisions and make `steps` gradient steps over all that are kept; means over the steps."""
         if len(batch):
