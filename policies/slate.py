@@ -308,6 +308,6 @@ def _checked(
             if not (0 <= slot < k and 0 <= row < n):
                 raise ValueError(f"pin of row {row} to slot {slot}: there are {n} rows and {k} slots")
             pinned[slot] = row
-        if len(set(pins.values())) < len(pins):
+        if len(pins) > 1 and len(set(pins.values())) < len(pins):
             raise ValueError("one row is pinned to two slots")
     return plain(scores), plain(masks), pinned

@@ -76,6 +76,31 @@ class Ready(Struct, frozen=True, eq=False):
 
 
 @compiled
+def _ranked(values: F32, rank: int, end: int) -> np.float32:
+    """The value of a rank, from 0, among the first `end`, which are moved: none before it is larger, none after it smaller.
+
+    Source   Hoare, Algorithm 65: FIND, CACM 1961
+    """
+    first, last = 0, end - 1
+    while first < last:
+        pivot, i, j = values[rank], first, last
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while pivot < values[j]:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if j < rank:
+            first = i
+        if rank < i:
+            last = j
+    return values[rank]
+
+
+@compiled
 def spread(scores: F32) -> float:
     """Interquartile range of the candidates' scores (n, m) in one draw of the pool, averaged over `LOOKED_AT` draws.
 
@@ -88,9 +113,9 @@ def spread(scores: F32) -> float:
     total, looked = 0.0, 0
     low, high = n // 4, (3 * n) // 4
     for i in range(0, m, max(1, m // LOOKED_AT)):
-        draw = np.partition(scores[:, i].copy(), high)
-        upper = draw[high]
-        total += np.float64(upper - np.partition(draw[:high], low)[low])  # low < high: n ≥ 2
+        draw = scores[:, i].copy()
+        upper = _ranked(draw, high, n)
+        total += np.float64(upper - _ranked(draw, low, high))  # low < high: n ≥ 2
         looked += 1
     return total / looked
 

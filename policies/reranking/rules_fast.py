@@ -65,13 +65,14 @@ def gathered(
     items: U64,
     hashed: U64,
     strange: U64,
-) -> tuple[I64, NDArray[np.uint8]]:
-    """(codes (L', n), which lines these are (L,) as 0 and 1). Lines that concern no candidate are left out, unless they are
-    `always` (L,) kept. Line −1 concerns nobody, but for those of the R rules that ask what a unit was shown:
+) -> tuple[I64, NDArray[np.uint8], bool]:
+    """(codes (L', n), which lines these are (L,) as 0 and 1, whether a hash that was asked for is not known). Lines that concern no
+    candidate are left out, unless they are `always` (L,) kept. Line −1 concerns nobody, but for those of the R rules that ask
+    what a unit was shown:
 
     remembering, windows, most (R,)  the line, 0 where a candidate was shown `most` times in the seconds before `now`, else −1
     times, items (s,)  what was shown before, by the item's hash
-    hashed (rows + 1,)  hashes of the catalogue's items;   strange (n,)  of the candidates, or empty where all are known
+    hashed (rows + 1,)  hashes of the catalogue's items;   strange (n,)  of the candidates, or empty
     """
     n, asked, kept = len(rows), len(lines), 0
     codes, some = np.empty((asked, n), np.int64), np.zeros(asked, np.uint8)
@@ -82,7 +83,10 @@ def gathered(
             code = -1 if at == -1 else table[row, at] if at >= 0 else own[-2 - at, c]
             codes[line, c] = code
             some[line] |= code >= 0
+    stranger = False
     if len(remembering) > 0 and len(items) > 0:
+        for c in range(n):
+            stranger |= rows[c] < 0 and len(strange) == 0
         size = 8
         while size < 2 * len(items):
             size *= 2
@@ -106,7 +110,7 @@ def gathered(
             if kept < line:
                 codes[kept] = codes[line]
             kept += 1
-    return codes[:kept], some
+    return codes[:kept], some, stranger
 
 
 @compiled

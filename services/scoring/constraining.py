@@ -181,18 +181,17 @@ class Constraining:
         lines, own = self._lookup.of(catalogue.kinds, rows, given)
         if self._of_items:
             lines = self._counted(ids, shown, away, lines, own)
-        units, looks, now, strange = NO_UNITS, NEVER, 0.0, ALL_KNOWN
+        units, looks, now = NO_UNITS, NEVER, 0.0
         if self._of_units:
             if shown is None or shown.unit is None:
                 away.update((rule.name, UNTOLD) for _, rule in self._of_units)
-            elif len(shown.unit[0]):
+            else:
                 units, looks, now = self._units, shown.unit, shown.now
-                if rows.min() < 0:
-                    strange = catalogue.hashes(ids, rows)
         stacked = own[0][None] if len(own) == 1 else np.stack(own) if own else NOTHING_OWN
-        codes, says = gathered(
-            catalogue.kinds.table, lines, self._always, stacked, rows, *units, now, *looks, catalogue.hashed, strange
-        )
+        asked = catalogue.kinds.table, lines, self._always, stacked, rows, *units, now, *looks, catalogue.hashed
+        codes, says, stranger = gathered(*asked, ALL_KNOWN)
+        if stranger:  # seldom: the catalogue knows most candidates
+            codes, says, _ = gathered(*asked, catalogue.hashes(ids, rows))
         key = slots, says.tobytes()
         shape = self._shapes.get(key)
         if shape is None:
