@@ -37,10 +37,11 @@ import numpy as np
 from policies.compiling import plain
 from policies.errors import Corrupt
 from policies.reranking.within import Prefix, Within
-from policies.slate_fast import DRAWS, INVERSE_GAP, ONE_DRAW, RESOLUTION, SOFTMAX, UNIT, boosted, fill, softmax_weights
+from policies.slate_fast import DRAWS, INVERSE_GAP, ONE_DRAW, RESOLUTION, SOFTMAX, UNIT, fill, softmax_weights
 from policies.types import F32, F64, I64, DrawSettings, Mask, Slate
 
 EVERYWHERE, NOWHERE = np.empty((0, 0), np.bool_), np.empty(0, np.int64)  # no masks, no pins
+UNBOOSTED = np.empty(0)
 NOT_ASKED = np.empty((0, 0))
 NO_LIMITS = np.empty((0, 0), np.int64)
 ALONE: tuple[Any, ...] = (  # nothing depends on the slots before
@@ -98,6 +99,7 @@ def draw(
     distributions = np.zeros((k, len(scores))) if full else NOT_ASKED
     asked = (
         scores,
+        UNBOOSTED if boosts is None else plain(boosts),
         mask,
         pinned,
         plain(u),
@@ -147,6 +149,10 @@ def reference(
     n, m = scores.shape
     if not ((u >= 0.0) & (u < 1.0)).all():
         _refuse(-2, within, n, k)
+    if boosts is not None:
+        if not np.isfinite(boosts).all():
+            _refuse(-4, within, n, k)
+        scores = scores + boosts.astype(np.float32)[:, None]
     if not np.isfinite(scores).all():
         _refuse(-1, within, n, k)
     if within is not None:
@@ -227,13 +233,15 @@ def reference(
 def warm() -> None:
     """Compile, or load what an earlier process compiled: everything a request needs, so that none waits for it."""
     scores = np.zeros((2, 8), np.float32)
-    draw(scores, 1, np.zeros(1), DrawSettings(), boosts=np.zeros(2))  # `fill` has one type, whatever is asked of it
+    draw(scores, 1, np.zeros(1), DrawSettings())  # `fill` has one type, whatever is asked of it
 
 
 def _refuse(code: int, within: Within | None, n: int, k: int) -> NoReturn:
     """Raise what `fill` found wrong with the numbers themselves."""
     if code == -3 and within is not None:
         within.check(n, k)
+    if code == -4:
+        raise ValueError(f"boosts must be {n} finite numbers")
     if code == -2:
         raise ValueError("uniforms must be in [0, 1)")
     raise Corrupt("nan_scores", "a score is NaN or infinite")
@@ -281,7 +289,7 @@ def _checked(
     pins: Mapping[int, int] | None,
     within: Within | None,
 ) -> tuple[F32, Mask, I64]:
-    """Boosted scores (n, m), masks (k, n) or empty, pins (k,) with −1 or empty: or ValueError."""
+    """Scores (n, m), masks (k, n) or empty, pins (k,) with −1 or empty: or ValueError."""
     if scores.ndim != 2 or scores.dtype != np.float32 or not scores.shape[1]:
         raise ValueError(f"scores must be float32 (n, m ≥ 1), got {scores.dtype} {scores.shape}")
     n = len(scores)
@@ -291,12 +299,8 @@ def _checked(
         raise ValueError(f"unknown head {settings.head!r}, known: {', '.join(HEADS)}")
     if not (0.0 <= settings.floor <= 1.0 and 0.0 < settings.max_share <= 1.0 and 0.0 < settings.temperature < np.inf):
         raise ValueError(f"floor in [0, 1], max_share in (0, 1], temperature > 0 and finite, got {settings}")
-    if boosts is not None:
-        finite = boosts.shape == (n,)
-        if finite:
-            scores, finite = boosted(plain(scores), plain(boosts))
-        if not finite:
-            raise ValueError(f"boosts must be {n} finite numbers, got {boosts.shape}")
+    if boosts is not None and boosts.shape != (n,):
+        raise ValueError(f"boosts must be {n} finite numbers, got {boosts.shape}")
     if masks is None:
         masks = EVERYWHERE
     elif masks.shape != (k, n) or masks.dtype != np.bool_:

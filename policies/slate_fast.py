@@ -38,18 +38,18 @@ MANY = 8  # when more than 1 in 8 draws have to look again, one pass for all of 
 
 
 @compiled
-def pool_means(scores: F32) -> F64:
-    """Mean of each row (n, m) → (n,): eight parts folded pairwise, then four lanes, then what is left over."""
+def pool_means(scores: F32, lifts: F32) -> F64:
+    """Mean of each row (n, m) with its lift (n,) → (n,): eight parts folded pairwise, then four lanes, then what is left over."""
     n, m = scores.shape
     q = m // 8
     means, folded = np.empty(n), np.empty(q)
     for c in range(n):
-        row = scores[c]
+        row, lift = scores[c], lifts[c]
         for j in range(q):
-            a = np.float64(row[j]) + np.float64(row[q + j])
-            b = np.float64(row[2 * q + j]) + np.float64(row[3 * q + j])
-            d = np.float64(row[4 * q + j]) + np.float64(row[5 * q + j])
-            e = np.float64(row[6 * q + j]) + np.float64(row[7 * q + j])
+            a = np.float64(row[j] + lift) + np.float64(row[q + j] + lift)
+            b = np.float64(row[2 * q + j] + lift) + np.float64(row[3 * q + j] + lift)
+            d = np.float64(row[4 * q + j] + lift) + np.float64(row[5 * q + j] + lift)
+            e = np.float64(row[6 * q + j] + lift) + np.float64(row[7 * q + j] + lift)
             folded[j] = (a + b) + (d + e)
         a = b = d = e = np.float64(0.0)
         for j in range(0, q - q % 4, 4):
@@ -61,21 +61,9 @@ def pool_means(scores: F32) -> F64:
         for j in range(q - q % 4, q):
             total += folded[j]
         for j in range(8 * q, m):
-            total += row[j]
+            total += row[j] + lift
         means[c] = total / m
     return means
-
-
-@compiled
-def boosted(scores: F32, boosts: F64) -> tuple[F32, bool]:
-    """(scores (n, m) with a number (n,) added to each row, as float32; whether these are finite)."""
-    found, finite = np.empty_like(scores), True
-    for c in range(len(boosts)):
-        finite &= math.isfinite(boosts[c])
-        row, more = scores[c], np.float32(boosts[c])
-        for i in range(scores.shape[1]):
-            found[c, i] = row[i] + more
-    return found, finite
 
 
 @compiled
@@ -106,30 +94,30 @@ def _gap_weights(means: F64, rows: I64, temperature: float, weights: F64) -> Non
 
 
 @compiled
-def _best_of_all(scores: F32, less: F32, rows: I64, top: F32, best: I32, ties: I32) -> None:
+def _best_of_all(scores: F32, lifts: F32, less: F32, rows: I64, top: F32, best: I32, ties: I32) -> None:
     """For every draw its largest score among `rows`, one row that has it, and how many have it."""
     m = scores.shape[1]
     this = np.int32(rows[0])
-    row, minus = scores[this], less[this]
+    row, lift, minus = scores[this], lifts[this], less[this]
     for i in range(m):
-        top[i] = row[i] - minus
+        top[i] = row[i] + lift - minus
         best[i] = this
         ties[i] = 1
     equal = np.int32(0)
     for j in range(1, len(rows)):
         this = np.int32(rows[j])
-        row, minus = scores[this], less[this]
+        row, lift, minus = scores[this], lifts[this], less[this]
         for i in range(m):
-            s, t = row[i] - minus, top[i]
+            s, t = row[i] + lift - minus, top[i]
             equal |= np.int32(s == t)
             best[i] = this if s > t else best[i]
             top[i] = s if s > t else t
     if equal:
         ties[:] = 0
         for c in rows:
-            row, minus = scores[c], less[c]
+            row, lift, minus = scores[c], lifts[c], less[c]
             for i in range(m):
-                ties[i] += np.int32(row[i] - minus == top[i])
+                ties[i] += np.int32(row[i] + lift - minus == top[i])
 
 
 @compiled
@@ -140,7 +128,16 @@ def _units(ties: int) -> float:
 
 @compiled
 def _vote(
-    scores: F32, less: F32, rows: I64, top: F32, best: I32, ties: I32, posterior: F64, exact: bool, weights: F64
+    scores: F32,
+    lifts: F32,
+    less: F32,
+    rows: I64,
+    top: F32,
+    best: I32,
+    ties: I32,
+    posterior: F64,
+    exact: bool,
+    weights: F64,
 ) -> None:
     """Every draw votes for its best candidates: in units when `exact`, else with its posterior weight."""
     for c in rows:
@@ -151,7 +148,7 @@ def _vote(
             weights[best[i]] += share
         else:
             for c in rows:
-                if scores[c, i] - less[c] == top[i]:
+                if scores[c, i] + lifts[c] - less[c] == top[i]:
                     weights[c] += share
 
 
@@ -184,6 +181,7 @@ def _compare(before: I64, rows: I64, was: F32, less: F32, stays: I64, gone: I64,
 @compiled
 def _vote_again(
     scores: F32,
+    lifts: F32,
     was: F32,
     less: F32,
     before: I64,
@@ -202,9 +200,9 @@ def _vote_again(
         return False
     lost = np.zeros(m, np.bool_)
     for c in gone:
-        row, minus = scores[c], was[c]
+        row, lift, minus = scores[c], lifts[c], was[c]
         for i in range(m):
-            lost[i] |= row[i] - minus == top[i]
+            lost[i] |= row[i] + lift - minus == top[i]
     count = 0
     for i in range(m):
         count += lost[i]
@@ -217,11 +215,11 @@ def _vote_again(
             weights[best[i]] -= UNIT
         else:
             for c in before:
-                if scores[c, i] - was[c] == top[i]:
+                if scores[c, i] + lifts[c] - was[c] == top[i]:
                     weights[c] -= _units(ties[i])
         score = np.float32(-np.inf)
         for c in stays[:left]:
-            s = scores[c, i] - less[c]
+            s = scores[c, i] + lifts[c] - less[c]
             if s >= score:  # seldom: writing to memory keeps this a branch, twice as fast as what arithmetic would be
                 ties[i] = 1 if s > score else ties[i] + 1
                 best[i] = c
@@ -231,21 +229,21 @@ def _vote_again(
             weights[best[i]] += UNIT
         else:
             for c in stays[:left]:
-                if scores[c, i] - less[c] == score:
+                if scores[c, i] + lifts[c] - less[c] == score:
                     weights[c] += _units(ties[i])
 
     for c in came:
         weights[c] = 0.0
-        row, minus = scores[c], less[c]
+        row, lift, minus = scores[c], lifts[c], less[c]
         for i in range(m):
-            s = row[i] - minus
+            s = row[i] + lift - minus
             if s < top[i]:
                 continue
             if ties[i] == 1:
                 weights[best[i]] -= UNIT
             else:
                 for other in stays[:left]:
-                    if scores[other, i] - less[other] == top[i]:
+                    if scores[other, i] + lifts[other] - less[other] == top[i]:
                         weights[other] -= _units(ties[i])
             if s > top[i]:
                 top[i], best[i], ties[i] = s, c, 1
@@ -254,7 +252,7 @@ def _vote_again(
                 ties[i] += 1
                 weights[c] += _units(ties[i])
                 for other in stays[:left]:
-                    if scores[other, i] - less[other] == top[i]:
+                    if scores[other, i] + lifts[other] - less[other] == top[i]:
                         weights[other] += _units(ties[i])
         stays[left] = c
         left += 1
@@ -333,6 +331,7 @@ def _record(
 @compiled
 def fill(
     scores: F32,
+    boosts: F64,
     masks: Mask,
     pins: I64,
     u: F64,
@@ -352,9 +351,9 @@ def fill(
     acts: NDArray[np.uint8],
 ) -> int:
     """Fill the slots; return how many were filled, or −1 when a score is not finite, −2 when a uniform is not in [0, 1), −3 when
-    what depends on the slots before does not fit.
+    what depends on the slots before does not fit, −4 when a boost is not finite.
 
-    scores (n, m); masks (k, n), or no rows when all is allowed; pins (k,) row or −1, or empty; u (k,)
+    scores (n, m); boosts (n,), or empty; masks (k, n), or no rows when all is allowed; pins (k,) row or −1, or empty; u (k,)
     ops (L,) … vectors   what depends on the slots before (`Within`; `amounts` are its weights), or empty
     Written, a column a filled slot: integers (4, k) slot item remaining greedy; reals (3, k) propensity α explored; unless it has no
     rows, a row of distributions (k, n), given as zeros; acts (L, k), given as zeros, what each constraint did in each slot
@@ -366,7 +365,12 @@ def fill(
     something = len(ops) > 0 or len(amounts) > 1 or amounts[0] != 0.0
     if something and not fits(n, len(u), ops, codes, limits, amounts, covers, vectors):
         return -3
-    means = pool_means(scores)
+    lifts = np.zeros(n, np.float32)
+    for c in range(len(boosts)):
+        lifts[c] = np.float32(boosts[c])
+        if not math.isfinite(boosts[c]):
+            return -4
+    means = pool_means(scores, lifts)
     for mean in means:
         if not math.isfinite(mean):
             return -1
@@ -451,15 +455,15 @@ def fill(
             if not anew and inside:
                 s, g, c = _compare(before, allowed, was, less, stays, gone, came)
                 anew = not _vote_again(
-                    scores, was, less, before, stays[: s + c], gone[:g], came[:c], top, best, ties, weights
+                    scores, lifts, was, less, before, stays[: s + c], gone[:g], came[:c], top, best, ties, weights
                 )
             elif not anew and picked >= 0:
                 one[0] = picked
-                anew = not _vote_again(scores, was, less, allowed, allowed, one, none, top, best, ties, weights)
+                anew = not _vote_again(scores, lifts, was, less, allowed, allowed, one, none, top, best, ties, weights)
             if anew:
-                _best_of_all(scores, less, allowed, top, best, ties)
+                _best_of_all(scores, lifts, less, allowed, top, best, ties)
             if anew or head == ONE_DRAW:
-                _vote(scores, less, allowed, top, best, ties, posterior, head == DRAWS, weights)
+                _vote(scores, lifts, less, allowed, top, best, ties, posterior, head == DRAWS, weights)
             if diverse:
                 was[:] = less
 
@@ -481,9 +485,9 @@ def fill(
 
         if head == ONE_DRAW:
             extra = bonus if means[picked] == means[greedy] else 0.0
-            row_picked, minus = scores[picked], less[picked]
+            row_picked, lift, minus = scores[picked], lifts[picked], less[picked]
             for i in range(m):
-                won = 1.0 / ties[i] if row_picked[i] - minus == top[i] else 0.0
+                won = 1.0 / ties[i] if row_picked[i] + lift - minus == top[i] else 0.0
                 q = alpha * ((1.0 - floor) * won + even) + extra
                 posterior[i] = posterior[i] * q / propensity
         if constrained:
