@@ -19,11 +19,11 @@ Source   Carbonell & Goldstein, SIGIR 1998 (MMR; its λ is folded into the weigh
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from policies.compiling import compiled
@@ -87,8 +87,7 @@ def stacked(constraints: Sequence[Constraint], n: int, k: int) -> Lines:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Within:
+class Within(Struct, frozen=True, eq=False):
     """Everything that depends on the slots before, as the draw reads it.
 
     ops (L,), codes (L, n), limits (L, k)   constraints by priority, the first yields last
@@ -101,8 +100,8 @@ class Within:
     codes: I64
     limits: I64
     weights: F64 = field(default_factory=lambda: np.zeros(1))
-    covers: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
-    vectors: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    covers: I64 = _NO_CODES
+    vectors: F32 = NO_VECTORS
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -251,11 +250,10 @@ def joined(
     coverage: Sequence[tuple[float, I64]] = (),
 ) -> Within | None:
     """As `packed`, with constraints that are stacked, and with vectors as `unit_columns` gives them."""
-    mmr = None if mmr is not None and mmr[0] == 0.0 else mmr
+    weight, vectors = (0.0, NO_VECTORS) if mmr is None or mmr[0] == 0.0 else mmr
     coverage = [pair for pair in coverage if pair[0] != 0.0]
-    if not lines.names and mmr is None and not coverage:
+    if not lines.names and not weight and not coverage:
         return None
-    weight, vectors = (0.0, NO_VECTORS) if mmr is None else mmr
     return Within(
         lines.ops,
         lines.codes if lines.names else np.empty((0, n), np.int64),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+from msgspec import structs
 
 from policies.errors import Rejected
 from policies.evaluation.conditionals import conditionals, mixed
@@ -120,7 +121,7 @@ class Uniform(Traits):
     def law(self, decision: LoggedDecision, logged: Law | None) -> Law:
         within = decision.within
         if within is not None:
-            within = replace(within, weights=np.zeros_like(within.weights))
+            within = structs.replace(within, weights=np.zeros_like(within.weights))
         alone = replace(decision, boosts=None, within=within)
         return Law(np.zeros((len(decision.candidates), 1), np.float32), EVEN, alone)
 

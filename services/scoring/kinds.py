@@ -148,7 +148,8 @@ class Kinds:
     def called(self, name: str, numbers: I64, codes: I64, given: Given) -> tuple[str, ...]:
         """What values are called, by their numbers (G,); codes (n,) are those of all candidates."""
         values, labels = self._names.get(name, {}), self._labels.setdefault(name, [])
-        labels += [_called(key) for key in islice(values, len(labels), None)]
+        if len(labels) < len(values):
+            labels += [_called(key) for key in islice(values, len(labels), None)]
         new = len(numbers) > 0 and numbers[-1] >= len(labels)
         asked = name, numbers.tobytes()
         found = None if new else self._called.get(asked)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import permutations
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from policies.errors import Corrupt
 from policies.reranking.within import ACTED, PASSED_OVER, Constraint, Within, packed
