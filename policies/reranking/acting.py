@@ -76,7 +76,7 @@ class Ready(Struct, frozen=True, eq=False):
 
 
 @compiled
-def _ranked(values: F32, rank: int, end: int) -> np.float32:
+def _ranked(values: F32, rank: int, end: int) -> float:
     """The value of a rank, from 0, among the first `end`, which are moved: none before it is larger, none after it smaller.
 
     Source   Hoare, Algorithm 65: FIND, CACM 1961
@@ -97,7 +97,8 @@ def _ranked(values: F32, rank: int, end: int) -> np.float32:
             first = i
         if rank < i:
             last = j
-    return values[rank]
+    found: float = values[rank]
+    return found
 
 
 @compiled

@@ -136,7 +136,7 @@ def test_a_tiny_run_of_every_part_in_process(part: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # real services
-@pytest.mark.parametrize("part", ["http", "freshness"])
+@pytest.mark.parametrize("part", ["http", "http-full", "freshness"])
 def test_a_tiny_run_of_every_part_over_http(part: str, tmp_path: Path) -> None:
     words = ["--quick", "--part", part, "--out", str(tmp_path)]
     done = CliRunner().invoke(command, words, catch_exceptions=False)

@@ -218,6 +218,33 @@ def test_segments_have_an_exploration_cap_of_their_own(tmp_path: Path) -> None:
         p = np.frombuffer(record.sample.distributions).reshape(4, -1)
         assert (1 - p[np.arange(4), record.greedy] <= record.max_share + 1e-9).all()
         assert record.alphas is not None
+    scoring.tick()
+    text = scoring.telemetry.text().decode()
+    for segment, cap in (("", 0.5), ("device == 'web'", 0.2), ("device == 'web' and hour > 12", 0.05)):
+        labels = f'{{segment="{segment}",surface="home"}}'
+        assert f"slatewise_exploration_expected_share{labels} {cap}" in text
+        assert f"slatewise_exploration_cap_used_ratio{labels} 1.0" in text
+
+
+def test_what_is_used_of_the_cap_is_what_was_expected_to_stray(tmp_path: Path) -> None:
+    """A policy that explores less than it may: the metric and explanations say how much, pins count for nothing."""
+    policies = {"still": PolicySpec("given_order", options={"floor": 0.05})}
+    scoring = scoring_under(tmp_path, exploration=Exploration(0.5), policies=policies, live="still")
+    answer = ask(scoring, explain=True, pins={"1": "i5"})
+    said = answer.exploration
+    assert said is not None
+    assert (said.max_share, said.segment, said.alphas) == (0.5, "", [1.0] * 4)
+    [record] = decisions(tmp_path)
+    assert record.sample is not None
+    p = np.frombuffer(record.sample.distributions).reshape(4, -1)
+    expected = 1 - p[np.arange(4), record.greedy]
+    assert said.explored == pytest.approx(expected.tolist())
+    assert said.explored[1] == 0.0
+    assert ask(scoring).exploration is None  # nobody asked
+    scoring.tick()
+    text = scoring.telemetry.text().decode()
+    told = float(text.split('slatewise_exploration_cap_used_ratio{segment="",surface="home"} ')[1].split()[0])
+    assert 0.0 < told < 0.15  # some nine tenths of a floor of .05, of .5
 
 
 def test_explanations_say_what_every_step_did(tmp_path: Path) -> None:
