@@ -3,13 +3,27 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scoring_setup import decisions, installed, serving, surface
 
-from policies.surface import Diversity, Exploration, Logging, PolicySpec, Quota, Rule, Segment
+from policies.surface import (
+    Diversity,
+    Exploration,
+    Fairness,
+    ImpressionVariance,
+    Logging,
+    PolicySpec,
+    Quota,
+    Rule,
+    Segment,
+)
 from services.settings import Settings
+from services.wiring import open_state
+from streaming.impressions import KIND, Told, encode, scheme_of
 
 pytestmark = pytest.mark.slow
 ASKED = 600
@@ -61,10 +75,21 @@ def test_sampled_decisions_recompute_bit_for_bit(tmp_path: Path) -> None:
     ]
     diversity = Diversity(mmr=1.0, coverage=0.5, by="genre")
     exploration = Exploration(0.5, [Segment("hour < 6", 0.1)])
-    live = surface(policies=policies, exploration=exploration, logging=Logging(0.5), rules=rules, diversity=diversity)
+    live = surface(
+        policies=policies,
+        exploration=exploration,
+        logging=Logging(0.5),
+        rules=rules,
+        diversity=diversity,
+        fairness=Fairness(impression_variance=ImpressionVariance("religion", ["north", "south"], "device")),
+    )
     other = surface(surface="side", policies=policies, live="popular", logging=Logging(1.0), rules=rules[1:3])
     plain = surface(surface="plain", policies=policies, live="given_order", logging=Logging(1.0))
     settings = installed(tmp_path, [live, other, plain])
+    boosts = np.linspace(-0.3, 0.3, 30, dtype="<f4")
+    items = [f"i{i}" for i in range(10)]
+    told = Told(scheme_of(live), 1, time.time(), 1, items, [1] * 10, boosts=boosts.tobytes())
+    open_state(settings).put([(KIND, "home", encode(told))])
     with serving(settings) as server, server.client() as client:
         items = [
             {
@@ -85,7 +110,16 @@ def test_sampled_decisions_recompute_bit_for_bit(tmp_path: Path) -> None:
     assert len(sampled) > 0.5 * ASKED
     assert {decision.surface for decision in sampled} == {"home", "side", "plain"}
     acted = {name for decision in sampled for name in decision.acted}
-    assert acted >= {"filter", "cap:creator", "quota:genre=rock", "spacing:genre", "pin:1", "mmr", "coverage"}
+    assert acted >= {
+        "filter",
+        "cap:creator",
+        "quota:genre=rock",
+        "spacing:genre",
+        "pin:1",
+        "mmr",
+        "coverage",
+        "impression_variance",
+    }
     assert any(decision.relaxed for decision in sampled)
     assert recomputed(settings) == (len(sampled), 0)
 

@@ -15,6 +15,7 @@ from policies.surface import (
     Exposure,
     Fairness,
     Frequency,
+    ImpressionVariance,
     Logging,
     PolicySpec,
     Prefix,
@@ -22,6 +23,7 @@ from policies.surface import (
     Rule,
     Seen,
     Segment,
+    Surface,
 )
 from policies.types import F64
 from services.keys import KEY_BYTES
@@ -29,6 +31,8 @@ from services.scoring.wire import DecisionAnswer
 from services.settings import Settings
 from services.wiring import open_derived, open_state
 from streaming.events import Decision, unit_hash
+from streaming.impressions import KIND, Told, scheme_of
+from streaming.impressions import encode as encoded
 from streaming.index import id_hash
 from streaming.partition import partition_of
 from streaming.ports import Mark
@@ -36,6 +40,8 @@ from streaming.shown import shown_key, window_names, with_decision
 
 pytestmark = pytest.mark.slow
 DECISIONS, BATCH, N, SLOTS = 20_480, 256, 12, 4
+FAIR = ("exposure", "impression_variance")
+UNSEEN = ImpressionVariance("religion", ["north", "south"], "device")  # an attribute that the service is never told
 IDS = [f"item-{i:02d}" for i in range(N)]
 WINDOW = 30 * 86_400
 RULES = [
@@ -67,12 +73,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answers, list[Decisi
         logging=Logging(1.0),
         rules=RULES,
         diversity=Diversity(mmr=0.5, coverage=0.3, by="genre"),
-        fairness=Fairness(Exposure("creator", window="1d"), Prefix("genre", {"jazz": 0.25})),
+        fairness=Fairness(Exposure("creator", window="1d"), Prefix("genre", {"jazz": 0.25}), UNSEEN),
     )
     answers: Answers = {}
     settings = installed(folder, [made], examples=30)
     put(settings)
     shown_before(settings)
+    open_state(settings).put([(KIND, "home", encoded(released(made)))])
     with serving(settings) as server, server.client() as client:
         for start in range(0, DECISIONS, BATCH):
             if start == 5 * BATCH:
@@ -82,6 +89,12 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answers, list[Decisi
             for one in msgspec.convert(response.json()["responses"], list[DecisionAnswer]):
                 answers[one.decision_id] = one
     return answers, decisions(folder)
+
+
+def released(made: Surface) -> Told:
+    """What an aggregator would have released: other boosts for people on ios than for those on the web."""
+    boosts = np.random.default_rng(6).uniform(-0.4, 0.4, (N, 3)).astype("<f4")
+    return Told(scheme_of(made), 1, time.time(), 1, IDS, [1] * N, boosts=boosts.tobytes())
 
 
 def shown_before(settings: Settings) -> None:
@@ -206,7 +219,7 @@ def test_rules_are_kept_or_said_to_be_relaxed(told: tuple[Answers, list[Decision
         assert "spacing:creator" in record.relaxed or min(apart, default=9) >= 3
         assert set(record.skipped) <= {"exposure"}  # until the first reading
     acted = {name for record in told[1] for name in record.acted}
-    assert acted >= {"filter", "seen", "frequency:item", "spacing:creator", "one-each", "mmr", "coverage", "exposure"}
+    assert acted >= {"filter", "seen", "frequency:item", "spacing:creator", "one-each", "mmr", "coverage", *FAIR}
     assert sum(bool(record.relaxed) for record in told[1]) > 0
 
 
