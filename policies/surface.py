@@ -166,7 +166,7 @@ class Diversity(Struct, frozen=True, forbid_unknown_fields=True):
 class Exposure(Struct, frozen=True, forbid_unknown_fields=True):
     """What groups of items are owed over many requests, see `policies/reranking/exposure.py`.
 
-    by         attribute of the catalogue or item feature whose values are the groups
+    by         attribute of the catalogue or item feature whose values are the groups; `item`: every item by itself
     target     equal, merit, or group → share; groups that a mapping does not name are owed nothing
     objective  rewards that merit is measured in; default: the surface's first objective
     window     what is owed leaks over it

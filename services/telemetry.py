@@ -90,6 +90,9 @@ METRICS = {
     "impression_distance_share": Metric(
         "gauge", ("surface",), "Mean distance of who sees an item from who could have, from noisy counts"
     ),
+    "exposure_disparity_share": Metric(
+        "gauge", ("surface",), "Half of what all groups of items are owed or owe, as a share of the window's looks"
+    ),
     "objective_value": Metric("gauge", ("surface", "objective", "policy", "arm"), "Mean reward of a slot"),
     "constraint_multiplier": Metric("gauge", ("surface", "policy", "objective"), "Multiplier of a constraint"),
     "spool_bytes": Metric("gauge", (), "Bytes in this host's spools that the log has not acknowledged"),

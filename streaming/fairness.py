@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from policies.errors import Rejected
+from policies.reranking.exposure import EACH
 from policies.reranking.impression_variance import Privacy
 from policies.surface import Category, Exposure, Feature, ImpressionVariance, Prefix, Surface, Vector, seconds
 from streaming.documents import Path
@@ -29,6 +30,8 @@ def faults(surface: Surface) -> Iterator[Fault]:
 
 def _exposure(path: Path, exposure: Exposure, surface: Surface) -> Iterator[Fault]:
     yield from _by(path, exposure.by, surface.features.items)
+    if exposure.by == EACH and EACH in surface.features.items:
+        yield (*path, "by"), f"{EACH} is a feature, and means every item by itself", "another name for the feature"
     if isinstance(exposure.target, dict):
         yield from _shares((*path, "target"), exposure.by, exposure.target, surface.features.items)
         if not any(exposure.target.values()):

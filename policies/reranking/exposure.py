@@ -9,6 +9,7 @@
 
 Looks are counted from the log, so a worker sees them a sync late; with K · (looks per sync) = gain < 1 a boost cannot make
 up for more than is owed before it is seen to have worked. A boost is one number for a group: nothing of one person enters it.
+Every item can be a group of its own (`EACH`); a decision then tells of an even sample of its candidates, which stand for all.
 
 Targets   equal: each group the same; given: as told; merit: ∝ Σ r/p over the slots that showed the group, its reward had all
           candidates been shown evenly. Propensities are positive for every candidate (the floor), and a boost cancels in r/p.
@@ -19,6 +20,7 @@ Sources   Singh & Joachims, KDD 2018 (exposure); Morik et al., SIGIR 2020 (a con
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 
 import numpy as np
 from msgspec import Struct
@@ -29,6 +31,8 @@ from policies.reranking.within import NO_VECTORS, Constraint, Op
 from policies.types import F32, F64, I64, Slate
 
 SOURCE = "exposure"  # of boosts, in explanations, records and metrics
+EACH = "item"  # by: every item is a group of its own
+SAMPLED = 16  # candidates that a decision tells of, where there are more and each is a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +76,9 @@ def stepped(law: Law, state: Owed, entitled: F64, delivered: F64, seconds: float
     return Owed(owed, leak * state.looks + float(delivered.sum()), leak * state.syncs + float(delivered.any()))
 
 
-def widened(state: Owed, groups: int) -> Owed:
-    """The same for more groups: nothing is owed to those that are new."""
-    more = groups - len(state.owed)
-    return state if more == 0 else Owed(np.append(state.owed, np.zeros(more)), state.looks, state.syncs)
+def regrouped(state: Owed, rows: I64) -> Owed:
+    """The same for other groups, rows (G',): places of before, −1 of those that are new, to which nothing is owed."""
+    return Owed(np.append(state.owed, 0.0)[rows], state.looks, state.syncs)
 
 
 @compiled
@@ -147,6 +150,7 @@ class Fair(Struct, frozen=True, eq=False):
 
     codes (n,)  group of each candidate, −1 of none;   groups  names (G,)
     boosts (G,) in interquartile ranges;   shares (G,) targets;   positions  see `looks_of`
+    each        the groups are the candidates themselves
     """
 
     codes: I64
@@ -154,6 +158,7 @@ class Fair(Struct, frozen=True, eq=False):
     boosts: F64
     shares: F64
     positions: tuple[float, ...] = ()
+    each: bool = False
 
     def acting(self, scores: F32) -> Acting:
         """As it acts on scores (n, m), alone."""
@@ -175,6 +180,18 @@ def prefixes(by: str, least: Mapping[str, float], most: Mapping[str, float]) -> 
     return [
         (f"prefix:{by}{sign}{group}", op, group, share) for sign, op, shares in asked for group, share in shares.items()
     ]
+
+
+def sampled(candidates: int, decision_id: str, shown: I64) -> tuple[I64, F64]:
+    """(rows, weights) of what a decision tells of, ascending: an even sample of its candidates by the hash of its id, each for
+    candidates / SAMPLED of them, and those that were shown, for nobody (0) unless they are in it. So sums over decisions are
+    unbiased for every item."""
+    if candidates <= SAMPLED:
+        return np.arange(candidates), np.ones(candidates)
+    seed = int.from_bytes(blake2b(decision_id.encode(), digest_size=8, person=b"exposed").digest(), "little")
+    chosen = np.random.default_rng(seed).choice(candidates, SAMPLED, replace=False)
+    rows = np.union1d(chosen, shown).astype(np.int64)
+    return rows, np.isin(rows, chosen).astype(np.float64) * (candidates / SAMPLED)
 
 
 def prefix_constraints(

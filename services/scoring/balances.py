@@ -1,16 +1,18 @@
 """What groups of items are owed, as one worker knows it: shards count looks, a thread reads them every sync.
 
 Every worker runs the same law over the same counters (`policies.reranking.exposure`); they differ by the moment they read, and
-after a start until the window has passed. What was delivered before a worker's first reading is not owed to anybody. A
+after a start until the window has passed. So many groups are kept; one that nobody has asked for in `GRACE_SYNCS` gives way to one
+that is new. What was delivered before a worker's first reading is not owed to anybody. A
 store that is away leaves the last boosts in force for a while; then nothing is boosted, and decisions say so.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from policies.reranking.exposure import Law, Owed, boosts, stepped, widened
+from policies.reranking.exposure import EACH, Law, Owed, boosts, regrouped, stepped
 from policies.surface import Exposure, seconds
 from policies.types import F64, I64
 from streaming.derived import counter_name
@@ -19,29 +21,51 @@ from streaming.ports import Counters
 
 MOST_ASKED = 1_024  # sets of groups whose places are remembered
 Balance = tuple[F64, F64]  # boosts in interquartile ranges and targets, (G,) each
-MOST_GROUPS = 256  # of a surface: labels of a metric, and three counters each; more are never boosted
+Placed = tuple[I64, F64 | None]  # places (G,), and targets where worth has no part in them
+MOST_GROUPS = 256  # of a surface: labels of a metric, and three counters each; more are not boosted
+MOST_ITEMS = 2_048  # of a surface where every item is a group: their counters alone, read in bulk
+GRACE_SYNCS = 600
+NAMES = 10_000  # in one read of counters
+
+
+class _Read(NamedTuple):
+    """Groups → places in arrays (G + 1,), whose last is of all others; replaced whole by the thread that reads, and with it
+    what is remembered of sets of groups."""
+
+    places: Mapping[str, int]
+    boosts: F64
+    worth: F64
+    placed: dict[tuple[str, ...], Placed]
 
 
 @dataclass(slots=True)
 class _Kept:
-    """Of one surface: groups in the order they were met, and their counters as of the last reading.
-
-    worth, boosts  by a group's place; zeros for those that are new, and for those that there is no place for, which is −1
-    asked          groups of a request → their places, and their targets where these do not change
-    """
+    """Of one surface: when each group was last asked for, in syncs, and counters as of the last reading."""
 
     exposure: Exposure
-    groups: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    syncs: int = 0
+    known: _Read = field(default_factory=lambda: _Read({}, np.zeros(1), np.zeros(1), {}))
     read: F64 = field(default_factory=lambda: np.zeros((0, len(READ))))
-    worth: F64 = field(default_factory=lambda: np.zeros(MOST_GROUPS + 1))
     state: Owed = field(default_factory=lambda: Owed(np.zeros(0)))
     read_at: float = float("-inf")
-    boosts: F64 = field(default_factory=lambda: np.zeros(MOST_GROUPS + 1))
-    asked: dict[tuple[str, ...], tuple[I64, F64 | None]] = field(default_factory=dict)
 
     @property
     def law(self) -> Law:
         return Law(self.exposure.gain, self.exposure.most, seconds(self.exposure.window))
+
+    def groups(self) -> list[str]:
+        """Those to read now: known ones first, in their order, then new ones, as far as there is room."""
+        most = MOST_ITEMS if self.exposure.by == EACH else MOST_GROUPS
+        asked, before = dict(self.asked), self.known.places
+        new = [group for group in asked if group not in before]
+        stay = list(before)
+        if len(stay) + len(new) > most:
+            stay = [group for group in stay if asked.get(group, 0) >= self.syncs - GRACE_SYNCS]
+        found = [*stay, *new][:most]
+        for group in asked.keys() - set(found):
+            self.asked.pop(group, None)  # asked for again, it is new again
+        return found
 
 
 class Balances:
@@ -60,58 +84,61 @@ class Balances:
             kept = self._kept[surface] = _Kept(exposure)
 
         def balance(groups: Sequence[str]) -> Balance | None:
-            places, targets = _places(kept, tuple(groups))
+            kept.asked.update(dict.fromkeys(groups, kept.syncs))
             if clock() - kept.read_at >= self._stale:
                 return None
-            return kept.boosts[places], shares_of(exposure, groups, kept.worth[places]) if targets is None else targets
+            known = kept.known
+            places, targets = _placed(exposure, known, groups)
+            return known.boosts[places], shares_of(
+                exposure, groups, known.worth[places]
+            ) if targets is None else targets
 
         return balance
 
     def refresh(self, counters: Counters, now: float) -> None:
         """Read all counters and step. `now`: seconds that never go back. Raises Unavailable, and nothing has changed."""
         for surface, kept in list(self._kept.items()):
-            groups = list(kept.groups)
-            by = kept.exposure.by
+            kept.syncs += 1
+            groups, by = kept.groups(), kept.exposure.by
             wanted = [
                 counter_name(self._tenant, surface, "exposure", by, g, measure) for g in groups for measure in READ
             ]
-            read = np.array(counters.read(wanted) if wanted else [], np.float64).reshape(-1, len(READ))
-            known = len(kept.read)
-            moved = np.zeros_like(read)  # of groups that are new here, nothing is known to have moved
-            moved[:known] = read[:known] - kept.read
-            looks = read[:known, :2]  # those of a store that forgot begin again at 0; a retraction takes back less
-            began_again = (looks < kept.read[:, :2] / 2).any(axis=1)
-            moved[:known][began_again] = 0.0
+            values = [v for at in range(0, len(wanted), NAMES) for v in counters.read(wanted[at : at + NAMES])]
+            read = np.array(values, np.float64).reshape(-1, len(READ))
+            rows = np.array([kept.known.places.get(group, -1) for group in groups], np.int64)
+            before = np.vstack([kept.read, np.zeros((1, len(READ)))])[rows]
+            looks = read[:, :2]  # those of a store that forgot begin again at 0; a retraction takes back less
+            unmoved = (rows < 0) | (looks < before[:, :2] / 2).any(axis=1)  # of new groups nothing is known
+            moved = np.where(unmoved[:, None], 0.0, read - before)
             since = min(now - kept.read_at, kept.law.window)
-            kept.state = stepped(kept.law, widened(kept.state, len(groups)), moved[:, 1], moved[:, 0], since)
-            kept.worth = _padded(read[:, 2])
-            kept.boosts = _padded(boosts(kept.law, kept.state))
+            kept.state = stepped(kept.law, regrouped(kept.state, rows), moved[:, 1], moved[:, 0], since)
+            places = {group: place for place, group in enumerate(groups)}
+            kept.known = _Read(places, np.append(boosts(kept.law, kept.state), 0.0), np.append(read[:, 2], 0.0), {})
             kept.read, kept.read_at = read, now
 
     def deficits(self) -> Iterator[tuple[str, str, float]]:
-        """(surface, group, what it is owed as a share of the window's looks)."""
+        """(surface, group, what it is owed as a share of the window's looks), but for items by themselves: too many to name."""
         for surface, kept in list(self._kept.items()):
-            for group, share in zip(list(kept.groups), kept.state.shares.tolist(), strict=False):
-                yield surface, group, share
+            if kept.exposure.by != EACH:
+                for group, share in zip(kept.known.places, kept.state.shares.tolist(), strict=True):
+                    yield surface, group, share
+
+    def disparities(self) -> Iterator[tuple[str, float]]:
+        """(surface, ½ Σ of what groups are owed or owe, as a share of the window's looks)."""
+        for surface, kept in list(self._kept.items()):
+            yield surface, float(abs(kept.state.shares).sum() / 2)
 
 
-def _places(kept: _Kept, groups: tuple[str, ...]) -> tuple[I64, F64 | None]:
-    """(places (G,), their targets where worth has no part in them) of groups; those that are new get one, while there are any."""
-    found = kept.asked.get(groups)
+def _placed(exposure: Exposure, known: _Read, groups: Sequence[str]) -> Placed:
+    """Of groups, remembered until the next reading; of items by themselves every request has others."""
+    key = () if exposure.by == EACH else tuple(groups)
+    found = known.placed.get(key) if key else None
     if found is None:
-        for group in groups:
-            if group not in kept.groups and len(kept.groups) < MOST_GROUPS:
-                kept.groups[group] = len(kept.groups)
-        if len(kept.asked) >= MOST_ASKED:
-            kept.asked.clear()
-        places = np.array([kept.groups.get(group, -1) for group in groups], np.int64)
-        found = places, None if kept.exposure.target == "merit" else shares_of(kept.exposure, groups, None)
-        kept.asked[groups] = found
+        places = np.fromiter((known.places.get(group, -1) for group in groups), np.int64, len(groups))
+        found = places, None if exposure.target == "merit" else shares_of(exposure, groups, None)
+        if key and len(known.placed) < MOST_ASKED:
+            known.placed[key] = found
     return found
-
-
-def _padded(values: F64) -> F64:
-    return np.append(values, np.zeros(MOST_GROUPS + 1 - len(values)))
 
 
 def shares_of(exposure: Exposure, groups: Sequence[str], worth: F64 | None) -> F64:

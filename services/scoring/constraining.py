@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from policies.reranking.exposure import prefix_limits, prefixes
+from policies.reranking.exposure import EACH, prefix_limits, prefixes
 from policies.reranking.rules import OF_KEY, Named, limits_of
 from policies.reranking.rules_fast import gathered, screened
 from policies.reranking.within import OPS, Lines, Op
@@ -153,7 +153,7 @@ class Constraining:
     def __init__(self, surface: Surface, soft: Sequence[Named]) -> None:
         self._lines = [*map(_line, soft), *_prefix_lines(surface)]
         exposure = surface.fairness.exposure
-        beside = [surface.diversity.by, exposure.by if exposure else None]
+        beside = [surface.diversity.by, exposure.by if exposure and exposure.by != EACH else None]
         self._lookup = _Lookup([*(line.of for line in self._lines), *beside])
         self.names = self._lookup.names
         self._always = np.array([*(line.always for line in self._lines), True, True], bool)

@@ -16,7 +16,7 @@ from policies.bundle import item_inputs, item_rows
 from policies.errors import Rejected
 from policies.experiments.assignment import Choice
 from policies.reranking.acting import NOTHING_ACTS, Acting, Ready
-from policies.reranking.exposure import Fair
+from policies.reranking.exposure import Fair, sampled
 from policies.reranking.within import ACTED, PASSED_OVER, Within
 from policies.slate import draw, uniforms
 from policies.types import F32, F64, I64, Arrays, DrawSettings, Mask, Slate
@@ -277,15 +277,23 @@ def record_of(
         relaxed=dict(drawn.relaxed),
         skipped=dict(drawn.acting.skipped),
         interleaved=drawn.interleaved,
-        exposed=None if query.ruled is None or query.ruled.fair is None else _exposed(query.ruled.fair, slate),
+        exposed=None
+        if query.ruled is None or query.ruled.fair is None
+        else _exposed(query.ruled.fair, slate, answer.decision_id),
     )
 
 
-def _exposed(fair: Fair, slate: Slate) -> Exposed | None:
+def _exposed(fair: Fair, slate: Slate, decision_id: str) -> Exposed | None:
     if not fair.groups:
         return None
     delivered, entitled, drawn, of = fair.delivered(slate)
-    return Exposed(tuple(fair.groups), *(tuple(x.tolist()) for x in (delivered, entitled, drawn, of)))
+    groups = fair.groups
+    if fair.each:
+        rows, weights = sampled(len(groups), decision_id, of)
+        groups = [groups[row] for row in rows.tolist()]
+        delivered, entitled, drawn = weights * delivered[rows], weights * entitled[rows], drawn[rows]
+        of = np.searchsorted(rows, of)
+    return Exposed(tuple(groups), *(tuple(x.tolist()) for x in (delivered, entitled, drawn, of)))
 
 
 def acted(drawn: Drawn, ruled: Ruled) -> list[str]:

@@ -15,7 +15,7 @@ from policies.compiling import plain
 from policies.errors import Rejected
 from policies.reranking.acting import NOTHING_ACTS, Acting, scaled
 from policies.reranking.diversity import Diverse
-from policies.reranking.exposure import SOURCE, Fair
+from policies.reranking.exposure import EACH, SOURCE, Fair
 from policies.reranking.expressions import Condition
 from policies.reranking.impression_variance import SOURCE as VARIANCE
 from policies.reranking.impression_variance import Lifts
@@ -165,7 +165,9 @@ class Ruler:
         """What acts on the draw: n candidates with catalogue rows (n,), encoded items (n, d). Raises Rejected."""
         away = dict(skipped)
         found = self._constraining.gather(ids, rows, given, slots, catalogue, shown, away)
-        fair = None if self.exposure is None else self._fair(self.exposure, found.groups, given, catalogue, shown, away)
+        fair = None
+        if self.exposure is not None:
+            fair = self._fair(self.exposure, ids, found.groups, given, catalogue, shown, away)
         lifts = self._lifts(request, ids, lifting, away) if self._surface.fairness.impression_variance else None
         segment, share = "", None
         for condition, cap in self._segments:
@@ -186,19 +188,25 @@ class Ruler:
     def _fair(
         self,
         exposure: Exposure,
+        ids: Sequence[str],
         kinds: I64,
         given: Given,
         catalogue: Catalogue,
         shown: Shown | None,
         away: dict[str, str],
     ) -> Fair:
-        codes, numbers = numbered(kinds)
-        groups = catalogue.kinds.called(exposure.by, numbers, kinds, given)
+        each = exposure.by == EACH
+        groups: Sequence[str]
+        if each:
+            codes, groups = np.arange(len(ids)), ids
+        else:
+            codes, numbers = numbered(kinds)
+            groups = catalogue.kinds.called(exposure.by, numbers, kinds, given)
         balance = None if shown is None or shown.balance is None else shown.balance(groups)
         if balance is None:
             away[SOURCE] = "what was delivered before is not known"
             balance = np.zeros(len(groups)), shares_of(exposure, groups, None)
-        return Fair(codes, groups, *balance, tuple(exposure.positions))
+        return Fair(codes, groups, *balance, tuple(exposure.positions), each)
 
     def _lifts(
         self, request: DecisionRequest, ids: Sequence[str], lifting: Lifting | None, away: dict[str, str]

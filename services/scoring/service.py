@@ -468,6 +468,8 @@ class Scoring:
         self.exposures.refresh(self.clock(), at_once=bool(expected))
         for surface, group, share in self.exposures.balances.deficits():
             self.telemetry.set("exposure_deficit_share", surface, group, value=share)
+        for surface, share in self.exposures.balances.disparities():
+            self.telemetry.set("exposure_disparity_share", surface, value=share)
 
     def swap(self, live: Live) -> None:
         """Serve from a value; on the event loop."""

@@ -17,8 +17,9 @@ from policies.reranking.exposure import (
     entitled,
     looks_of,
     prefix_constraints,
+    regrouped,
+    sampled,
     stepped,
-    widened,
 )
 from policies.reranking.within import PASSED_OVER, stacked
 from policies.slate import draw
@@ -59,7 +60,23 @@ def test_what_is_owed_leaks_grows_and_stands_still_at_the_clip() -> None:
     back = stepped(LAW, clipped, np.array([50.0, 50.0]), np.array([0.0, 100.0]), 1.0)
     assert back.owed == pytest.approx(math.exp(-0.01) * clipped.owed + [50.0, -50.0])
     assert stepped(LAW, clipped, np.zeros(2), np.zeros(2), 1.0).per_sync == pytest.approx(100.0)  # nobody came
-    assert widened(state, 3).owed[2] == 0.0
+    assert regrouped(state, np.array([1, -1, 0])).owed.tolist() == [state.owed[1], 0.0, state.owed[0]]
+
+
+def test_a_sample_of_candidates_stands_for_all_of_them() -> None:
+    """Over many decisions each candidate is told of once a decision (4 standard errors); what was shown always is."""
+    candidates, decisions, shown = 40, 2_000, np.array([7, 3])
+    told = np.zeros(candidates)
+    for i in range(decisions):
+        rows, weights = sampled(candidates, f"d{i}", shown)
+        assert {3, 7} <= set(rows.tolist())
+        assert rows.tolist() == sorted(rows.tolist())
+        assert weights.sum() == pytest.approx(candidates)
+        told[rows] += weights
+    error = math.sqrt((candidates / 16 - 1) / decisions)
+    assert abs(told / decisions - 1).max() < 4 * error
+    rows, weights = sampled(9, "d", shown)
+    assert (rows.tolist(), weights.tolist()) == (list(range(9)), [1.0] * 9)
 
 
 def test_the_loop_settles_with_a_sync_of_delay_and_does_not_without_the_bound() -> None:

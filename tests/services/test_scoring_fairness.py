@@ -9,16 +9,20 @@ from scoring_setup import decisions, in_memory, surface
 
 from policies import bundle as bundling
 from policies.errors import Rejected
+from policies.reranking import exposure as exposing
 from policies.surface import Exposure, Fairness, Logging, Prefix, Surface
+from services.keys import KEY_BYTES
+from services.scoring import balances
 from services.scoring.service import Scoring
 from services.scoring.wire import DecisionAnswer, Item, encode
+from streaming.adapters.memory_tables import MemoryCounters
 from streaming.configuration import ConfigInvalid, compile_surface, parse
 from streaming.derived import Derived
 from streaming.events import Decision
 from streaming.events import encode as encoded
 from streaming.join import Touched
 from streaming.joined import Join, Terms, read_drawn
-from streaming.ports import Versioned
+from streaming.ports import Mark, Versioned
 from streaming.replay import recompute
 from tests.services.test_scoring_rules import Told
 
@@ -106,6 +110,76 @@ def test_what_is_owed_is_made_up_for(tmp_path: Path) -> None:
     assert (record.acted, record.skipped) == (["exposure"], {})
     slate = recompute(record, bundling.read(record.bundle, scoring._follower._bundles.get))
     assert slate.propensities.tolist() == record.propensities
+
+
+def test_every_item_gets_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop with `by: item`: a decision tells of an even sample of its candidates, and the sums are those of all."""
+    monkeypatch.setattr(exposing, "SAMPLED", 6)
+    for name in ("server.key", "salt.default"):  # fixed: the same draws in every run
+        (tmp_path / name).write_bytes(bytes(KEY_BYTES))
+    told, made = Told(), written(Exposure("item", window="1h", gain=0.9, positions=[1.0]))
+    scoring, shard, seen, got = fair(tmp_path, told, made), Shard(made), 0, []
+    names = [
+        f"default/home/exposure/item/{item}/{what}"
+        for item in IDS
+        for what in ("delivered", "entitled", "drawn", "worth")
+    ]
+    for sync in range(70):
+        for i in range(8):
+            ask(scoring, i, decision_id=f"own-{sync}-{i}")
+        new = decisions(tmp_path)[seen:]
+        seen += len(new)
+        delivered = np.zeros(len(IDS))
+        for record in new:
+            assert record.sample is not None
+            assert record.exposed is not None
+            assert set(record.slate) <= set(record.exposed.groups)
+            assert len(record.exposed.groups) <= 6 + len(record.slate)
+            assert [record.exposed.groups[place] for place in record.exposed.of] == record.slate
+            assert sum(record.exposed.drawn) == len(record.slate)
+            delivered += np.frombuffer(record.sample.distributions).reshape(-1, len(IDS)).sum(axis=0)
+            shard.touch(record, None, 0.0)
+        got.append(delivered / delivered.sum())
+        told.now += 1.0
+        told.write({}, {name: shard.derived.counters.get(name) or 0.0 for name in names})
+        scoring.refresh()
+    first, last = (abs(each - 1 / len(IDS)).sum() / 2 for each in (got[0], np.mean(got[-35:], axis=0)))
+    assert first > 0.3  # uncorrected
+    assert last < 0.3 * first
+    assert scoring.exposures is not None
+    assert list(scoring.exposures.balances.deficits()) == []  # too many to name
+    [(surface_name, share)] = scoring.exposures.balances.disparities()
+    assert surface_name == "home"
+    assert 0 < share < 0.5
+    assert scoring.telemetry.text().decode().count("slatewise_exposure_disparity_share{") == 1
+
+
+def test_groups_are_bounded_and_one_nobody_asks_for_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balances, "MOST_ITEMS", 3)
+    monkeypatch.setattr(balances, "GRACE_SYNCS", 3)
+    counters, of = MemoryCounters(1), balances.Balances("default", 10.0)
+    values = {f"default/home/exposure/item/{item}/entitled": 10.0 * i for i, item in enumerate("abcde")}
+    counters.write(0, Mark(1, 1), values, None)
+    clock = 0.0
+    balance = of.asked("home", Exposure("item"), lambda: clock)
+
+    def synced(*groups: str) -> set[str]:
+        balance(groups)
+        of.refresh(counters, clock)
+        return set(of._kept["home"].known.places)
+
+    assert synced("a", "b", "c") == {"a", "b", "c"}
+    assert synced("d") == {"a", "b", "c"}  # no room yet
+    assert synced("d", "a") == {"a", "b", "c"}
+    assert synced("d", "a") == {"a", "d"}  # the others were last asked for four syncs ago
+    assert synced("e") == {"a", "d", "e"}
+    assert set(of._kept["home"].asked) <= {"a", "d", "e"}
+    counters.write(0, Mark(1, 2), values | {"default/home/exposure/item/d/entitled": 70.0}, None)
+    synced("a", "d")
+    found = balance(["d", "a", "never met"])
+    assert found is not None
+    assert found[0][0] > 0  # what was delivered and owed before it was met is owed to nobody
+    assert found[0][1:].tolist() == [0.0, 0.0]
 
 
 def test_boosts_are_nobodys_own(tmp_path: Path) -> None:
@@ -219,6 +293,7 @@ def test_prefixes_hold_in_what_is_served(tmp_path: Path) -> None:
         ("exposure: {by: g, target: {a: 0}}", "fairness.exposure.target", "no group has a share"),
         ("exposure: {by: genre, target: {jaz: 1}}", "fairness.exposure.target.jaz", "genre has no value 'jaz'; did you mean 'jazz'?"),
         ("exposure: {by: look}", "fairness.exposure.by", "look is a vector"),
+        ("exposure: {by: item}", "fairness.exposure.by", "item is a feature"),
         ("exposure: {by: g, target: merit}", "fairness.exposure.target", "merit of a surface without objectives"),
         ("exposure: {by: g, objective: click}", "fairness.exposure.objective", "no objective 'click'"),
         ("exposure: {by: g, positions: [0.5, 1]}", "fairness.exposure.positions", "looks [0.5, 1"),
@@ -228,7 +303,7 @@ def test_prefixes_hold_in_what_is_served(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(written: str, path: str, message: str) -> None:
-    items = "{genre: {type: category, values: [jazz, rock]}, look: {type: vector, size: 2}}"
+    items = "{genre: {type: category, values: [jazz, rock]}, look: {type: vector, size: 2}, item: {type: bool}}"
     with pytest.raises(ConfigInvalid) as error:
         parse(f"surface: home\nfeatures:\n  items: {items}\nfairness:\n  {written}\n", "home.yaml")
     assert [(one.path, one.line) for one in error.value.mistakes] == [(path, 5)]
