@@ -183,15 +183,19 @@ def prefixes(by: str, least: Mapping[str, float], most: Mapping[str, float]) -> 
 
 
 def sampled(candidates: int, decision_id: str, shown: I64) -> tuple[I64, F64]:
-    """(rows, weights) of what a decision tells of, ascending: an even sample of its candidates by the hash of its id, each for
-    candidates / SAMPLED of them, and those that were shown, for nobody (0) unless they are in it. So sums over decisions are
-    unbiased for every item."""
+    """(rows, weights) of what a decision tells of, ascending: a systematic sample of its candidates from a start by the hash of its
+    id, each row as likely and for candidates / SAMPLED of them, and those that were shown, for nobody (0) unless they are in it. So
+    sums over decisions are unbiased for every item."""
     if candidates <= SAMPLED:
         return np.arange(candidates), np.ones(candidates)
-    seed = int.from_bytes(blake2b(decision_id.encode(), digest_size=8, person=b"exposed").digest(), "little")
-    chosen = np.random.default_rng(seed).choice(candidates, SAMPLED, replace=False)
-    rows = np.union1d(chosen, shown).astype(np.int64)
-    return rows, np.isin(rows, chosen).astype(np.float64) * (candidates / SAMPLED)
+    digest = blake2b(decision_id.encode(), digest_size=8, person=b"exposed").digest()
+    start = (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+    chosen = np.zeros(candidates, bool)
+    chosen[((np.arange(SAMPLED) + start) * (candidates / SAMPLED)).astype(np.int64)] = True
+    told = chosen.copy()
+    told[shown] = True
+    rows = np.flatnonzero(told)
+    return rows, chosen[rows] * (candidates / SAMPLED)
 
 
 def prefix_constraints(
