@@ -62,10 +62,7 @@ class _Kept:
         stay = list(before)
         if len(stay) + len(new) > most:
             stay = [group for group in stay if asked.get(group, 0) >= self.syncs - GRACE_SYNCS]
-        found = [*stay, *new][:most]
-        for group in asked.keys() - set(found):
-            self.asked.pop(group, None)  # asked for again, it is new again
-        return found
+        return [*stay, *new][:most]
 
 
 class Balances:
@@ -89,16 +86,15 @@ class Balances:
                 return None
             known = kept.known
             places, targets = _placed(exposure, known, groups)
-            return known.boosts[places], shares_of(
-                exposure, groups, known.worth[places]
-            ) if targets is None else targets
+            if targets is None:
+                targets = shares_of(exposure, groups, known.worth[places])
+            return known.boosts[places], targets
 
         return balance
 
     def refresh(self, counters: Counters, now: float) -> None:
         """Read all counters and step. `now`: seconds that never go back. Raises Unavailable, and nothing has changed."""
         for surface, kept in list(self._kept.items()):
-            kept.syncs += 1
             groups, by = kept.groups(), kept.exposure.by
             wanted = [
                 counter_name(self._tenant, surface, "exposure", by, g, measure) for g in groups for measure in READ
@@ -114,7 +110,10 @@ class Balances:
             kept.state = stepped(kept.law, regrouped(kept.state, rows), moved[:, 1], moved[:, 0], since)
             places = {group: place for place, group in enumerate(groups)}
             kept.known = _Read(places, np.append(boosts(kept.law, kept.state), 0.0), np.append(read[:, 2], 0.0), {})
-            kept.read, kept.read_at = read, now
+            for group in list(kept.asked):
+                if group not in places:
+                    kept.asked.pop(group, None)  # asked for again, it is new again
+            kept.read, kept.read_at, kept.syncs = read, now, kept.syncs + 1
 
     def deficits(self) -> Iterator[tuple[str, str, float]]:
         """(surface, group, what it is owed as a share of the window's looks), but for items by themselves: too many to name."""
