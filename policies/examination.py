@@ -5,7 +5,8 @@
 Learning   an example of slot t is taught as r' = d + (r − d)/e_t with weight w e_t. Its mean is a, so every learner that fits means
            without bias fits attraction; and where the variance of a reward goes with its mean, as of rare clicks, r' varies as
            1/e_t, so weights of e_t are those of least variance. With d = 0 the sums are A += w e_t xxᵀ, b += w r x: slots that
-           are seldom looked at count for less, and no reward is blown up
+           are seldom looked at count for less, and no reward is blown up. It is taught as shown in slot 0, which is what r' is of: a
+           column of its own for every slot would be credited with the items that a policy prefers to show there
 Estimate   from decisions that log their whole distributions, two neighbouring slots at a time. Given the slots before t, i is
            drawn at t with p_t(i), then j at t + 1 with p_{t+1}(j), and
                E[r_t (1 − p_t(i))] / e_t = Σ_a p_t(a) (1 − p_t(a)) a_a = E[r_{t+1} p_t(j) / p_{t+1}(j)] / e_{t+1}
@@ -29,7 +30,7 @@ from policies.types import F64, I64, Changes
 
 GROUPS = 32
 T_975 = 2.0395  # Student's t with 31 degrees of freedom
-SURE = 0.1  # half the interval of log e at which an estimate is fit to be taught by: some 10%
+SURE = 0.2  # half the 95% interval of log e at which an estimate is fit to be taught by: a standard error of 10%
 LEAST = 0.01  # a slot is taken to be looked at that often at least: weights of rewards stay below 100
 
 
@@ -44,6 +45,7 @@ def taught(changes: Changes, examined: F64, defaults: F64) -> Changes:
 
     return replace(
         changes,
+        slots=np.zeros_like(changes.slots),
         weights=changes.weights * e,
         rewards_before=seen(changes.rewards_before, changes.present_before),
         rewards_after=seen(changes.rewards_after, changes.present_after),

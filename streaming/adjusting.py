@@ -82,6 +82,6 @@ def advice(surface: Surface) -> Iterator[str]:
     """What to think about in a surface without mistakes."""
     if surface.examination == "estimated":
         yield (
-            f"examination: estimated from the {surface.logging.sample:.1%} of decisions that are sampled (logging.sample); some "
-            f"3,000 of them with clicks on a slot in three tell every slot to 10%"
+            f"examination: estimated from the {surface.logging.sample:.1%} of decisions that are sampled (logging.sample): some "
+            f"thousands of them, and as many times more as the policy's slates are always the same"
         )

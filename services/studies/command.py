@@ -18,6 +18,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "Eide's simulator: greedy and Thompson slates, flat and hierarchical, cold items.",
     ),
     "delay": ("services.studies.delay", "Late feedback where items come and go: eager, wait and corrected."),
+    "examination": (
+        "services.studies.examination",
+        "How often slots are looked at: estimated beside true, and what learners make of it.",
+    ),
     "fairness": (
         "services.studies.fairness",
         "Impression variance, exposure and creators: before, after, and what it costs.",
