@@ -140,6 +140,7 @@ class Drifting:
         if now < self._next_telling:
             return
         self._next_telling = now + TELL_SECONDS
+        self._follow()
         for compiled in self._current():
             parts = self._parts(compiled.surface.surface)
             self._tell_features(compiled, parts)
@@ -202,6 +203,7 @@ class Drifting:
             return
         digest = publish_surface(state, current.surface)
         state.put([entry(Change(recorded.at, WHO, "adjust", f"surface/{surface}", current.hash, digest))])
+        self._follow()
         log.info("adjusted", extra={"surface": surface, "version": digest})
 
     def _current(self) -> list[Compiled]:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scoring_setup import learned
@@ -11,6 +12,7 @@ from scoring_setup import learned
 from policies.bundle import read as read_bundle
 from policies.errors import Unavailable
 from policies.surface import Category, FeatureSpec, Number, Objective, PolicySpec, Surface
+from services.audit import Audit
 from services.control.drifting import Drifting
 from services.control.readouts import Readouts
 from services.control.together import Together
@@ -18,11 +20,13 @@ from services.exposition import Exposition
 from services.releases import Releases
 from services.telemetry import Telemetry
 from services.trials import Trials
+from streaming import adjusting
 from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryLog, MemoryState
 from streaming.adapters.sqlite_estimates import SqliteEstimates
 from streaming.adapters.sqlite_totals import SqliteTotals
+from streaming.adjusting import Adjustments
 from streaming.configuration import Configs, publish_surface
-from streaming.events import Decision, Feedback, encode
+from streaming.events import Decision, Feedback, Sample, encode
 from streaming.publish import Publisher
 from streaming.replay import first_expected
 from streaming.watching import Watch, read
@@ -44,10 +48,10 @@ WATCH = Watch(block_seconds=5.0, bundle_seconds=1.0, each=1_000, warm=100.0, ref
 class House:
     """A log whose times are said, a bundle that expects dear items to be clicked, and what folds the two."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, surface: Surface = SURFACE) -> None:
         self.now, self.number = START, 0
         self.state, self.log, self.bundles = MemoryState(), MemoryLog(PARTITIONS, lambda: self.now), MemoryBundles()
-        publish_surface(self.state, SURFACE)
+        publish_surface(self.state, surface)
         configs = Configs()
         configs.follow(self.state)
         compiled = configs.current("home")
@@ -106,6 +110,43 @@ class House:
             said = Feedback(decision_id=one.decision_id, unit=unit, at=at, feedback_id="f", kind="click", slot=0)
             self.log.append([(unit.encode(), encode(said))])
 
+    def look(self, rng: np.random.Generator, at: float, examined: float) -> None:
+        """A sampled decision over six items by Plackett-Luce, the second slot looked at so often."""
+        self.number += 1
+        unit, encoder = hashlib.blake2b(b"%d" % rng.integers(500), digest_size=8).hexdigest(), self.compiled.encoder
+        first = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+        row = int(rng.choice(6, p=first))
+        second = np.where(np.arange(6) == row, 0.0, first) / (1 - first[row])
+        rows = [row, int(rng.choice(6, p=second))]
+        one = Decision(
+            decision_id=f"d{self.number}",
+            unit=unit,
+            at=at,
+            surface="home",
+            config=self.compiled.hash,
+            policy="ts",
+            mode="live",
+            bundle=self.bundle.manifest.bundle,
+            slate=["abcdef"[i] for i in rows],
+            slots=[0, 1],
+            rows=rows,
+            propensities=[float(first[rows[0]]), float(second[rows[1]])],
+            remaining=[6, 5],
+            greedy=[0, 0],
+            candidates=list("abcdef"),
+            context=encoder.context({}).tobytes(),
+            shown=encoder.rows([{"price": 1.0 + i} for i in rows], "$").tobytes(),
+            sample=Sample(1.0, np.stack([first, second]).tobytes(), b""),
+        )
+        self.now = at + 0.001
+        self.log.append([(unit.encode(), encode(one))])
+        for slot, chance in enumerate((1.0, examined)):
+            if rng.random() < chance * (0.3 + 0.1 * rows[slot]):
+                said = Feedback(
+                    decision_id=one.decision_id, unit=unit, at=at, feedback_id=f"f{slot}", kind="click", slot=slot
+                )
+                self.log.append([(unit.encode(), encode(said))])
+
     def live(self, seed: int, n: int, clicked: float = 1.0, device: str = "ios", since: float = 0.0) -> None:
         rng = np.random.default_rng(seed)
         for i in range(n):
@@ -121,7 +162,13 @@ class House:
         while self.readouts.turn(self.now):
             pass
 
+    def current(self) -> str:
+        compiled = self.drifting._configs.current("home")
+        assert compiled is not None
+        return compiled.hash
+
     def told(self) -> Exposition:
+        self.drifting._next_telling = 0.0  # as if its time had come
         self.drifting._next_telling = 0.0  # as if its time had come
         self.drifting.tell()
         return Exposition.parse(self.telemetry.text().decode())
@@ -221,3 +268,38 @@ def test_a_bundle_that_is_gone_is_counted_and_asked_for_once(house: House) -> No
     house.settle()
     assert sum(read(state)["home"].unscored for state in house.states()) == 300
     assert house.told().total("residual_drift_ratio") == 0.0
+
+
+def test_examination_is_estimated_recorded_and_taught_from_then_on(tmp_path: Path) -> None:
+    house = House(tmp_path, msgspec.structs.replace(SURFACE, examination="estimated"))
+    before, rng = house.compiled, np.random.default_rng(1)
+    for i in range(100):
+        house.look(rng, START + i / 100, 0.5)
+    house.settle()
+    assert np.isfinite(house.told().total("examined_ratio", slot="1", bound="estimate"))
+    assert house.current() == before.hash  # not sure yet
+    for _ in range(1900):
+        house.look(rng, house.now + 0.01, 0.5)
+    house.settle()
+    told = house.told()
+    low, high = (told.total("examined_ratio", slot="1", bound=bound) for bound in ("low", "high"))
+    assert low < 0.5 < high
+    assert high / low < 1.5
+    after = house.drifting._configs.current("home")
+    assert after is not None
+    assert after.surface.slot_examination == pytest.approx([1.0, 0.5], abs=0.1)
+    assert after.policies["ts"].key != before.policies["ts"].key
+    [change] = Audit(house.state).changes("surface/home")
+    assert (change.who, change.before, change.after) == ("drift", before.hash, after.hash)
+    house.told()
+    assert house.current() == after.hash  # it is no news any more
+
+
+def test_what_was_recorded_before_a_crash_acts_after_it(tmp_path: Path) -> None:
+    house = House(tmp_path, msgspec.structs.replace(SURFACE, examination="estimated"))
+    adjusting.record(house.state, "home", Adjustments(START, examined=[1.0, 0.25]), 0)
+    house.open(house.stored)
+    house.told()
+    compiled = house.drifting._configs.current("home")
+    assert compiled is not None
+    assert compiled.surface.slot_examination == [1.0, 0.25]
