@@ -9,6 +9,7 @@ half-life they were learned under, in sums of their own, which go on taking corr
                 those that know it expect (before there are any, its default), so its mean is as learned; its spread is too
                 narrow until decisions of now outweigh those of then
     features    see `policies.ridge_carrying`
+    resets      an addend from before a reset counts as much as the reset left of it (`discounted`)
     not kept    an addend that knows none of the objectives the policy weighs; sums of another algorithm; of another policy
                 name
 """
@@ -19,7 +20,7 @@ import numpy as np
 
 from policies import forgetting
 from policies.algorithm import Addend, Problem
-from policies.types import F64
+from policies.types import F64, Arrays
 
 
 def places(old: Problem, new: Problem) -> list[int | None]:
@@ -36,6 +37,14 @@ def relevant(problem: Problem, addends: Sequence[Addend]) -> list[Addend]:
 
 def _knows(addend: Addend, problem: Problem, weighed: Sequence[bool]) -> list[bool]:
     return [on and place is not None for on, place in zip(weighed, places(addend.problem, problem), strict=True)]
+
+
+def discounted(arrays: Arrays, factor: float) -> Arrays:
+    """Sums of any algorithm that carries, as addends that count `factor` times as much: their index is moved, which all of them
+    carry and `scaled` reads. A power of two is exact."""
+    if factor == 1.0:
+        return arrays
+    return arrays | {"index": np.asarray(arrays["index"], np.float64) + np.log2(factor)}
 
 
 def index_at(half_life: float, index: float, now: float) -> float:

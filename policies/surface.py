@@ -79,12 +79,16 @@ class Objective(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicySpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """A named policy of a surface. `options` are the algorithm's own, checked against its Config."""
+    """A named policy of a surface. `options` are the algorithm's own, checked against its Config.
+
+    on_drift  what the evidence from before counts once the policy's residuals have drifted: 0.1, a tenth; UNSET: as much as ever
+    """
 
     algorithm: str
     objective: str | None = None  # exactly one of objective, objectives; neither: the surface's first objective
     objectives: dict[str, float] | None = None
     options: dict[str, Any] = {}  # every further key of the YAML mapping lands here, see `streaming.configuration`
+    on_drift: float | UnsetType = UNSET
 
 
 class Segment(Struct, frozen=True, forbid_unknown_fields=True):
@@ -241,6 +245,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     untaught         policies that do not learn from decisions of this version: those of an experiment's other arms
     examination      how often slots are looked at (`policies.examination`): none (not asked), estimated, or of each slot
     examined         what was estimated, of each slot relative to the first: recorded beside the document (`streaming.adjusting`)
+    resets           policy → what each reset so far left of the evidence before it: recorded likewise
 
     What may be UNSET is then left out of the version's hash, which so is what it was before there was such a field.
     """
@@ -271,6 +276,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     ] = []  # policies that do not learn from decisions of this version: those of an experiment's other arms
     examination: Literal["none", "estimated"] | list[float] | UnsetType = UNSET
     examined: list[float] | UnsetType = UNSET
+    resets: dict[str, list[float]] | UnsetType = UNSET
 
     @property
     def horizon_seconds(self) -> float:
@@ -294,6 +300,10 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
         """How often each slot is looked at, as learners are taught by it; None: by no such thing."""
         given = self.examined if self.examination == "estimated" else self.examination
         return given[: self.slots] if isinstance(given, list) and given else None
+
+    def resets_of(self, policy: str) -> tuple[float, ...]:
+        """What each reset of a policy left of the evidence before it."""
+        return () if isinstance(self.resets, UnsetType) else tuple(self.resets.get(policy, ()))
 
     @property
     def objective_names(self) -> tuple[str, ...]:

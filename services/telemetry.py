@@ -148,6 +148,9 @@ METRICS = {
     "residual_mean_value": Metric(
         "gauge", ("surface", "policy", "window"), "Mean of reward less expected reward, first slots: reference, recent"
     ),
+    "drift_resets_total": Metric(
+        "counter", ("surface", "policy"), "Evidence of a policy made to count less, for drift"
+    ),
     "residual_drift_ratio": Metric(
         "gauge", ("surface", "policy"), "Evidence that residuals have moved, over what an alarm takes (logarithms)"
     ),

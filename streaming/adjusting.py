@@ -1,6 +1,7 @@
 """What the service finds out about a surface and acts on, beside what its document says: recorded, so that a replay knows it.
 
     examined   how often slots are looked at, estimated where the document says `examination: estimated`
+    resets     policies whose residuals have drifted, where the document says what is left then of their evidence (`on_drift`)
 
 An adjustment is state, like a release: it survives restarts and edits of the document. It acts through a new version of the
 surface, which every decision made after it names and is taught by; so the sums are a function of the log, and what was
@@ -10,13 +11,14 @@ learned before is an addend (`policies.carrying`). Versions are content: adjusti
 from collections.abc import Iterator
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from policies.registry import ALGORITHMS
-from policies.surface import Surface
+from policies.surface import PolicySpec, Surface
 from streaming.documents import Path
 from streaming.ports import State
 
+LEAST_LEFT = 1e-3
 KIND = "adjustment"  # in the state record, by surface
 Fault = tuple[Path, str, str]
 
@@ -26,6 +28,7 @@ class Adjustments(Struct, frozen=True):
 
     at: float = 0.0
     examined: list[float] = []
+    resets: dict[str, list[float]] = {}
 
 
 def adjustments_on(state: State, surface: str) -> Adjustments:
@@ -43,7 +46,8 @@ def adjusted(surface: Surface, adjustments: Adjustments) -> Surface:
     """The surface with what is recorded in place of what its document may say there."""
     wanted = surface.examination == "estimated" and len(adjustments.examined) >= surface.slots
     examined = adjustments.examined[: surface.slots] if wanted else UNSET
-    return msgspec.structs.replace(surface, examined=examined)
+    resets = {name: found for name, found in sorted(adjustments.resets.items()) if name in surface.policies and found}
+    return msgspec.structs.replace(surface, examined=examined, resets=resets or UNSET)
 
 
 def faults(surface: Surface) -> Iterator[Fault]:
@@ -57,12 +61,26 @@ def faults(surface: Surface) -> Iterator[Fault]:
                 yield ("examination", i), f"a slot that is looked at with probability {chance:g}", "above 0, at most 1"
     if examination == "estimated":
         yield from _unidentified(surface)
+    for name, policy in surface.policies.items():
+        yield from _reset(("policies", name), policy)
     if examination not in (UNSET, "none"):
         for name, policy in surface.policies.items():
             found = ALGORITHMS.get(policy.algorithm)
             if found is not None and "odds" in found.traits:
                 message = f"{policy.algorithm} takes rewards within the range only, and examination divides them"
                 yield ("policies", name, "algorithm"), message, "another algorithm, or examination: none"
+
+
+def _reset(path: Path, policy: PolicySpec) -> Iterator[Fault]:
+    if isinstance(policy.on_drift, UnsetType):
+        return
+    if not LEAST_LEFT <= policy.on_drift < 1:
+        expected = f"what the evidence before counts, from {LEAST_LEFT:g} to below 1"
+        yield (*path, "on_drift"), f"on_drift is {policy.on_drift:g}", expected
+    found = ALGORITHMS.get(policy.algorithm)
+    if found is not None and (found.carry is None or "predicts" not in found.traits):
+        message = f"{policy.algorithm} has no sums that could count less, or predicts no reward that could be missed"
+        yield (*path, "on_drift"), message, "another algorithm, or no on_drift"
 
 
 def _unidentified(surface: Surface) -> Iterator[Fault]:

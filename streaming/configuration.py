@@ -52,13 +52,15 @@ class Since(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
-    """A policy ready to build graphs and learners. `key` names its sums: it changes only with what shapes them."""
+    """A policy ready to build graphs and learners. `key` names its sums: it changes only with what shapes them, and with `resets`
+    (`policies.surface.Surface`), which begin new ones."""
 
     name: str
     algorithm: Algorithm
     config: Config
     problem: Problem
     key: str
+    resets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,9 @@ def _compiled(surface: Surface, digest: str, tenant: str) -> Compiled:
             made, horizon = corrected(made), surface.horizon_seconds
         weights = _weights(surface, spec)
         problem = Problem(encoder, dict(surface.objectives), weights, surface.slots, surface.history, horizon)
-        key = f"{tenant}/{surface.surface}/{name}/{_signature(made, config, surface, encoder)}"
-        policies[name] = CompiledPolicy(name, made, config, problem, key)
+        resets = surface.resets_of(name) if made.carry is not None else ()
+        key = f"{tenant}/{surface.surface}/{name}/{_signature(made, config, surface, encoder, resets)}"
+        policies[name] = CompiledPolicy(name, made, config, problem, key, resets)
     return Compiled(surface, digest, encoder, RewardRule(surface.objectives, surface.credit), policies)
 
 
@@ -150,7 +153,7 @@ def _weights(surface: Surface, policy: PolicySpec) -> dict[str, float]:
     }
 
 
-def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encoder) -> str:
+def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encoder, resets: tuple[float, ...]) -> str:
     """Hash of what shapes the sums. Two versions that share it share what was learned."""
     half_life, examined = getattr(config, "half_life", None), surface.slot_examination
     return content_hash(
@@ -165,6 +168,7 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
             **{name: getattr(config, name) for name in made.shaping},
             # left out where nobody reads it: keys from before it stay what they were
             **({"history": surface.history} if reads_history(made) else {}),
+            **({"resets": resets} if resets else {}),
             **({"examined": examined} if examined is not None and made.learner is not None else {}),
             **({"silence": surface.silence} if surface.silence == "corrected" and "corrects" in made.traits else {}),
         }

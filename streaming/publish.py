@@ -12,6 +12,7 @@ at every publish (`policies.carrying`): configuration never resets learning. The
 the partitions like any other, while the old version goes on serving.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Literal
 
 from policies import bundle as bundling
 from policies.algorithm import Addend, Published
+from policies.carrying import discounted
 from policies.errors import Corrupt, Rejected, Unavailable
 from policies.types import Arrays
 from streaming.configuration import CompiledPolicy, Configs
@@ -183,8 +185,16 @@ def older_sums(configs: Configs, policy: CompiledPolicy, learned: Learned) -> li
     for key, sums in sorted(learned.get(lineage(policy.key), {}).items()):
         older = configs.learned_as(key)
         if key != policy.key and older is not None and older.algorithm.name == policy.algorithm.name:
-            found.append(Addend(older.problem, merged(older, sums)))
+            factor = reset_factor(older.resets, policy.resets)
+            found.append(Addend(older.problem, discounted(merged(older, sums), factor)))
     return found
+
+
+def reset_factor(before: Sequence[float], after: Sequence[float]) -> float:
+    """What is left of evidence that was learned after some resets, once there have been others. Resets that the later version
+    does not know of took nothing from it: it is carried whole."""
+    known = len(before)
+    return math.prod(after[known:]) if tuple(after[:known]) == tuple(before) else 1.0
 
 
 def lineage(key: str) -> str:

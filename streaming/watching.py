@@ -10,7 +10,7 @@
 A residual is out of sample: its bundle was published before the decision. One bundle serves for `bundle_seconds` of decisions,
 and `each` decisions of a policy and page are scored, whichever come first, so scoring costs a bounded share of any traffic.
 A policy's residuals begin anew with its learner key. They begin when its bundles hold `warm` examples: before, it is the model
-that moves. State is by partition and written in one transaction with how far it goes; partitions add up.
+that moves; after a reset for drift, when `outweighs` times as many examples have come as the reset had left. State is by partition and written in one transaction with how far it goes; partitions add up.
 """
 
 import re
@@ -52,6 +52,7 @@ class Watch:
     bundle_seconds: float = 60.0
     each: int = 64
     warm: float = 1_000.0
+    outweighs: float = 2.0
     reference: int = 4_000
     alarm_blocks: float = detector.ALARM_BLOCKS
 
@@ -68,13 +69,18 @@ class Side(Struct, array_like=True):
 
 
 class Residuals(Struct, array_like=True):
-    """Of one policy, as long as its learner `key` is the same. `bundle` predicts decisions until `until`."""
+    """Of one policy, as long as its learner `key` is the same. `bundle` predicts decisions until `until`.
+
+    resets     of the policy when this began;   waits: examples to be seen first, −1: not known yet
+    """
 
     key: str
     bundle: str = ""
     until: float = 0.0
     reference: Sums = []
     blocks: dict[int, Sums] = {}
+    resets: int = 0
+    waits: float = 0.0
 
 
 class OfSurface(Struct):
@@ -136,7 +142,7 @@ def fold(
             _pair(of, compiled, [one for one in settled if one.decision.surface == name])
         for policy in dict.fromkeys(one.decision.policy for one in found):
             mine = [one for one in found if one.decision.policy == policy and _usable(one)]
-            _score(of, compiled, policy, mine, expecting, watch, watch.reference // partitions)
+            _score(of, compiled, policy, mine, expecting, watch, partitions)
     return state
 
 
@@ -276,7 +282,7 @@ def _score(
     found: Sequence[Experience],
     expecting: Expecting,
     watch: Watch,
-    reference: int,
+    partitions: int,
 ) -> None:
     """Residuals of a policy's decisions."""
     policy = compiled.policies.get(name)
@@ -287,7 +293,9 @@ def _score(
         return
     kept = of.residuals.get(name)
     if kept is None or kept.key != policy.key:
-        kept = of.residuals[name] = Residuals(policy.key, reference=[0.0] * 3, blocks={})
+        resets, before = len(policy.resets), 0 if kept is None else kept.resets
+        waits = -1.0 if kept is not None and resets > before else 0.0
+        kept = of.residuals[name] = Residuals(policy.key, reference=[0.0] * 3, blocks={}, resets=resets, waits=waits)
     low, high = span
     scored = 0
     for one in found:
@@ -298,10 +306,16 @@ def _score(
             kept.bundle, kept.until = decision.bundle, decision.at + watch.bundle_seconds
         try:
             manifest = expecting.manifest(kept.bundle)
-            fit = manifest.key == policy.key and manifest.created_at <= decision.at
-            if not fit or manifest.diagnostics.get("examples", 0.0) < watch.warm:
-                if manifest.key != policy.key:
-                    kept.bundle = ""  # of a version before: the next may be of this one
+            examples = manifest.diagnostics.get("examples", 0.0)
+            if manifest.key != policy.key:
+                kept.bundle = ""  # of a version before: the next may be of this one
+                continue
+            if kept.waits < 0.0:
+                kept.waits = watch.outweighs * examples / partitions
+            if kept.waits > 0.0:
+                kept.waits = max(kept.waits - decision.weight * sum(one.row.present), 0.0)
+                continue
+            if manifest.created_at > decision.at or examples < watch.warm:
                 continue
             expected = expecting.expected(kept.bundle, decision)
         except Corrupt:
@@ -314,7 +328,7 @@ def _score(
         cut = [min(max(value, low), high) for value in (reward, expected)]
         x = 0.5 + 0.5 * (cut[0] - cut[1]) / (high - low)
         sums = kept.reference
-        if sums[0] >= reference:
+        if sums[0] >= watch.reference // partitions:
             sums = kept.blocks.setdefault(int(decision.at // watch.block_seconds), [0.0] * 3)
         for i, value in enumerate((1.0, x, x * x)):
             sums[i] += value

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
+from msgspec import UnsetType
 
 from policies.bundle import Bundle, Manifest
 from policies.errors import Corrupt, Rejected
@@ -21,7 +22,7 @@ from services.control.readouts import PAGE, Seat
 from services.releases import Releases
 from services.telemetry import Telemetry
 from streaming import adjusting
-from streaming.configuration import Compiled, Configs, publish_surface
+from streaming.configuration import Compiled, CompiledPolicy, Configs, publish_surface
 from streaming.estimates import Estimates
 from streaming.events import Decision
 from streaming.replay import first_expected
@@ -173,6 +174,21 @@ class Drifting:
                 value = (2.0 * mean - 1.0) * (span[1] - span[0])
                 self._telemetry.set("residual_mean_value", surface, name, window, value=value)
             self._telemetry.set("residual_drift_ratio", surface, name, value=found.share)
+            left = compiled.surface.policies[name].on_drift
+            if found.alarm and not isinstance(left, UnsetType):
+                self._reset(policy, left)
+
+    def _reset(self, policy: CompiledPolicy, left: float) -> None:
+        """Record that a policy's evidence so far counts less: once, for it is recorded against the resets that its key knows."""
+        state, surface = self._releases.state, policy.key.split("/")[1]
+        held, recorded = state.get(adjusting.KIND, surface), adjusting.adjustments_on(state, surface)
+        if tuple(recorded.resets.get(policy.name, ())) != policy.resets:
+            return  # it was, and has not come to act yet
+        resets = {**recorded.resets, policy.name: [*policy.resets, left]}
+        after = msgspec.structs.replace(recorded, at=self._clock(), resets=resets)
+        adjusting.record(state, surface, after, held.version if held is not None else 0)
+        self._telemetry.add("drift_resets_total", surface, policy.name)
+        log.warning("reset for drift", extra={"surface": surface, "policy": policy.name, "left": left})
 
     def _tell_examination(self, compiled: Compiled, parts: Sequence[OfSurface]) -> None:
         """How often slots are looked at; recorded when it is sure, and again only when that proves wrong."""
