@@ -40,11 +40,12 @@ def _knows(addend: Addend, problem: Problem, weighed: Sequence[bool]) -> list[bo
 
 
 def discounted(arrays: Arrays, factor: float) -> Arrays:
-    """Sums of any algorithm that carries, as addends that count `factor` times as much: their index is moved, which all of them
-    carry and `scaled` reads. A power of two is exact."""
+    """Sums of any algorithm that carries, as addends that count `factor` times as much: their indices are moved, which all of
+    them have and `scaled` reads, those of parts among them (`policies.corrected`). A power of two is exact."""
     if factor == 1.0:
         return arrays
-    return arrays | {"index": np.asarray(arrays["index"], np.float64) + np.log2(factor)}
+    indices = [name for name in arrays if name == "index" or name.endswith(".index")]
+    return arrays | {name: np.asarray(arrays[name], np.float64) + np.log2(factor) for name in indices}
 
 
 def index_at(half_life: float, index: float, now: float) -> float:

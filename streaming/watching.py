@@ -1,8 +1,9 @@
 """What a surface's settled decisions say about change, folded each exactly once: features that move, predictions that fail.
 
     features   of contexts (one row a decision) and of shown items (one a slot), counted in two windows (`evaluation.stability`)
-    residuals  of each policy that predicts rewards: first slot's reward less what its bundle expected of that item there,
-               scaled to [0, 1] by what the objectives span, in blocks of decision time (`evaluation.detector`)
+    residuals  of each policy that predicts rewards: first slot's reward less what its bundle expected of that item there, in
+               spans of the objectives, and whether that was more than it mostly expects, in blocks of decision time
+               (`evaluation.detector`)
 
     pairs      of neighbouring slots (`policies.examination`), where the surface asks for an estimate of how slots are examined: of
                sampled decisions without pins, masks of some slots only, or constraints inside the slate
@@ -38,7 +39,7 @@ from streaming.experiences import Experience
 BLOCKS = 96  # kept: a day of quarters of an hour
 SIDES = ("context", "item")
 UNIT = re.compile("[0-9a-f]{1,16}")
-Sums = list[float]  # n, Σ x, Σ x²
+Sums = list[float]  # as `detector.evidence` takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Side(Struct, array_like=True):
 class Residuals(Struct, array_like=True):
     """Of one policy, as long as its learner `key` is the same. `bundle` predicts decisions until `until`.
 
-    resets     of the policy when this began;   waits: examples to be seen first, −1: not known yet
+    expected   n and Σ of what was expected;   resets: of the policy when this began;   waits: examples to be seen first, −1: not known yet
     """
 
     key: str
@@ -79,6 +80,7 @@ class Residuals(Struct, array_like=True):
     until: float = 0.0
     reference: Sums = []
     blocks: dict[int, Sums] = {}
+    expected: list[float] = []
     resets: int = 0
     waits: float = 0.0
 
@@ -159,16 +161,16 @@ def shifts(compiled: Compiled, parts: Iterable[OfSurface]) -> dict[str, Shift]:
 
 
 def evidence(parts: Iterable[OfSurface], policy: str, key: str, watch: Watch = WATCH) -> Evidence | None:
-    """Of a policy's residuals over partitions, in x; None before half of the reference is there."""
+    """Of a policy's residuals over partitions; None before half of the reference is there."""
     held = [one for part in parts if (one := part.residuals.get(policy)) is not None and one.key == key]
-    reference = np.sum([one.reference for one in held], axis=0) if held else np.zeros(3)
+    reference = np.sum([one.reference for one in held], axis=0) if held else np.zeros(detector.SIZE)
     if reference[0] < max(watch.reference / 2, 1):
         return None
     blocks: dict[int, F64] = {}
     for one in held:
         for block, sums in one.blocks.items():
-            blocks[block] = blocks.get(block, np.zeros(3)) + sums
-    rows = np.array([blocks[block] for block in sorted(blocks)[-BLOCKS:]]).reshape(-1, 3)
+            blocks[block] = blocks.get(block, np.zeros(detector.SIZE)) + sums
+    rows = np.array([blocks[block] for block in sorted(blocks)[-BLOCKS:]]).reshape(-1, detector.SIZE)
     return detector.evidence(reference.tolist(), rows, watch.alarm_blocks)
 
 
@@ -295,7 +297,14 @@ def _score(
     if kept is None or kept.key != policy.key:
         resets, before = len(policy.resets), 0 if kept is None else kept.resets
         waits = -1.0 if kept is not None and resets > before else 0.0
-        kept = of.residuals[name] = Residuals(policy.key, reference=[0.0] * 3, blocks={}, resets=resets, waits=waits)
+        kept = of.residuals[name] = Residuals(
+            policy.key,
+            reference=[0.0] * detector.SIZE,
+            blocks={},
+            expected=[0.0, 0.0],
+            resets=resets,
+            waits=waits,
+        )
     low, high = span
     scored = 0
     for one in found:
@@ -326,12 +335,15 @@ def _score(
         weights = [manifest.weights.get(objective, 0.0) for objective in one.row.objectives]
         reward = float(np.dot(weights, one.rewards[0]))
         cut = [min(max(value, low), high) for value in (reward, expected)]
-        x = 0.5 + 0.5 * (cut[0] - cut[1]) / (high - low)
-        sums = kept.reference
-        if sums[0] >= watch.reference // partitions:
-            sums = kept.blocks.setdefault(int(decision.at // watch.block_seconds), [0.0] * 3)
-        for i, value in enumerate((1.0, x, x * x)):
-            sums[i] += value
+        count, total = kept.expected
+        sign = float(np.sign(cut[1] - total / count)) if count else 0.0
+        kept.expected = [count + 1.0, total + cut[1]]
+        found_sums = detector.sums_of((cut[0] - cut[1]) / (high - low), sign).tolist()
+        into = kept.reference
+        if into[0] >= watch.reference // partitions:
+            into = kept.blocks.setdefault(int(decision.at // watch.block_seconds), [0.0] * detector.SIZE)
+        for i, value in enumerate(found_sums):
+            into[i] += value
     for old in sorted(kept.blocks)[:-BLOCKS]:
         del kept.blocks[old]
 

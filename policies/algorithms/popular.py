@@ -187,5 +187,5 @@ ALGORITHM = Algorithm(
     publish=publish,
     reference=reference,
     inputs=("item_rows",),
-    traits=frozenset({"merges", "learns", "corrects"}),
+    traits=frozenset({"merges", "learns", "corrects", "predicts"}),
 )

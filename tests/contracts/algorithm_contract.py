@@ -15,6 +15,7 @@ import pytest
 from policies import bundle, slate
 from policies.algorithm import Addend, Algorithm, Config, Learner, Problem, Published, draw_settings
 from policies.algorithms import uniform
+from policies.carrying import discounted
 from policies.features import Encoder
 from policies.surface import Bool, Category, FeatureSpec, Number, Objective, Vector
 from policies.types import F32, F64, Arrays, Changes, DrawSettings, item_hashes
@@ -496,6 +497,20 @@ def a_new_half_life_keeps_what_was_learned(algorithm: Algorithm) -> None:
         wanted = algorithm.publish(old, PROBLEM, sums, now + later, 1).diagnostics["examples"]
         np.testing.assert_allclose(found, wanted, rtol=1e-9)
         assert wanted > 0.1
+
+
+@check("predicts")
+def evidence_from_before_a_reset_counts_less(algorithm: Algorithm) -> None:
+    """An addend that is discounted is what the same decisions of so much less weight would have taught."""
+    config, now, batch = within_an_epoch(algorithm, half_life="6h"), START + DAY, evidence(3)
+    light = trained(algorithm, config, PROBLEM, replace(batch, weights=batch.weights / 8)).arrays()
+    nothing = trained(algorithm, config, PROBLEM).arrays()
+    assert algorithm.carry is not None
+    made = []
+    for factor, sums in ((1.0, light), (1 / 8, trained(algorithm, config, PROBLEM, batch).arrays())):
+        carried = algorithm.carry(config, PROBLEM, nothing, [Addend(PROBLEM, discounted(sums, factor))], now)
+        made.append(algorithm.publish(config, PROBLEM, carried, now, 7).arrays)
+    same(*made, 1e-5)
 
 
 @check("merges", "contextual")

@@ -1,13 +1,20 @@
 """Features and residuals that move: indices against hand-computed ones, and how often an alarm is false."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from policies.algorithm import Addend
+from policies.carrying import discounted
+from policies.corrected import corrected
 from policies.evaluation import detector, stability
 from policies.evaluation.stability import Bins
 from policies.features import Encoder
+from policies.registry import ALGORITHMS
 from policies.surface import Bool, Category, FeatureSpec, Number, Vector
 from policies.types import F64
+from tests.contracts.algorithm_contract import PROBLEM, START, evidence, trained
 
 SPEC = FeatureSpec(
     context={
@@ -73,14 +80,15 @@ def test_shards_add_up_in_any_order() -> None:
         np.testing.assert_allclose(pooled.reference, whole.reference, rtol=1e-9, atol=1e-12)
 
 
-def sums(x: F64) -> F64:
-    """(J, 3) of blocks (J, n)."""
-    return np.stack([np.full(len(x), x.shape[1]), x.sum(axis=1), (x**2).sum(axis=1)], axis=1)
+def sums(e: F64) -> F64:
+    """(J, 5) of blocks (J, n), every other prediction above the mean."""
+    signs = np.where(np.arange(e.shape[1]) % 2, 1.0, -1.0)
+    return np.stack([np.sum([detector.sums_of(*pair) for pair in zip(row, signs, strict=True)], axis=0) for row in e])
 
 
 def residuals(rng: np.random.Generator, blocks: int, n: int, chance: float, expected: float) -> F64:
-    """Clicks less what was expected, in [0, 1]."""
-    return 0.5 + 0.5 * ((rng.random((blocks, n)) < chance) - expected)
+    """Clicks less what was expected."""
+    return np.asarray((rng.random((blocks, n)) < chance) - expected, np.float64)
 
 
 def run_length(rng: np.random.Generator, reference: F64, chance: float, alarm: float, most: int, n: int = 40) -> int:
@@ -99,7 +107,7 @@ def test_alarms_are_false_no_oftener_than_stated() -> None:
     rng, runs = np.random.default_rng(7), []
     for _ in range(60):
         reference = residuals(rng, 1, 4000, 0.3, 0.3)
-        edge = detector.evidence(sums(reference)[0].tolist(), np.zeros((0, 3)))
+        edge = detector.evidence(sums(reference)[0].tolist(), np.zeros((0, 5)))
         worst = 0.3 + 2 * (edge.reference + edge.tolerated - 0.5)
         runs.append(run_length(rng, reference, worst, 20.0, 100))
     assert np.mean(runs) > 20.0
@@ -116,8 +124,25 @@ def test_a_shift_is_found_either_way_and_none_where_there_is_none() -> None:
 
 def test_evidence_of_parts_is_that_of_the_whole() -> None:
     rng = np.random.default_rng(9)
-    x, base = residuals(rng, 12, 60, 0.2, 0.3), [4000.0, 2000.0, 1052.5]
+    x, base = residuals(rng, 12, 60, 0.2, 0.3), [4000.0, 2000.0, 1052.5, 2000.0, 1052.5]
     whole = detector.evidence(base, sums(x))
-    parts = sums(x[:, :25]) + sums(x[:, 25:])
+    parts = sums(x[:, :26]) + sums(x[:, 26:])
     assert detector.evidence(base, parts).share == pytest.approx(whole.share, rel=1e-9)
     assert whole.share > detector.evidence(base, sums(residuals(rng, 12, 60, 0.3, 0.3))).share
+
+
+def test_corrected_sums_are_discounted_with_their_parts() -> None:
+    """What `silence: corrected` keeps by age takes as much less off again."""
+    problem = replace(PROBLEM, horizon=3600.0)
+    algorithm, batch, now = corrected(ALGORITHMS["linear_thompson"]), evidence(3, spread=7200.0), START + 7200.0
+    config = algorithm.config()
+    light = trained(algorithm, config, problem, replace(batch, weights=batch.weights / 8)).arrays()
+    heavy = trained(algorithm, config, problem, batch).arrays()
+    assert heavy["pending_parts"].size > 5
+    assert algorithm.carry is not None
+    nothing, made = trained(algorithm, config, problem).arrays(), []
+    for sums in (light, discounted(heavy, 1 / 8)):
+        carried = algorithm.carry(config, problem, nothing, [Addend(problem, sums)], now)
+        made.append(algorithm.publish(config, problem, carried, now, 7).arrays)
+    for name, array in made[0].items():
+        np.testing.assert_allclose(made[1][name], array, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -27,7 +27,7 @@ from streaming.adapters.sqlite_totals import SqliteTotals
 from streaming.adjusting import Adjustments
 from streaming.configuration import Configs, publish_surface
 from streaming.events import Decision, Feedback, Sample, encode
-from streaming.publish import Publisher
+from streaming.publish import Publisher, by_lineage, older_sums
 from streaming.replay import first_expected
 from streaming.watching import Watch, read
 
@@ -303,3 +303,44 @@ def test_what_was_recorded_before_a_crash_acts_after_it(tmp_path: Path) -> None:
     compiled = house.drifting._configs.current("home")
     assert compiled is not None
     assert compiled.surface.slot_examination == [1.0, 0.25]
+
+
+def test_drift_resets_once_and_what_is_drawn_from_follows(tmp_path: Path) -> None:
+    """An alarm is recorded, acts through a new version, and is told once; the residuals of the new key begin when new evidence
+    outweighs the old."""
+    spec = PolicySpec("linear_thompson", objective="click", on_drift=0.25)
+    house = House(tmp_path, msgspec.structs.replace(SURFACE, policies={"ts": spec}))
+    before, key = house.compiled.hash, house.compiled.policies["ts"].key
+    house.live(1, 1200)
+    house.settle()
+    house.told()
+    assert house.current() == before
+    house.live(2, 600, clicked=0.2, since=150.0)
+    house.settle()
+    assert house.told().total("drift_resets_total", surface="home", policy="ts") == 1.0
+    after = house.drifting._configs.current("home")
+    assert after is not None
+    assert (after.surface.resets_of("ts"), after.policies["ts"].resets) == ((0.25,), (0.25,))
+    assert adjusting.adjustments_on(house.state, "home").resets == {"ts": [0.25]}
+    house.open(house.stored)  # again, after a restart: the residuals that raised the alarm are of a key that is gone
+    house.live(3, 300, clicked=0.2, since=300.0)
+    house.settle()
+    assert house.told().total("drift_resets_total") == 0.0
+    configs = Configs()
+    configs.follow(house.state)
+    policy = after.policies["ts"]
+    old = learned(house.compiled.policies["ts"], 2000)
+    addends = older_sums(configs, policy, by_lineage([{key: old}]))
+    made = Publisher(house.bundles, configs, 2).publish(policy, [], {}, house.now, older=addends).manifest
+    assert made is not None
+    assert made.diagnostics["examples"] == pytest.approx(500.0)
+    house.bundle = read_bundle(made.bundle, house.bundles.get)
+    house.compiled = after
+    house.live(4, 400, since=400.0)
+    house.settle()
+    residuals = [read(state)["home"].residuals["ts"] for state in house.states()]
+    assert sum(one.waits for one in residuals) == pytest.approx(2 * 500.0 - 2 * 400)
+    assert sum(one.reference[0] for one in residuals) == 0.0
+    house.live(5, 300, since=450.0)
+    house.settle()
+    assert sum(read(state)["home"].residuals["ts"].reference[0] for state in house.states()) > 100
