@@ -44,7 +44,8 @@ def test_the_estimate_covers_what_is_true() -> None:
         found = examination.estimate(sums)
         assert found.estimate == pytest.approx(world.examined, rel=0.25)
         missed += int(((found.low > world.examined) | (found.high < world.examined)).sum())
-        assert 0.02 < found.error[1] < found.error[4] < 0.3
+        assert found.error[1:].min() > 0.02
+        assert found.error.max() < 0.3
     assert missed <= 3
 
 
