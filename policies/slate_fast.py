@@ -390,8 +390,9 @@ def fill(
     inside = constrained or diverse
     if constrained:
         seen, due, ahead = nothing_shown(ops, n, limits), due_slots(ops, limits), pinned_slots(pins)
+        peaks = np.zeros(len(ops), np.int64)
     else:
-        seen, due, ahead = codes, free, rows
+        seen, due, ahead, peaks = codes, free, rows, rows
     if inside:
         spare, stays, gone, came = (
             np.empty(n, np.int64),
@@ -414,7 +415,7 @@ def fill(
                 distributions[filled, pins[t]] = 1.0
             filled += 1
             if constrained:
-                stands(ops, codes, pins[t], t, seen)
+                stands(ops, codes, pins[t], t, seen, peaks)
                 missed(ops, limits, due, seen, t, acts)
             if diverse:
                 diversify(amounts, covers, vectors, pins[t], near, covered, less, plain_means, means)
@@ -425,7 +426,7 @@ def fill(
         if inside:
             left = _collect(free, masks, t, spare)
             if constrained:
-                left = constrain(ops, codes, limits, pins, ahead, due, seen, t, spare, left, acts)
+                left = constrain(ops, codes, limits, pins, ahead, due, seen, peaks, t, spare, left, acts)
             rows, spare = spare, rows
             anew = collected < 0
         else:
@@ -491,7 +492,7 @@ def fill(
                 q = alpha * ((1.0 - floor) * won + even) + extra
                 posterior[i] = posterior[i] * q / propensity
         if constrained:
-            stands(ops, codes, picked, t, seen)
+            stands(ops, codes, picked, t, seen, peaks)
             missed(ops, limits, due, seen, t, acts)
         if diverse:
             diversify(amounts, covers, vectors, picked, near, covered, less, plain_means, means)

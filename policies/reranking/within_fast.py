@@ -26,8 +26,9 @@ def fits(n: int, k: int, ops: I64, codes: I64, limits: I64, weights: F64, covers
 
 
 @compiled
-def stands(ops: I64, codes: I64, row: int, t: int, seen: I64) -> None:
-    """Item `row` stands in slot t: counts of its kind in slots 0..t (`most`, `least`), the last slot of it (`spacing`)."""
+def stands(ops: I64, codes: I64, row: int, t: int, seen: I64, peaks: I64) -> None:
+    """Item `row` stands in slot t: counts of its kind in slots 0..t (`most`, `least`), the last slot of it (`spacing`); peaks (L,)
+    are the largest counts of any kind (`most`)."""
     for line in range(len(ops)):
         mine = codes[line, row]
         if mine < 0:
@@ -39,6 +40,7 @@ def stands(ops: I64, codes: I64, row: int, t: int, seen: I64) -> None:
         elif ops[line] == MOST:
             for c in range(codes.shape[1]):
                 seen[line, c] += codes[line, c] == mine
+            peaks[line] = max(peaks[line], seen[line, row])
         elif ops[line] == LEAST:
             seen[line, 0] += 1
 
@@ -121,6 +123,7 @@ def constrain(
     ahead: I64,
     due: Mask,
     seen: I64,
+    peaks: I64,
     t: int,
     rows: I64,
     left: int,
@@ -130,13 +133,16 @@ def constrain(
     if left == 0:
         return 0
     keeps = np.empty(left, np.bool_)
-    members, needs = np.zeros(len(ops), np.int64), np.zeros(len(ops), np.int64)
-    for line in range(len(ops)):
-        if ops[line] == LEAST:  # members of each minimum, among the candidates before any constraint
-            for j in range(left):
-                members[line] += codes[line, rows[j]] >= 0
+    members, needs = (
+        np.full(len(ops), -1, np.int64),
+        np.zeros(len(ops), np.int64),
+    )  # of each minimum; −1: not counted yet
+    first, whole = rows[:left].copy(), left  # the candidates before any constraint, among whom members are counted
     held = np.zeros(len(ops), np.bool_)  # minima that were not passed over
+    alone = len(ahead) == 0 or ahead[-1] <= t  # no pin comes later
     for line in range(len(ops)):
+        if ops[line] == MOST and alone and peaks[line] < limits[line, t]:
+            continue  # no kind has reached its limit
         kept = left
         keeps[:left] = True
         if ops[line] == LEAST:
@@ -151,6 +157,16 @@ def constrain(
                 at, total = s, 0
                 for other in range(line + 1):
                     if held[other]:
+                        total += _need(codes, limits, pins, ahead, seen, other, t, s, whole)
+                if total <= free:  # even if there were members enough
+                    continue
+                total = 0
+                for other in range(line + 1):
+                    if held[other]:
+                        if members[other] < 0:
+                            members[other] = 0
+                            for c in first:
+                                members[other] += codes[other, c] >= 0
                         needs[other] = _need(codes, limits, pins, ahead, seen, other, t, s, members[other])
                         total += needs[other]
                 if total <= free:

@@ -113,7 +113,7 @@ class Screen:
 
 
 def _without(ids: Sequence[str], items: frozenset[str]) -> I64:
-    if isinstance(ids, Names):
+    if type(ids) is Names:
         return np.where(ids.without(list(items)), 0, -1)
     if items.isdisjoint(ids):
         return np.zeros(len(ids), np.int64)
@@ -206,7 +206,7 @@ class Constraining:
             resting = None if shown is None else shown.resting(rule, ids)
             if resting is None:
                 away[rule.name] = UNTOLD
-            elif not resting.isdisjoint(ids):
+            elif resting and not resting.isdisjoint(ids):
                 own.append(np.array([0 if item in resting else -1 for item in ids], np.int64))
                 lines = lines.copy()
                 lines[place] = -1 - len(own)

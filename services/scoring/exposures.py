@@ -62,7 +62,8 @@ class _Items:
 
     def __init__(self, prefix: str, window: int, clock: Callable[[], float]) -> None:
         self.prefix, self.window, self._clock = prefix, window, clock
-        self.wanted: dict[str, None] = {}
+        self._recent: set[str] = set()
+        self._older: set[str] = set()
         self._counts: Mapping[str, float] = {}
         self._resting: dict[int, frozenset[str]] = {}
         self._read_at = float("-inf")
@@ -75,12 +76,20 @@ class _Items:
             for name in window_names(counter_name(item), self.window, at)
         ]
 
+    def want(self, ids: Sequence[str]) -> None:
+        """Candidates to count from the next reading on; those of long ago make room."""
+        self._recent.update(ids)
+        if len(self._recent) > MOST_ITEMS // 2:
+            self._older, self._recent = self._recent, set()
+
+    @property
+    def wanted(self) -> list[str]:
+        """Items that were candidates lately. From any thread: sets of texts are joined in one step of the interpreter."""
+        return list(self._recent | self._older)
+
     def resting(self, ids: Sequence[str], cap: int) -> frozenset[str] | None:
         """Items that reached the cap; None while that is not known. The next reading counts the candidates `ids` too."""
-        wanted = self.wanted
-        wanted.update(dict.fromkeys(ids))
-        while len(wanted) > MOST_ITEMS:
-            del wanted[next(iter(wanted))]
+        self.want(ids)
         if self._clock() - self._read_at >= STALE_SECONDS:
             return None
         found = self._resting.get(cap)
@@ -138,7 +147,7 @@ class Exposures:
     def expect(self, surface: str, rules: Sequence[Named], ids: Sequence[str]) -> None:
         """Candidates that are likely: counted from the next reading on, before anybody asks."""
         for _, items in self._counted(surface, rules):
-            items.wanted.update(dict.fromkeys(ids))
+            items.want(ids)
 
     def refresh(self, now: float, *, at_once: bool = False) -> None:
         """Read the counts of items when it is time, or `at_once`; `now` in epoch seconds. In a thread, one at a time."""
@@ -151,7 +160,7 @@ class Exposures:
         except Unavailable:
             return
         for items in list(self._items.values()):
-            wanted = list(items.wanted)
+            wanted = items.wanted
             names = items.names(wanted, now)
             try:
                 values = [v for at in range(0, len(names), NAMES) for v in stores[0].read(names[at : at + NAMES])]

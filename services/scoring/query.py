@@ -120,7 +120,7 @@ class Reader:
             keep, narrowed = self.ruler.narrow(ids, rows, given, catalogue, keep, request.explain)
         if keep is not None:
             rows = rows[keep]
-            if isinstance(ids, Names):
+            if type(ids) is Names:
                 ids = Names(catalogue, rows)
             else:
                 stays = keep.tolist()
@@ -136,7 +136,7 @@ class Reader:
             )
         slots = request.slots or self._surface.slots
         short: Shortlist | None = None
-        if isinstance(ids, Names):
+        if type(ids) is Names:
             if len(ids) > WHOLE:
                 short = self._shortlist(request, catalogue, known, ids, context, weights, slots, cut)
                 rows = rows[short.positions]
@@ -255,7 +255,7 @@ def _columns_of(encoder: Encoder, name: str) -> I64:
 
 def _without(ids: Sequence[str], exclude: Sequence[str], keep: Mask | None) -> Mask | None:
     """Excluded ids that are no candidates are no mistake: callers send what was seen lately."""
-    if isinstance(ids, Names):
+    if type(ids) is Names:
         return ids.without(exclude) if keep is None else keep & ids.without(exclude)
     gone = set(exclude)
     if gone.isdisjoint(ids):
