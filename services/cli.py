@@ -28,6 +28,7 @@ ELSEWHERE = {  # commands that live in rooms of their own: name → module, what
     ),
     "plan": ("services.planning", "What applying a config folder would keep, rebuild and move."),
     "bench": ("services.bench.command", "Measure decisions, learning, publishing and freshness, with peers beside."),
+    "load": ("services.bench.load_command", "A soak that looks at memory, an overload that looks at what is shed."),
 }
 
 
