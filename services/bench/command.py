@@ -94,7 +94,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         "algorithms": lambda report: algorithms.measure(*((report, 1, 1, 20) if quick else (report,))),
         "agents": lambda report: agents.measure(*((report, 1, 1) if quick else (report,))),
         "settle": lambda report: settling.measure(report, 500 if quick else 30_000),
-        "sizes": lambda report: sizes.measure(report, 500 if quick else 10_000),
+        "sizes": lambda report: sizes.measure(report, *((500, 500) if quick else ())),
         "publish": lambda report: publish.measure(report, 200 if quick else 5_000, 3 if quick else 30),
         "freshness": lambda report: freshness.measure(
             report, 2.0 if quick else 20.0, 50.0 if quick else freshness.RATE

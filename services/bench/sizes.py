@@ -32,13 +32,13 @@ OBJECTIVES = 3
 ITEMS = 50_000
 
 
-def measure(report: Report, decisions: int = 10_000) -> None:
+def measure(report: Report, decisions: int = 10_000, items_held: int = ITEMS) -> None:
     """Every row; `decisions` are joined and learned for the checkpoint's."""
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
         _records(report, Path(folder))
         _checkpoint(report, Path(folder), decisions)
     _unit(report)
-    _item(report)
+    _item(report, items_held)
 
 
 def _records(report: Report, folder: Path) -> None:
@@ -97,16 +97,16 @@ def _unit(report: Report) -> None:
     )
 
 
-def _item(report: Report) -> None:
-    encoded = [msgspec.json.encode(item) for item in items(ITEMS)]
+def _item(report: Report, count: int) -> None:
+    encoded = [msgspec.json.encode(item) for item in items(count)]
     entries = [Versioned(i + 1, "item", f"item-{i}", value) for i, value in enumerate(encoded)]
-    report.add("item in the record", sum(map(len, encoded)) / ITEMS, "bytes", note="32 features as JSON")
+    report.add("item in the record", sum(map(len, encoded)) / count, "bytes", note="32 features as JSON")
     catalogue, process = Catalogue(), psutil.Process()
     before = process.memory_info().rss
     catalogue.apply(catalogue.prepare(entries), time.time())
     report.add(
         "item in a scoring worker's memory",
-        (process.memory_info().rss - before) / ITEMS,
+        (process.memory_info().rss - before) / count,
         "bytes",
         note="before its encoded features: 4 bytes a column and surface version",
     )

@@ -43,17 +43,17 @@ def newest(folder: Path) -> list[str]:
 
 def tables(rows: Rows) -> str:
     """What a decision, an event, a publish, a unit and an item cost, as measured, and what a core does of each."""
-    bench, learn, sizes = rows["bench"], rows["bench-learn-kafka"], rows["bench-sizes"]
+    learn, sizes = rows["bench-learn-kafka"], rows["bench-sizes"]
 
     def value(part: str, name: str) -> float:
         return float(rows[part][name]["value"])
 
     lines = ["| a decision (100 candidates, 10 slots, 32 item features) | CPU |", "|---|---:|"]
-    for name in rows["bench-algorithms"]:
-        if name.startswith("decide in process, "):
-            lines.append(
-                f"| `{name.partition(', ')[2]}`, in process, by id | {_micro(value('bench-algorithms', name))} |"
-            )
+    lines += [
+        f"| `{name.partition(', ')[2]}`, in process, by id | {_micro(value('bench-algorithms', name))} |"
+        for name in rows["bench-algorithms"]
+        if name.startswith("decide in process, ")
+    ]
     lines += [
         f"| `linear_thompson`, features of every candidate in the request, as columns | {_micro(value('bench', 'decide in process, inline columns'))} |",
         f"| … as rows | {_micro(value('bench', 'decide in process, inline rows'))} |",
@@ -77,9 +77,11 @@ def tables(rows: Rows) -> str:
         "| learning (a decision and its feedback, two learning policies a surface) | |",
         "|---|---:|",
     ]
-    for name in learn:
-        if name.startswith("joined and learned, ") and "durable" not in name:
-            lines.append(f"| CPU a decision, {name.partition(', ')[2]} | {_micro(value('bench-learn-kafka', name))} |")
+    lines += [
+        f"| CPU a decision, {name.partition(', ')[2]} | {_micro(value('bench-learn-kafka', name))} |"
+        for name in learn
+        if name.startswith("joined and learned, ") and "durable" not in name
+    ]
     lines += [
         f"| decisions/s of one shard, durable, SQLite | {value('bench-learn-kafka', 'joined and learned, durable'):,.0f} |",
         f"| records/s of one shard over Kafka (`kafka-python`) | {value('bench-learn-kafka', 'joined and learned over kafka-python'):,.0f} |",
@@ -90,7 +92,6 @@ def tables(rows: Rows) -> str:
             lines.append(f"| {name}: transitions a second of CPU | {value('bench-agents', name):,.0f} |")
     lines += ["", "| what is kept | bytes |", "|---|---:|"]
     lines += [f"| {name}{_note(row)} | {float(row['value']):,.0f} |" for name, row in sizes.items()]
-    del bench
     return "\n".join(lines)
 
 
