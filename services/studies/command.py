@@ -18,6 +18,7 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "Eide's simulator: greedy and Thompson slates, flat and hierarchical, cold items.",
     ),
     "delay": ("services.studies.delay", "Late feedback where items come and go: eager, wait and corrected."),
+    "drift": ("services.studies.drift", "Drift of residuals: false alarms, delay, and what a reset is worth."),
     "examination": (
         "services.studies.examination",
         "How often slots are looked at: estimated beside true, and what learners make of it.",
