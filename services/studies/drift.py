@@ -83,15 +83,13 @@ def _alarms(study: Study, streams: int, days: int) -> None:
         share, low, high = proportion(len(alarms), streams)
         median = float(np.median([days * A_DAY if one is None else one for one in found]))
         blocks = None if median >= days * A_DAY else median
-        fine = (
-            share <= 1.0 - np.exp(-1.0) if off <= 1.0 else None
-        )  # a run length of c on average, if it were exponential
+        fine = bool(share <= 1.0 - np.exp(-1.0)) if off <= 1.0 else None  # what alarms evenly c blocks apart would give
         rows.append([f"{off:g} τ", what, streams, share, f"[{low:.2f}, {high:.2f}]", blocks, fine])
     columns = ["mean is off by", "", "streams", f"alarm within {days} days", "95%", "median blocks until", "≤ 0.63"]
     study.table("Alarms, c = 2,880 blocks", columns, rows)
     study.note(
-        f"A run length of at least 2,880 blocks on average leaves at most 63% of streams with an alarm within {days} days. τ is a tenth "
-        f"of a standard deviation and three standard errors of a reference of {REFERENCE:,}: {2 * _tau():.3f} in chance of a click."
+        f"Promised is a run of at least 2,880 blocks on average; alarms that came evenly, as often as that, would be in 63% of streams "
+        f"within {DAYS} days. τ is a tenth of a standard deviation and three standard errors of a reference of {REFERENCE:,}: {2 * _tau():.3f} in chance of a click."
     )
 
 
