@@ -4,14 +4,14 @@
     residuals  of each policy that predicts rewards: first slot's reward less what its bundle expected of that item there, in
                spans of the objectives, and whether that was more than it mostly expects, in blocks of decision time
                (`evaluation.detector`)
-
     pairs      of neighbouring slots (`policies.examination`), where the surface asks for an estimate of how slots are examined: of
                sampled decisions without pins, masks of some slots only, or constraints inside the slate
 
 A residual is out of sample: its bundle was published before the decision. One bundle serves for `bundle_seconds` of decisions,
 and `each` decisions of a policy and page are scored, whichever come first, so scoring costs a bounded share of any traffic.
 A policy's residuals begin anew with its learner key. They begin when its bundles hold `warm` examples: before, it is the model
-that moves; after a reset for drift, when `outweighs` times as many examples have come as the reset had left. State is by partition and written in one transaction with how far it goes; partitions add up.
+that moves; after a reset for drift, when `outweighs` times as many examples have come as the reset had left. State is by partition
+and written in one transaction with how far it goes; partitions add up.
 """
 
 import re
@@ -72,7 +72,8 @@ class Side(Struct, array_like=True):
 class Residuals(Struct, array_like=True):
     """Of one policy, as long as its learner `key` is the same. `bundle` predicts decisions until `until`.
 
-    expected   n and Σ of what was expected;   resets: of the policy when this began;   waits: examples to be seen first, −1: not known yet
+    expected   n and Σ of what was expected;   resets: of the policy when this began
+    waits      examples to be seen first; −1: not known yet
     """
 
     key: str

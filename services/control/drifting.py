@@ -84,7 +84,7 @@ class Predicting:
 
 
 class Drifting:
-    """Of all surfaces. `fold` and `tell` belong to the readouts' thread; `report` to any."""
+    """Of all surfaces. It belongs to the readouts' thread."""
 
     def __init__(
         self,
@@ -142,8 +142,10 @@ class Drifting:
             return
         self._next_telling = now + TELL_SECONDS
         self._follow()
+        # as committed: whoever asks reads nothing that a crash would take back
+        states = [read(self._open().load(partition)[1]) for partition in range(self._partitions)]
         for compiled in self._current():
-            parts = self._parts(compiled.surface.surface)
+            parts = [state[compiled.surface.surface] for state in states if compiled.surface.surface in state]
             self._tell_features(compiled, parts)
             self._tell_residuals(compiled, parts)
             self._tell_examination(compiled, parts)
@@ -225,11 +227,6 @@ class Drifting:
     def _current(self) -> list[Compiled]:
         found = (self._configs.current(name) for name in self._configs.surfaces())
         return [compiled for compiled in found if compiled is not None]
-
-    def _parts(self, surface: str) -> list[OfSurface]:
-        """As committed: whoever asks reads nothing that a crash would take back."""
-        states = (read(self._open().load(partition)[1]) for partition in range(self._partitions))
-        return [state[surface] for state in states if surface in state]
 
     def _loaded(self, partition: int) -> tuple[int, Watched]:
         number, state = self._open().load(partition)

@@ -88,8 +88,9 @@ def _alarms(study: Study, streams: int, days: int) -> None:
     columns = ["mean is off by", "", "streams", f"alarm within {days} days", "95%", "median blocks until", "≤ 0.63"]
     study.table("Alarms, c = 2,880 blocks", columns, rows)
     study.note(
-        f"Promised is a run of at least 2,880 blocks on average; alarms that came evenly, as often as that, would be in 63% of streams "
-        f"within {DAYS} days. τ is a tenth of a standard deviation and three standard errors of a reference of {REFERENCE:,}: {2 * _tau():.3f} in chance of a click."
+        "Promised is a run of at least 2,880 blocks on average; alarms that came evenly, as often as that, would be in 63% of "
+        f"streams within {DAYS} days. τ is a tenth of a standard deviation and three standard errors of a reference of {REFERENCE:,}: "
+        f"{2 * _tau():.3f} in chance of a click."
     )
 
 

@@ -499,7 +499,7 @@ def a_new_half_life_keeps_what_was_learned(algorithm: Algorithm) -> None:
         assert wanted > 0.1
 
 
-@check("predicts")
+@check("predicts", "merges")
 def evidence_from_before_a_reset_counts_less(algorithm: Algorithm) -> None:
     """An addend that is discounted is what the same decisions of so much less weight would have taught."""
     config, now, batch = within_an_epoch(algorithm, half_life="6h"), START + DAY, evidence(3)
