@@ -4,25 +4,28 @@ Batches are of one size, so that what comes out follows from the decisions and t
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from policies.errors import Corrupt, Rejected
-from policies.types import Arrays
+from policies.types import F32, Arrays
 from streaming.configuration import CompiledPolicy
 from streaming.experiences import Experience
+from streaming.looking_up import looked_up
 from streaming.sequences import Lived, Sequencer, moment_of, teaches, transitions, why_not
 from streaming.trainer import ROWS
 
 
 @dataclass
 class Pretraining:
-    """One policy's. `metrics` are the trainer's of its last call, `outcomes` as in `streaming.trainer`, `newest` the latest due time."""
+    """One policy's. `metrics` are the trainer's of its last call, `outcomes` as in `streaming.trainer` and `looked_up`, `newest` the
+    latest due time. `items`: features of candidates that the files only name, see `streaming.looking_up`."""
 
     policy: CompiledPolicy
     timeout: float
+    items: Mapping[str, F32] = field(default_factory=dict)
     transitions: int = 0
     newest: float = -np.inf
     metrics: dict[str, float] = field(default_factory=dict)
@@ -49,13 +52,16 @@ class Pretraining:
             if (one.row.schema, one.row.objectives) != (schema, objectives):
                 self.outcomes["other_version"] += 1
                 continue
+            told = looked_up(one, self.items)
+            if told is not one:
+                self.outcomes["looked_up"] += 1
             try:
-                moment = moment_of(one, self.timeout, self.policy.problem.encoder.item_size)
+                moment = moment_of(told, self.timeout, self.policy.problem.encoder.item_size)
             except Corrupt as error:
                 self.outcomes[error.reason] += 1
                 continue
             if not teaches(moment):
-                self.outcomes[why_not(one)] += 1
+                self.outcomes[why_not(told)] += 1
             self.newest = max(self.newest, one.row.due)
             self._take(sequencers.setdefault(one.partition, Sequencer()).take(moment, one.row.due))
         for sequencer in sequencers.values():

@@ -35,6 +35,7 @@ def command(log: str, policy: str, epochs: int, **flags: Any) -> None:
     from services.wiring import open_bundles, open_log, open_state, open_uploads
     from streaming.configuration import CompiledPolicy, Configs
     from streaming.experiences import Experiences
+    from streaming.looking_up import encoded_items
     from streaming.parquet_reading import experiences_of
     from streaming.pretraining import Pretraining
     from streaming.publish import Publisher, pointer_name
@@ -62,7 +63,8 @@ def command(log: str, policy: str, epochs: int, **flags: Any) -> None:
     chosen = found[named[0]]
     compiled = configs.current(named[0].partition("/")[0])
     assert compiled is not None  # its policy was found
-    course = Pretraining(chosen, compiled.surface.session_timeout_seconds)
+    items = encoded_items(state, chosen.problem.encoder)
+    course = Pretraining(chosen, compiled.surface.session_timeout_seconds, items)
     began = time.monotonic()
     for number in range(1, epochs + 1):
         before = course.transitions
