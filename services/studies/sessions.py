@@ -39,7 +39,7 @@ OPTIMISER = ("mean.", "square.", "step.")  # how Adam's state is named among a t
 class Size:
     """`seconds` of people, in `blocks`; the trainer is killed after `killed` of them. Horizon and session timeout are the surface's."""
 
-    seconds: float = 360.0
+    seconds: float = 400.0
     people: int = 75
     steps: int = 20
     blocks: int = 12
