@@ -10,6 +10,7 @@ its own (`streaming.training_uploads`).
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -152,6 +153,9 @@ class Course:
         return any(policy.algorithm.trainer for one in found if one for policy in one.policies.values())
 
     def _begin(self) -> Training:
+        # before torch is imported: threads that wait for each other starve on a busy machine (30 times slower, measured), and bits
+        # must not hang on how many processors there are
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         events = open_log(self._settings)
         self._identity = events.identity
         order, settled = regained(self._settings, self._identity, self._owner)
