@@ -153,8 +153,8 @@ class Course:
         return any(policy.algorithm.trainer for one in found if one for policy in one.policies.values())
 
     def _begin(self) -> Training:
-        # before torch is imported: threads that wait for each other starve on a busy machine (30 times slower, measured), and bits
-        # must not hang on how many processors there are
+        # before torch is imported: threads that wait for each other starve on a busy machine (two trained 560 transitions a second
+        # where one used no more than a processor's share), and bits must not hang on how many processors there are
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         events = open_log(self._settings)
         self._identity = events.identity
