@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from services.studies import delay
-from services.studies.delay import Setting, best_for_all, fieller, floors, lived
+from services.studies.delay import Setting, best_for_all, fieller, floors, lived, missed
 from streaming.configuration import publish_surface
 from tests.services.test_learning import House, turns
 
@@ -53,6 +53,15 @@ def test_a_third_of_the_clicks_that_count_is_late() -> None:
     delays = np.random.default_rng(0).exponential(late.delay, 40_000)
     counted = delays[delays <= 100.0]
     assert float((counted > 50.0).mean()) == pytest.approx(delay.LATE, abs=4 * np.sqrt(0.21 / len(counted)))
+
+
+def test_what_is_missed_is_said() -> None:
+    assert missed(27.4, 0.2, 0.1, 0.3) == []
+    [line] = missed(27.4, 0.305, 0.175, 0.469)
+    assert "keeps 30.5% of eager's extra, 5.5 points above" in line
+    assert "does not exclude" in line
+    assert "excludes" in missed(27.4, 0.4, 0.3, 0.5)[0]
+    assert "little to correct" in missed(8.1, 0.2, 0.1, 0.3)[0]
 
 
 def test_the_ratio_of_means_by_hand() -> None:

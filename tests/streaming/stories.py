@@ -1,5 +1,6 @@
 """Stories: what people did with a few decisions, and how badly the log was fed with it. The oracle reads the log as a whole."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +18,7 @@ PLAIN = CONFIGS.add(surface())
 WAIT = CONFIGS.add(surface(silence="wait"))
 PINS = CONFIGS.add(surface(learn_pins=True, credit="clicked"))
 CORRECTED = CONFIGS.add(surface(silence="corrected"))
+USUAL, LATE = (PLAIN, PLAIN, PLAIN, WAIT, PINS), (PLAIN, PLAIN, WAIT, PINS, CORRECTED, CORRECTED)
 VERSIONS = {version.hash: version for version in (PLAIN, WAIT, PINS, CORRECTED)}
 END = EPOCH0 + 100_000.0  # every story ends here: what waits has stopped waiting by then
 Heard = list[tuple[Feedback, Record]]
@@ -36,7 +38,7 @@ class Story:
 
 
 @st.composite
-def stories(draw: st.DrawFn, messy: bool = True) -> Story:
+def stories(draw: st.DrawFn, messy: bool = True, versions: Sequence[Compiled] = USUAL) -> Story:
     deliveries: list[tuple[float, bytes]] = []
 
     def deliver(event: Decision | Feedback, delay: float) -> None:
@@ -45,7 +47,7 @@ def stories(draw: st.DrawFn, messy: bool = True) -> Story:
     for i in range(draw(st.integers(1, 3))):
         at = EPOCH0 + draw(st.integers(0, 200))
         made = decision(
-            draw(st.sampled_from([PLAIN, PLAIN, WAIT, PINS, CORRECTED, CORRECTED])),
+            draw(st.sampled_from(versions)),
             f"{UNIT}-{i}",
             at,
             k=draw(st.sampled_from([SLOTS, SLOTS, 2, 0])),

@@ -29,7 +29,7 @@ from streaming.ports import Commit, DeadLetter, Record
 from streaming.rows import Rows
 from streaming.shard import Shard
 from tests.streaming.joining import UNIT, Abort, Ports, decision, drain, reasons, total
-from tests.streaming.stories import CONFIGS, END, PLAIN, Story, nothing, oracle, stories, young
+from tests.streaming.stories import CONFIGS, END, LATE, PLAIN, USUAL, Story, nothing, oracle, stories, young
 
 
 def tell(story: Story) -> Ports:
@@ -96,7 +96,7 @@ def check_young(arrays: Arrays, wanted: dict[int, Arrays], key: str) -> None:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(stories())
+@given(stories(versions=LATE))
 def test_any_delivery_gives_the_sums_of_the_log_as_a_whole(story: Story) -> None:
     check(story)
 
@@ -281,7 +281,13 @@ def _change_terms(patch: pytest.MonkeyPatch, **changes: Any) -> None:
     patch.setattr(Terms, "of", lambda compiled: replace(of(compiled), **changes))
 
 
+OF_DELAYS = [
+    _delays_are_not_taken_back,
+    _delays_of_a_correction_are_those_of_the_first,
+    _young_decisions_are_not_corrected,
+]
 PLANTS = [
+    *OF_DELAYS,
     _second_decision_counts,
     _conflict_is_taken_for_a_duplicate,
     _every_feedback_is_new,
@@ -297,9 +303,6 @@ PLANTS = [
     _feedback_does_not_imply_shown,
     _pins_are_learned_from,
     _wait_never_ends,
-    _delays_are_not_taken_back,
-    _delays_of_a_correction_are_those_of_the_first,
-    _young_decisions_are_not_corrected,
     _what_was_taught_is_not_kept,
     _changed_rows_are_not_committed,
     _ids_are_not_committed,
@@ -321,7 +324,7 @@ def test_each_planted_fault_is_caught(
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(stories())
+    @given(stories(versions=LATE if plant in OF_DELAYS else USUAL))
     def broken(story: Story) -> None:
         check(story)
 

@@ -26,7 +26,7 @@ from streaming.ports import Record
 from streaming.rows import Rows
 from streaming.shard import FRESH_EACH, Shard
 from tests.streaming.joining import EPOCH0, UNIT, Ports, decision, feedback, reasons, surface
-from tests.streaming.stories import CONFIGS, CORRECTED, PLAIN, Story, stories
+from tests.streaming.stories import CONFIGS, CORRECTED, LATE, PLAIN, Story, stories
 
 PLACES = {name: getattr(scan, name) for name in ("ID", "UNIT", "SURFACE", "KIND", "NAME")}
 
@@ -92,7 +92,7 @@ def told(story: Story) -> Ports:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(stories(messy=False))
+@given(stories(messy=False, versions=LATE))
 def test_stories_end_alike_on_both_paths(story: Story) -> None:
     both(told(story), story.read_limit, story.hot_limit)
 
