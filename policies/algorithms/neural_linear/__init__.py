@@ -60,7 +60,7 @@ def publish(config: NeuralLinear, problem: Problem, sums: Arrays, now: float, se
 
 def reference(config: NeuralLinear, problem: Problem, arrays: Arrays, inputs: dict[str, F32]) -> F32:
     theta = {name.removeprefix(network.LAST): array for name, array in arrays.items() if name.startswith(network.LAST)}
-    seen = {**inputs, "items": network.outputs(problem, arrays, inputs)}
+    seen = {**inputs, "items": network.widened(config, inputs["items"], network.outputs(problem, arrays, inputs))}
     return linear_graph.reference(network.above(config, problem), theta, seen).astype(np.float32)
 
 
@@ -73,7 +73,7 @@ ALGORITHM = Algorithm(
     trainer=trainer,
     publish=publish,
     reference=reference,
-    shaping=("hidden", "features"),
+    shaping=("hidden", "features", "wide"),
     inputs=("context", "items", "weights"),
     traits=frozenset({"trains", "contextual", "uses_draws", "predicts"}),
 )

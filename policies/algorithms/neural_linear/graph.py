@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 
 def graph(config: NeuralLinear, problem: Problem) -> "ModelProto":
-    net, last = Linear(network.below(problem)), Linear(network.above(config, problem), items="outputs")
+    net, last = Linear(network.below(problem)), Linear(network.above(config, problem), items="known")
     net.scores(net.arrays(config.hidden, prefix=network.FIRST), config.hidden, "first")
     net.add("Gemm", [net.add("Relu", ["first"], "units"), "second", "second_bias"], "turned")
-    net.add("Relu", ["turned"], "outputs")
+    if config.wide:
+        net.add("Concat", ["items", net.add("Relu", ["turned"], "outputs")], "known", axis=1)
+    else:
+        net.add("Relu", ["turned"], "known")
     net.changing |= {
         "second": np.zeros((config.hidden, config.features), np.float32),
         "second_bias": np.zeros(config.features, np.float32),
@@ -26,6 +29,6 @@ def graph(config: NeuralLinear, problem: Problem) -> "ModelProto":
     last.scores(last.weighed(config.draws, prefix=network.LAST), config.draws)
     shared = {node.name for node in net.nodes}  # both begin with the context and its intercept
     nodes = [*net.nodes, *(node for node in last.nodes if node.name not in shared)]
-    inputs = net.inputs | {name: shape for name, shape in last.inputs.items() if name != "outputs"}
+    inputs = net.inputs | {name: shape for name, shape in last.inputs.items() if name != "known"}
     constants = net.constants | last.constants
     return graphs.model("neural_linear", nodes, inputs, net.changing | last.changing, constants=constants)

@@ -29,24 +29,28 @@ def begin(config: NeuralLinear, problem: Problem) -> RidgeLearner:
     return learner(config, network.above(config, problem))
 
 
-def learn(sums: RidgeLearner, problem: Problem, weights: Columns, decisions: Columns, slot_weight: float) -> None:
+def learn(
+    sums: RidgeLearner, config: NeuralLinear, problem: Problem, weights: Columns, decisions: Columns, slot_weight: float
+) -> None:
     """Add decisions, oldest first: context (N, c), items (N, k, d), present (N, k), rewards (N, k, o), times (N,)."""
     for start in range(0, len(decisions["times"]), PART):
         part = {name: value[start : start + PART] for name, value in decisions.items()}
-        sums.learn(_changes(problem, weights, part, slot_weight))
+        sums.learn(_changes(config, problem, weights, part, slot_weight))
 
 
-def _changes(problem: Problem, weights: Columns, decisions: Columns, slot_weight: float) -> Changes:
+def _changes(
+    config: NeuralLinear, problem: Problem, weights: Columns, decisions: Columns, slot_weight: float
+) -> Changes:
     here = decisions["present"]
     slates: I64
     slots: I64
     slates, slots = np.nonzero(here)
-    context = decisions["context"][slates].astype(np.float32)
+    context, items = decisions["context"][slates].astype(np.float32), decisions["items"][here].astype(np.float32)
     rewards: F64 = decisions["rewards"][here].astype(np.float64)
     n, nothing = len(slots), np.zeros(len(slots))
     return Changes(
         context=context,
-        items=network.features(problem, weights, context, decisions["items"][here].astype(np.float32)),
+        items=network.widened(config, items, network.features(problem, weights, context, items)),
         slots=slots,
         slates=slates,
         times=decisions["times"][slates].astype(np.float64),

@@ -36,13 +36,30 @@ def below(problem: Problem) -> Problem:
 
 
 def above(config: NeuralLinear, problem: Problem) -> Problem:
-    """What the last layer reads: the network's outputs for items, the context and slots as they were, no crosses."""
-    return replace(problem, encoder=_outputs(problem.encoder, config.features))
+    """What the last layer reads: the problem as it is, items having the network's outputs for further columns, behind their own; or,
+    not `wide`, these alone."""
+    return replace(problem, encoder=_outputs(problem.encoder, config.features, config.wide))
 
 
 @lru_cache(maxsize=256)  # one a surface version and width: asked for at every publish
-def _outputs(encoder: Encoder, features: int) -> Encoder:
-    return Encoder(FeatureSpec(context=encoder.spec.context, items={"network": Vector(size=features)}))
+def _outputs(encoder: Encoder, features: int, wide: bool) -> Encoder:
+    spec, outputs = encoder.spec, Vector(size=features)
+    if not wide:
+        return Encoder(FeatureSpec(context=spec.context, items={"network": outputs}))
+    last = max(spec.items, default="") + "~"  # no feature's name, and sorted behind all of them
+    return Encoder(FeatureSpec(context=spec.context, items={**spec.items, last: outputs}, cross=spec.cross))
+
+
+def output_columns(config: NeuralLinear, problem: Problem) -> slice:
+    """Where in the last layer's φ the network's outputs are."""
+    encoder = above(config, problem).encoder
+    end = len(columns(above(config, problem))) - len(encoder.cross_names)
+    return slice(end - config.features, end)
+
+
+def widened(config: NeuralLinear, items: F32, psi: F32) -> F32:
+    """The items (N, ·) of the last layer, of those of the surface and the network's outputs."""
+    return np.concatenate([items, psi], axis=1) if config.wide else psi
 
 
 def initial(config: NeuralLinear, problem: Problem) -> Arrays:

@@ -42,6 +42,7 @@ class NeuralLinearTrainer:
     def __init__(self, config: NeuralLinear, problem: Problem) -> None:
         self.config, self.problem, self._last = config, problem, network.above(config, problem)
         self._own = chosen(problem)
+        self._outputs = network.output_columns(config, problem)
         self._half_life = half_life_seconds(config.half_life)
         weights = network.initial(config, problem)
         self._served: Arrays = {name: value.copy() for name, value in weights.items()}
@@ -60,7 +61,7 @@ class NeuralLinearTrainer:
         counts["refused"] += refused
         counts["skipped"] += refused > 0
         if new:
-            last_layer.learn(self._sums, self.problem, self._served, decisions, self._slot_weight)
+            last_layer.learn(self._sums, self.config, self.problem, self._served, decisions, self._slot_weight)
             self._replay.add(decisions)
             self._credit += new * self.config.replay_ratio
             counts["since"] += new
@@ -160,13 +161,13 @@ class NeuralLinearTrainer:
         here, mine = decisions["present"], self._weights
         slates, slots = np.nonzero(here)
         context, items = decisions["context"][slates].astype(np.float32), decisions["items"][here].astype(np.float32)
-        nothing = np.zeros((len(slots), self.config.features), np.float32)
+        silent = network.widened(self.config, items, np.zeros((len(slots), self.config.features), np.float32))
         x = _tensor(phi(network.below(self.problem), context, items, slots))
-        left = _tensor(phi(self._last, context, nothing, slots)[:, : -self.config.features])
+        known = _tensor(phi(self._last, context, silent, slots))
         rewards: F64 = decisions["rewards"][here].astype(np.float64)[:, self._own]
         ages = (decisions["times"][slates].astype(np.float64) - decisions["times"].max()) / self._half_life
         psi = torch.relu(torch.relu(x @ mine["first"]) @ mine["second"] + mine["second_bias"])
-        away = torch.cat([left, psi], dim=1) @ mine["head"] - _tensor(rewards / self._scales())
+        away = known @ mine["head"] + psi @ mine["head"][self._outputs] - _tensor(rewards / self._scales())
         weights = _tensor(np.exp2(ages))
         size = torch.stack([(value**2).sum() for value in mine.values()]).sum()
         return (weights @ (away**2).sum(dim=1) / weights.sum() + self.config.decay * size) / 2
@@ -187,7 +188,7 @@ class NeuralLinearTrainer:
             now = float(newest["times"].astype(np.float64).max())
             self._slot_weight = fit(self.config, self._last, self._sums.arrays(), now).slot_weight
         self._served, self._sums = weights, last_layer.begin(self.config, self.problem)
-        last_layer.learn(self._sums, self.problem, weights, newest, self._slot_weight)
+        last_layer.learn(self._sums, self.config, self.problem, weights, newest, self._slot_weight)
         self._counts["since"] = 0
         self._counts["rebuilt"] += 1
 
