@@ -15,7 +15,7 @@ from policies.algorithms.neural_linear import last_layer, network
 from policies.algorithms.neural_linear.config import NeuralLinear
 from policies.algorithms.neural_linear.training import NeuralLinearTrainer
 from policies.errors import Corrupt
-from policies.features import Encoder
+from policies.features import Encoder, crossed
 from policies.ridge import RidgeLearner
 from policies.ridge_fitting import fit
 from policies.sequences import Transitions
@@ -25,7 +25,7 @@ from policies.worlds.near_world import near
 from services.replay.ours import Slatewise
 from services.replay.streams import Stream
 from streaming.scorer import score
-from tests.contracts.algorithm_contract import CATALOGUE, CLICK, SLOTS, START, TWO, query
+from tests.contracts.algorithm_contract import CATALOGUE, CLICK, ENCODER, SLOTS, START, TWO, query
 from tests.contracts.training_contract import PASTS, sequences
 
 SMALL = NeuralLinear(hidden=12, features=6, minibatch=20, replay_ratio=9.0, replay=64, draws=16)
@@ -86,10 +86,11 @@ def test_torch_numpy_and_onnx_say_the_same() -> None:
     shown = batch.candidates[slates, batch.slate[slates, slots]]
     psi = network.features(PASTS, weights, batch.context[slates], shown)
     assert 0.2 < (psi > 0).mean() < 1
-    left = np.concatenate([np.ones((len(slots), 1)), batch.context[slates], np.eye(SLOTS)[slots]], axis=1)
+    pairs = crossed(ENCODER, batch.context[slates], shown)
+    left = np.concatenate([np.ones((len(slots), 1)), batch.context[slates], np.eye(SLOTS)[slots], shown], axis=1)
     sums = trainer.arrays()
     scale = np.sqrt(sums["last.Y"][0, 0] / sums["last.n"][0])
-    away = np.concatenate([left, psi], axis=1) @ weights["head"] - batch.rewards[batch.present] / scale
+    away = np.concatenate([left, psi, pairs], axis=1) @ weights["head"] - batch.rewards[batch.present] / scale
     share = np.exp2((batch.times[slates] - batch.times.max()) / 60)
     size = sum(float((value**2).sum()) for value in weights.values())
     wanted = (share @ away[:, 0] ** 2 / share.sum() + SMALL.decay * size) / 2
@@ -106,18 +107,19 @@ def test_torch_numpy_and_onnx_say_the_same() -> None:
     assert not {"base", "pool", "crosses"} & made.keys(), "the ops page tells these as coefficients of the features"
 
 
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("encoder", [BARE, NOTHING, NAMES])
-def test_surfaces_without_features_of_one_side_are_scored(encoder: Encoder) -> None:
-    problem = Problem(encoder, CLICK, {"click": 1.0}, 1)
-    made = neural_linear.publish(SMALL, problem, {}, START, 7).arrays
+def test_surfaces_without_features_of_one_side_are_scored(encoder: Encoder, wide: bool) -> None:
+    problem, config = Problem(encoder, CLICK, {"click": 1.0}, 1), msgspec.structs.replace(SMALL, wide=wide)
+    made = neural_linear.publish(config, problem, {}, START, 7).arrays
     rng = np.random.default_rng(1)
     asked: dict[str, Any] = {
         "context": rng.uniform(-1, 1, encoder.context_size).astype(np.float32),
         "items": rng.uniform(-1, 1, (5, encoder.item_size)).astype(np.float32),
     }
-    found = score(neural_linear.graph(SMALL, problem).SerializeToString(), made, asked)
+    found = score(neural_linear.graph(config, problem).SerializeToString(), made, asked)
     assert found.shape == (5, 16)
-    np.testing.assert_allclose(found, neural_linear.reference(SMALL, problem, made, asked), atol=1e-5)
+    np.testing.assert_allclose(found, neural_linear.reference(config, problem, made, asked), atol=1e-5)
 
 
 # the last layer is linear_thompson's
@@ -127,7 +129,7 @@ def identity(problem: Problem) -> tuple[NeuralLinear, Arrays]:
     """Options and weights of a network whose outputs are the items' own columns and crosses, none of which is ever negative."""
     encoder = problem.encoder
     width, before = encoder.item_size + len(encoder.cross_names), 1 + encoder.context_size
-    config = NeuralLinear(hidden=width, features=width, replay_ratio=1e-9)
+    config = NeuralLinear(hidden=width, features=width, wide=False, replay_ratio=1e-9)
     weights: Arrays = {
         "first": np.concatenate([np.zeros((before, width)), np.eye(width)]).astype(np.float32),
         "second": np.eye(width, dtype=np.float32),
@@ -174,6 +176,32 @@ def test_on_identity_features_the_posterior_is_linear_thompsons() -> None:
     np.testing.assert_allclose(scores, linear_thompson.reference(options, problem, wanted.arrays, asked), atol=1e-5)
 
 
+def test_a_network_that_sees_nothing_leaves_linear_thompson() -> None:
+    """All its weights 0: beside items and crosses as they are its outputs say nothing, and Θ, noise and λ are linear_thompson's."""
+    problem, config = replace(PASTS, history=0), msgspec.structs.replace(SMALL, replay_ratio=1e-9, spread=0.0)
+    trainer = NeuralLinearTrainer(config, problem)
+    held = trainer.arrays()
+    silent = {name: np.zeros_like(held[name]) for name in network.WEIGHTS}
+    held |= silent | {f"served.{name}": value for name, value in silent.items()}
+    held["last.network"] = network.fingerprint(silent)
+    trainer.load(held)
+    learner, batch = RidgeLearner(problem, np.inf), sequences(3, 200)
+    trainer.train(batch)
+    learner.learn(changes_of(problem, batch, 1.0))
+    made = neural_linear.publish(config, problem, trainer.arrays(), START, 7)
+    options = linear_thompson.LinearThompson(draws=16, spread=0.0)
+    wanted = linear_thompson.publish(options, problem, learner.arrays(), START, 7)
+    for name, value in wanted.diagnostics.items():
+        assert made.diagnostics[name] == pytest.approx(value, rel=1e-6), name
+    asked = query(problem, made.arrays)
+    means = [
+        neural_linear.reference(config, problem, made.arrays, asked).mean(axis=1),
+        linear_thompson.reference(options, problem, wanted.arrays, asked).mean(axis=1),
+    ]
+    assert np.ptp(means[1]) > 0.05
+    np.testing.assert_allclose(means[0], means[1], atol=1e-5)
+
+
 # sums and network
 
 
@@ -197,12 +225,12 @@ def test_sums_are_rebuilt_when_the_network_changes() -> None:
     old_weights = {name: before[f"served.{name}"] for name in network.WEIGHTS}
     old = last_layer.begin(SMALL, PASTS)
     for batch in (first, second):  # the old sums had learned the second batch too when the network was changed
-        last_layer.learn(old, PASTS, old_weights, decisions_of(batch), float(before["running"][1]))
+        last_layer.learn(old, SMALL, PASTS, old_weights, decisions_of(batch), float(before["running"][1]))
     weight = fit(SMALL, network.above(SMALL, PASTS), old.arrays(), START).slot_weight
     assert 1 / SLOTS < weight < 0.8, "a slate's slots are rewarded alike"
     assert float(after["running"][1]) == pytest.approx(weight, rel=1e-9)
     for batch in kept:
-        last_layer.learn(learner, PASTS, weights, decisions_of(batch), weight)
+        last_layer.learn(learner, SMALL, PASTS, weights, decisions_of(batch), weight)
     for name in last_layer.NAMES:
         np.testing.assert_allclose(after[f"last.{name}"], learner.arrays()[name], rtol=1e-9, atol=1e-9, err_msg=name)
 

@@ -1,22 +1,23 @@
 """Thompson sampling on a Bayesian linear layer over what a network has learned to see in a candidate.
 
-    ψ = relu(second · relu(first · [1, context, items, crosses])),   r = θᵀ[1, context, slot one-hot | ψ] + e
+    ψ = relu(second · relu(first · [1, context, items, crosses])),   r = θᵀ[1, context, slot one-hot | items, ψ, crosses] + e
 
-The posterior of θ, its draws and σ are `linear_thompson`'s, see `policies.ridge_fitting`, with ψ for items and crosses: same prior
-outside the sums, same forgetting, position scored in slot 0, a slot's weight 1/(1+(k−1)ρ̂). The network is taken as given.
+The posterior of θ, its draws and σ are `linear_thompson`'s, see `policies.ridge_fitting`, with ψ beside items and crosses, or, not
+`wide`, in their place (Riquelme et al.): same prior outside the sums, same forgetting, position scored in slot 0, a slot's weight
+1/(1+(k−1)ρ̂). The network is taken as given.
 
 State    weights in training and as served, Adam's moments, the newest `replay` decisions, and S, B, Y, n over the outputs of the
          served network, with its hash
-Scores   (n, m), O(n (d h + h f + f m)) for h hidden units and f features
+Scores   (n, m), O(n (d h + h f + (d + f) m)) for h hidden units and f features
 Learn    `training.py`, torch: every settled decision enters the sums at once, O(D²), and the replay; gradient steps train a second copy
          of the network. When a tenth of the decisions kept are new, that copy is served from then on
 
-A change of network leaves no sum that means anything: all are rebuilt from the decisions kept, under the new network, with the
+A change of network leaves no sum over its outputs that means anything: all sums are rebuilt from the decisions kept, under the new network, with the
 rewards they settled with and ρ̂ as the sums before had it. Kept is what the newest `replay` decisions say (10,000); lost is what
 older ones said, so no more than (1 + refresh) · `replay` decisions are ever in the sums. Sums and network that do not belong together are
 refused by name, at a publish and at a load. Of features that come or go, and of feedback after settling, nothing is carried over.
 
-Source   Riquelme, Tucker & Snoek, ICLR 2018, arXiv 1802.09127 (NeuralLinear)
+Source   Riquelme, Tucker & Snoek, ICLR 2018, arXiv 1802.09127 (NeuralLinear); Cheng et al. 2016, arXiv 1606.07792 (wide and deep)
 """
 
 from dataclasses import replace

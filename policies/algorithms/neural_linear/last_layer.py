@@ -1,6 +1,6 @@
 """The last layer of `neural_linear`: ridge sums over one network's outputs, which carry that network's hash.
 
-They are the sums of `policies.ridge`, of a problem whose items are the network's outputs. Sums of one network mean nothing under
+They are the sums of `policies.ridge`, of a problem whose items have the network's outputs. Sums of one network mean nothing under
 another, so whoever reads them says which network it has, and sums of another are refused.
 """
 

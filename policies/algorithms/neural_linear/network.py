@@ -1,6 +1,6 @@
 """The network of `neural_linear` in numpy, its hash, and the two problems it stands between.
 
-    x = [1, context, items, crosses]  →  relu(xᵀ first)  →  ψ = relu(·ᵀ second + second_bias)  →  last layer over [1, context, slot | ψ]
+    x = [1, context, items, crosses]  →  relu(xᵀ first)  →  ψ = relu(·ᵀ second + second_bias)  →  last layer
 
 The network never sees a slot: position is the last layer's, so that scoring can set it to slot 0.
 """

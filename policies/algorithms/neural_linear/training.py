@@ -1,7 +1,7 @@
 """The trainer of `neural_linear`: the only file of it that needs torch.
 
     loss = mean over the slots of a minibatch, weighed by age, of Σ_o (r̂_o − r_o / rms_o)² / 2 + decay ‖weights‖² / 2
-    r̂ = headᵀ [1, context, slot one-hot | ψ],   rms_o² = Y_oo / n of the sums
+    r̂ = headᵀ φ, φ as the last layer reads it,   rms_o² = Y_oo / n of the sums
 
 Every objective of the surface has its say, in units of its own rewards, whatever a policy weighs it by: a change of weights changes
 no network.
