@@ -9,6 +9,7 @@ from policies.types import F32, Changes, item_hashes
 from services.evaluation.decisions import Log, LoggedDecision
 from services.evaluation.resolving import Asked, scored
 from services.evaluation.targets import Scored
+from streaming.joined import Terms
 
 BATCH = 2_000  # decisions learned at once
 
@@ -35,9 +36,9 @@ def fitted(asked: Asked, log: Log, seed: int = 0) -> Scored:
     most = max(int(one.slots[-1]) for one in log.decisions) + 1
     if most > problem.slots:
         raise Rejected(f"The log has {most} slots, the surface {problem.slots}", at="--config", code="too_many_slots")
-    learner = algorithm.learner(policy.config, problem)
+    learner, terms = algorithm.learner(policy.config, problem), Terms.of(compiled)
     for start in range(0, len(log), BATCH):
-        learner.learn(changes(log.decisions[start : start + BATCH], order))
+        learner.learn(terms.taught(changes(log.decisions[start : start + BATCH], order)))
     now = log.decisions[-1].at + problem.horizon  # what is logged has settled
     published = algorithm.publish(policy.config, problem, learner.arrays(), now, seed)
     return scored(compiled, policy, published, f"{asked.name}, fitted on {len(log)} decisions")

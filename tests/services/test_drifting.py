@@ -26,10 +26,11 @@ from streaming.adapters.sqlite_estimates import SqliteEstimates
 from streaming.adapters.sqlite_totals import SqliteTotals
 from streaming.adjusting import Adjustments
 from streaming.configuration import Configs, publish_surface
-from streaming.events import Decision, Feedback, Sample, encode
+from streaming.events import Decision, Feedback, Sample, encode, floats
 from streaming.publish import Publisher, by_lineage, older_sums
-from streaming.replay import first_expected
-from streaming.watching import Watch, read
+from streaming.replay import first_expected, scores_of
+from streaming.watching import Watch, _free, read
+from tests.services.test_scoring_algorithms import served
 
 START, HORIZON, PARTITIONS = 1_000_100.0, 10.0, 2
 SURFACE = Surface(
@@ -344,3 +345,16 @@ def test_drift_resets_once_and_what_is_drawn_from_follows(tmp_path: Path) -> Non
     house.live(5, 300, since=450.0)
     house.settle()
     assert sum(read(state)["home"].residuals["ts"].reference[0] for state in house.states()) > 100
+
+
+def test_what_scoring_logs_is_what_is_counted(tmp_path: Path) -> None:
+    """Of real decisions: distributions hold the logged propensities, and the bundle's own expectation is found again."""
+    for decision, bundle in served(tmp_path, "linear_thompson"):
+        assert _free(decision)
+        assert decision.sample is not None
+        k = len(decision.slate)
+        distributions = np.frombuffer(decision.sample.distributions).reshape(k, -1)
+        np.testing.assert_allclose(distributions[np.arange(k), decision.rows], decision.propensities)
+        scores = scores_of(decision, bundle, floats(decision.matrix or b"").reshape(len(decision.candidates), -1))
+        if decision.weights is None:
+            assert first_expected(decision, bundle) == pytest.approx(float(scores[decision.rows[0]].mean()), abs=1e-6)

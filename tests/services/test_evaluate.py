@@ -251,6 +251,15 @@ def test_every_algorithm_that_learns_in_one_pass_can_be_fitted_and_asked(
     assert (law > 0).sum(axis=1).tolist() == [8, 7, 6]  # its floor
 
 
+def test_a_policy_is_fitted_with_what_its_surface_says_of_examination(whole: Log, tmp_path: Path) -> None:
+    first, rest = share_split(whole, 0.2)
+    laws = []
+    for examination in ("none", "[1, 0.5, 0.25]"):
+        (tmp_path / "home.yaml").write_text(f"{CONFIG}\nexamination: {examination}\n")
+        laws.append(fitted(asked_for("fresh", data=None, config=tmp_path), first).conditionals(rest.decisions[1]))
+    assert np.abs(laws[0] - laws[1]).max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("change", "words", "said"),
     [
