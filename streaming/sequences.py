@@ -16,7 +16,7 @@ numbered order and of the times passed in. Its open ends are part of the trainer
 import heapq
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -119,6 +119,16 @@ class Sequencer:
             self.counts["timeout"] += 1
             lived.append(Lived(self._pop(), None))
         return lived
+
+    def forget(self, units: Iterable[tuple[str, float]]) -> int:
+        """Open ends of these units, (hash, since when), that were made before go, and teach nobody; how many there were."""
+        gone = 0
+        for unit, since in units:
+            held = self._open.get(_unit(unit))
+            if held is not None and held[1].at < since:
+                del self._open[_unit(unit)]
+                gone += 1
+        return gone
 
     @property
     def next_end(self) -> float:

@@ -29,6 +29,7 @@ from policies.training import Trainer
 from policies.types import Arrays
 from streaming.configuration import CompiledPolicy, Configs
 from streaming.experiences import Experience, Row
+from streaming.forgets import forgotten
 from streaming.ports import Commit
 from streaming.sequences import Lane, Lived, Sequencer, moment_of, teaches, transitions, why_not
 from streaming.settle import Settlements
@@ -49,10 +50,12 @@ class Piece(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Entry(Struct, frozen=True, array_like=True, gc=False):
-    """One step of the order. `keys`: learner keys of the policies it taught."""
+    """One step of the order. `keys`: learner keys of the policies it taught; `forgotten`: (unit's hash, since when), of those that
+    from here on are taken for never there (`semantics.md` 24)."""
 
     keys: tuple[str, ...]
     pieces: tuple[Piece, ...]
+    forgotten: tuple[tuple[str, float], ...] = ()
 
 
 class Source(Protocol):
@@ -70,12 +73,13 @@ class Source(Protocol):
 
 class Head(Struct, array_like=True):
     """What a checkpoint says besides arrays: it holds all entries below `entry`. `cursors`: partition → (next row, log offset).
-    `since`: learner key → what was due by then it learned elsewhere (`plant`)."""
+    `since`: learner key → what was due by then it learned elsewhere (`plant`); `forgotten`: unit's hash → since when."""
 
     entry: int = 0
     cursors: dict[int, tuple[int, int]] = {}
     identity: str = ""
     since: dict[str, float] = {}
+    forgotten: dict[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,8 @@ class Training:
         self._sequences: dict[tuple[Lane, int], Sequencer] = {}
         self._cursors: dict[int, tuple[int, int]] = {}
         self._since: dict[str, float] = {}
+        self._forgotten: dict[str, float] = {}  # by the order so far: unit's hash → since when
+        self._forgets = -1  # how many the configuration had when the order last took them in
         self._entry = self._checkpointed = 0
         self._head = b""  # of the checkpoint, as every commit repeats it
         self._loaded = False
@@ -274,7 +280,10 @@ class Training:
             clock = frontiers.get(partition, 0.0) if count == rows else 0.0  # rows that are left come before it
             if count or self._next_end(partition) < clock:
                 pieces.append(Piece(partition, number, count, clock))
-        return Entry(tuple(sorted(wanted)), tuple(pieces)) if pieces else None
+        asked = sorted(self._configs.forgotten.items()) if self._forgets != self._configs.forgets else []
+        new = tuple(one for one in asked if self._forgotten.get(one[0], 0.0) < one[1])
+        self._forgets = self._configs.forgets
+        return Entry(tuple(sorted(wanted)), tuple(pieces), new) if pieces or new else None
 
     def _wanted(self) -> dict[str, CompiledPolicy]:
         """Learner key → policy, of all that have a trainer in the current configuration."""
@@ -315,6 +324,10 @@ class Training:
         self._sequences = {place: one for place, one in self._sequences.items() if place[0] in lanes}
         outcomes: Counter[tuple[str, str]] = Counter()
         lived: dict[Lane, list[Lived]] = {taught.lane: [] for taught in self._taught.values()}
+        self._forgotten |= dict(entry.forgotten)
+        for (lane, _), sequencer in self._sequences.items():
+            if gone := sequencer.forget(entry.forgotten):
+                outcomes[lane.surface, "forgotten"] += gone
         for piece in entry.pieces:
             self._piece(piece, lived, outcomes)
         self._entry += 1
@@ -357,6 +370,9 @@ class Training:
 
     def _take(self, experience: Experience, lived: dict[Lane, list[Lived]], outcomes: Counter[tuple[str, str]]) -> None:
         decision, row = experience.decision, experience.row
+        if forgotten(self._forgotten, decision.unit, decision.at):
+            outcomes[decision.surface, "forgotten"] += 1
+            return
         lane = Lane(decision.surface, row.schema, row.objectives)
         if lane not in lived:
             if any(lane.surface == other.surface for other in lived):
@@ -402,7 +418,7 @@ class Training:
     ) -> None:
         """An entry of the order, or a checkpoint; who only adds to the order leaves the checkpoint as it is."""
         if statistics is not None:
-            self._head = _encode(Head(self._entry, self._cursors, self._identity, self._since))
+            self._head = _encode(Head(self._entry, self._cursors, self._identity, self._since, self._forgotten))
         self._store.commit(
             Commit(
                 partition=0,
@@ -422,6 +438,7 @@ class Training:
         self._head = _encode(head)
         self._entry = self._checkpointed = head.entry
         self._cursors, self._since = dict(head.cursors), dict(head.since)
+        self._forgotten, self._forgets = dict(head.forgotten), -1
         for key, arrays in statistics.items():
             if key.startswith(SEQUENCES):
                 surface, schema, objectives, partition = msgspec.json.decode(key.removeprefix(SEQUENCES))
@@ -441,6 +458,7 @@ class Training:
             _end(taught.trainer)
         self._taught, self._resting, self._sequences, self._cursors, self._since = {}, {}, {}, {}, {}
         self._entry = self._checkpointed = 0
+        self._forgotten, self._forgets = {}, -1
         self._head, self._loaded = b"", False
 
     def _named(self, key: str) -> CompiledPolicy:

@@ -2,6 +2,7 @@
 newer release writes is read where it only adds, else refused by name. The files are described in README.md here."""
 
 import gzip
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -392,7 +393,7 @@ def test_a_newer_upload_with_more_fields_is_read(golden: Golden) -> None:
     name = store.pointers()["0"]
     said = altered(store.get(name), mood="blue")
     uploads = Uploads(store, 0, 4)
-    newer = uploads._name(said, "json")  # the name that its writer would give it
+    newer = f"0/4-{hashlib.blake2b(said, digest_size=16).hexdigest()}.json"  # as its writer would name it
     store.put(newer, said)
     store.point("0", newer, 4)
     found = uploads.newest()

@@ -44,6 +44,5 @@ def test_bytes_are_counted_alike_everywhere() -> None:
     assert found.keys() == said.keys()
     for name in ("decision in the spool and the log", "feedback in the log", "profile of a unit", "item in the record"):
         assert found[name] == pytest.approx(said[name], rel=0.1), name
-    assert all(
-        value > 0 for name, value in found.items() if "checkpoint" not in name
-    )  # few rows may fit into free pages
+    by_pages = ("checkpoint", "memory")  # nothing of a few rows
+    assert all(value > 0 for name, value in found.items() if not any(word in name for word in by_pages))

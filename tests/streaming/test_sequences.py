@@ -417,3 +417,64 @@ def test_rows_and_padding_of_transitions_are_where_they_say() -> None:
         assert batch.lived[i].sum() == past
         assert not batch.history[i, : batch.history.shape[1] - past].any()
     assert Lane("home", "s", ("click",)).surface == "home"
+
+
+def test_a_unit_that_is_forgotten_leaves_no_open_end_and_a_restart_comes_to_the_same() -> None:
+    """What is forgotten is in the order: whoever applies it again forgets at the same place (`semantics.md` 24)."""
+    configs, since = Configs(), START + 45.0
+    configs.add(SURFACE)
+    units = {1: "0" * 15 + "1", 2: "0" * 15 + "2"}
+    found = [
+        experience(0, 1, START),
+        experience(1, 2, START + 1),
+        experience(2, 1, START + 40, due=START + 60),  # settles after the unit was forgotten, and is of before
+        experience(3, 2, START + 50),
+        experience(4, 1, START + 70),  # of after: the person came back
+        experience(5, 1, START + 80),
+    ]
+    source, store = Settled(0, found), MemoryCheckpoints()
+
+    def opened(epoch: int) -> Training:
+        return Training(store, [source], configs, epoch=epoch, limit=6)
+
+    def open_ends(one: Training) -> set[tuple[int, float]]:
+        return {(m.unit, m.at) for sequencer in one._sequences.values() for _, m in sequencer._open.values()}
+
+    first = opened(1)
+    source.known = 2
+    first.step({})
+    first.checkpoint()
+    assert open_ends(first) == {(1, START), (2, START + 1)}
+    configs.forgotten[units[1]] = since
+    configs.forgets += 1
+    report = first.step({})  # though nothing has settled
+    assert report is not None
+    assert (report.rows, report.outcomes) == (0, {("home", "forgotten"): 1})
+    assert open_ends(first) == {(2, START + 1)}
+    assert first.step({}) is None  # once
+    source.known = 4
+    report = first.step({})
+    assert report is not None
+    assert report.outcomes == {("home", "forgotten"): 1}
+    source.known = 6
+    report = first.step({})
+    assert report is not None
+    assert open_ends(first) == {(1, START + 80), (2, START + 50)}
+    [key] = report.transitions
+    assert report.transitions[key] == 1  # START + 70, with what came after it
+
+    again = opened(2)  # as after kill -9: from the checkpoint before the unit was forgotten
+    assert again.recover() == 3
+    assert open_ends(again) == open_ends(first)
+    assert flat(again) == flat(first)
+    again.checkpoint()
+    third = opened(3)
+    assert third.step({}) is None  # the checkpoint knows who was forgotten
+    assert open_ends(third) == open_ends(first)
+
+    other = Settled(0, [one for one in found if one.decision.unit == units[2] or one.decision.at >= since])
+    other.found = [Experience(0, i, one.row, one.decision) for i, one in enumerate(other.found)]
+    other.known = len(other.found)
+    never = Training(MemoryCheckpoints(), [other], configs, epoch=1, limit=6)
+    never.step({})
+    assert open_ends(never) == open_ends(first)  # as if it had never been there
