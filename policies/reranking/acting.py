@@ -19,7 +19,7 @@ from policies.types import F32, F64, I64, Mask
 LOOKED_AT = 4
 
 
-class Acting(Struct, frozen=True):
+class Acting(Struct, frozen=True, gc=False):
     """For n candidates and k slots; an empty one changes nothing.
 
     boosts       source → (n,) in units of the scores, not all 0
@@ -63,7 +63,7 @@ class Acting(Struct, frozen=True):
 NOTHING_ACTS = Acting()
 
 
-class Ready(Struct, frozen=True, eq=False):
+class Ready(Struct, frozen=True, eq=False, gc=False):
     """Keyword arguments of the draw: `draw(…, pins=…, **ready.arguments)`."""
 
     boosts: F64 | None = None

@@ -12,7 +12,7 @@ from policies.types import F32, I64
 MAX_WEIGHT = 1_000.0  # interquartile ranges: beyond it diversity alone decides
 
 
-class Diverse(Struct, frozen=True, eq=False):
+class Diverse(Struct, frozen=True, eq=False, gc=False):
     """What a request asks for, weights in interquartile ranges.
 
     items (n, d)  are alike by their `columns`, from the first to before the last;   codes (n,) of the values to cover, −1 = none

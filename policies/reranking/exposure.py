@@ -145,7 +145,7 @@ def looks_of(positions: tuple[float, ...], k: int) -> F64:
     return found
 
 
-class Fair(Struct, frozen=True, eq=False):
+class Fair(Struct, frozen=True, eq=False, gc=False):
     """Exposure of one request: n candidates of G groups.
 
     codes (n,)  group of each candidate, −1 of none;   groups  names (G,)

@@ -55,7 +55,7 @@ class Constraint:
     limits: I64
 
 
-class Lines(Struct, frozen=True, eq=False):
+class Lines(Struct, frozen=True, eq=False, gc=False):
     """Constraints of one request by priority, as the draw reads them: names (L,), ops (L,), codes (L, n), limits (L, k)."""
 
     names: tuple[str, ...]
@@ -87,7 +87,7 @@ def stacked(constraints: Sequence[Constraint], n: int, k: int) -> Lines:
     )
 
 
-class Within(Struct, frozen=True, eq=False):
+class Within(Struct, frozen=True, eq=False, gc=False):
     """Everything that depends on the slots before, as the draw reads it.
 
     ops (L,), codes (L, n), limits (L, k)   constraints by priority, the first yields last

@@ -139,7 +139,7 @@ class _Line:
         return self.rule is not None and self.rule.key == "quota"  # it is missed then, which is said
 
 
-class Gathered(Struct, frozen=True, eq=False):
+class Gathered(Struct, frozen=True, eq=False, gc=False):
     """Of one request: constraints that have something to say, and codes (n,) of the attributes `covers` and `groups`."""
 
     lines: Lines

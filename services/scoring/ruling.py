@@ -38,7 +38,7 @@ NOBODY = np.empty(0, np.int64)
 NOT_DIVERSE, NOT_FAIR = Diverse(NO_VECTORS, NOBODY), Fair(NOBODY, (), np.empty(0), np.empty(0))
 
 
-class Ruled(Struct, frozen=True, eq=False):
+class Ruled(Struct, frozen=True, eq=False, gc=False):
     """What acts on the draw of one request, but for what depends on its scores.
 
     acted      rules that took candidates out before the draw, and pins that hold
