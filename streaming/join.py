@@ -17,7 +17,6 @@ import heapq
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,34 +28,29 @@ from policies.types import Changes
 from streaming.configuration import Configs
 from streaming.delays import Spread, delays_of, spread_of
 from streaming.dues import Dues
-from streaming.events import Feedback, content_id
+from streaming.events import Feedback
 from streaming.evidence import Taught, changes_of
 from streaming.forgets import without
 from streaming.index import U64, id_hash
 from streaming.joined import (
-    SHOWN,
     Drawn,
     Early,
     Join,
     Terms,
     Version,
     evidence,
-    positions_of,
     read_event,
 )
 from streaming.plain.batch import Plain
 from streaming.ports import DeadLetter, Loaded, Record
 from streaming.rows import Rows, Span
+from streaming.verdicts import LARGEST, Placed, are_sound, mistake, remember, take_back
 
 AHEAD_SECONDS = 60.0  # how far a record's own time may be ahead of the log's
 LONGEST_SECONDS = 86_400.0  # early feedback waits at least this long: the default `correctable`
 EARLY_DECISIONS = 100_000  # unknown decisions that feedback waits for
 EARLY_EACH = 100  # … and feedback that waits for one of them
-HEARD_EACH = 1_000  # feedback ids a decision remembers, and versions of each
 PAGE = 2_000  # rows read at once when a joiner starts
-LARGEST = 1e6  # encoded features are scaled or clipped far below; what is above would drown every other example
-
-Placed = Record | Early  # a record, now or when its decision comes
 
 
 class Extra(Struct, array_like=True):
@@ -300,7 +294,7 @@ class Joiner:
                 vectors += (event.context, event.shown)
             key = event.decision_id if event.tenant == "default" else f"{event.tenant}\0{event.decision_id}"
             events.append((record, key, event))
-        self._sound = _sound(b"".join(vectors))  # all at once: a hundredth of the cost of one by one
+        self._sound = are_sound(b"".join(vectors))  # all at once: a hundredth of the cost of one by one
         return events
 
     # -- verdicts ----------------------------------------------------------------------------------------------------
@@ -319,7 +313,7 @@ class Joiner:
             return self._dead(applied, record, "bad_time", f"{at - clock:.3f} s ahead of the log", surface)
         if until < clock:
             return self._dead(applied, record, "too_late", f"{clock - at:.3f} s old", surface)
-        wrong = self._mistake(drawn, terms)
+        wrong = mistake(drawn, terms, sound=self._sound)
         if wrong is not None:
             return self._dead(applied, record, *wrong, surface)
         join = self._rows.hot.get(key)
@@ -349,25 +343,6 @@ class Joiner:
                 said = read_event(feedback.value)
                 assert isinstance(said, Feedback)  # nothing else waits
                 self._listen(feedback, join, drawn, terms, said, applied)
-        return None
-
-    def _mistake(self, drawn: Drawn, terms: Terms) -> tuple[str, str] | None:
-        """(reason, detail) of what makes a decision useless."""
-        slots, propensities, context, shown = drawn.slots, drawn.propensities, drawn.context, drawn.shown
-        k = len(drawn.slate)
-        if len(slots) != k or len(propensities) != k:
-            return "bad_decision", "slate, slots and propensities differ in length"
-        if slots != terms.natural.get(k) and not _rising(slots, terms.slots):
-            return "bad_slot", f"slots {list(slots)[:20]} of {terms.slots}"
-        if k and not (min(propensities) > 0.0 and max(propensities) <= 1.0 + 1e-9):
-            return "bad_decision", "propensities outside (0, 1]"
-        if not 0.0 < drawn.weight <= 1.0:
-            return "bad_decision", f"weight {drawn.weight}"
-        if len(context) != terms.context_bytes or len(shown) != k * terms.item_bytes:
-            found = f"{len(context)}, {len(shown)} bytes"
-            return "bad_vector", f"{found}, expected {terms.context_bytes}, {k * terms.item_bytes}"
-        if not self._sound and not (_sound(context) and _sound(shown)):
-            return "bad_vector", f"a number is not finite or larger than {LARGEST:g}"
         return None
 
     def _hear(self, record: Record, key: str, feedback: Feedback, applied: Applied) -> None:
@@ -409,9 +384,9 @@ class Joiner:
         if terms.corrected and join.row not in self._spreads:
             self._spreads[join.row] = spread_of(join, terms, join.present)
         if feedback.retracts is not None:
-            outcome, reason, detail = _take_back(join, feedback.retracts)
+            outcome, reason, detail = take_back(join, feedback.retracts)
         else:
-            outcome, reason, detail = _remember(record, join, drawn, terms, feedback)
+            outcome, reason, detail = remember(record, join, drawn, terms, feedback)
         if reason:
             return self._dead(applied, record, reason, detail, surface)
         applied.count(surface, outcome)
@@ -552,51 +527,3 @@ class Joiner:
         if terms is None:
             raise Corrupt("config_missing", f"{config} of an open join is not in the configuration record")
         return terms
-
-
-def _take_back(join: Join, name: str) -> tuple[str, str, str]:
-    """(outcome, reason, detail): a retraction wins over all, and is remembered when it comes first."""
-    if join.heard.get(name) == ():
-        return "duplicate", "", ""
-    if name not in join.heard and len(join.heard) >= HEARD_EACH:
-        return "", "too_many", f"more than {HEARD_EACH} feedback ids"
-    join.heard[name] = ()
-    return "retracted", "", ""
-
-
-def _remember(record: Placed, join: Join, drawn: Drawn, terms: Terms, feedback: Feedback) -> tuple[str, str, str]:
-    """(outcome, reason, detail) of adding a version to what a decision heard."""
-    kind = feedback.kind
-    if kind not in terms.kinds:
-        return "", "unknown_kind", kind
-    positions = positions_of(drawn, feedback)
-    if positions is None:
-        return "", "bad_slot", f"slot {feedback.slot}, item {feedback.item}, slots {feedback.slots}"
-    version = Version(feedback.at, feedback.revision, kind, feedback.value, positions)
-    name = feedback.feedback_id or content_id(msgspec.Raw(record.value))
-    versions = join.heard.get(name)
-    if versions is None:
-        if len(join.heard) >= HEARD_EACH:
-            return "", "too_many", f"more than {HEARD_EACH} feedback ids"
-        join.heard[name] = (version,)
-        if kind == SHOWN:
-            return "shown", "", ""
-        return ("joined" if feedback.at <= drawn.at + terms.horizon else "after_horizon"), "", ""
-    if not versions or version in versions:  # taken back before it came, or told before
-        return "duplicate", "", ""
-    if len(versions) >= HEARD_EACH:
-        return "", "too_many", f"more than {HEARD_EACH} versions of {name}"
-    join.heard[name] = (*versions, version)
-    return "corrected", "", ""
-
-
-def _rising(slots: tuple[int, ...], most: int) -> bool:
-    return not slots or (slots[0] >= 0 and slots[-1] < most and all(a < b for a, b in pairwise(slots)))
-
-
-def _sound(vectors: bytes) -> bool:
-    """Whether every float32 in there is finite and of a size that features have."""
-    if len(vectors) % 4:
-        return False
-    numbers = np.frombuffer(vectors, "<f4")
-    return not len(numbers) or bool(np.abs(numbers).max() <= LARGEST)  # false for NaN too
