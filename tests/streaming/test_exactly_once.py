@@ -117,12 +117,12 @@ def _conflict_is_taken_for_a_duplicate(patch: pytest.MonkeyPatch) -> None:
 
 
 def _every_feedback_is_new(patch: pytest.MonkeyPatch) -> None:
-    remember, number = streaming.join._remember, itertools.count()
+    remember, number = streaming.join.remember, itertools.count()
 
     def forgetful(record: Any, join: Join, drawn: Drawn, terms: Terms, said: Feedback) -> tuple[str, str, str]:
         return remember(record, join, drawn, terms, msgspec.structs.replace(said, feedback_id=f"new-{next(number)}"))
 
-    patch.setattr(streaming.join, "_remember", forgetful)
+    patch.setattr(streaming.join, "remember", forgetful)
 
 
 def _last_arrival_wins(patch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def _retraction_is_forgotten(patch: pytest.MonkeyPatch) -> None:
         join.heard.pop(name, None)
         return "retracted", "", ""
 
-    patch.setattr(streaming.join, "_take_back", forgetful)
+    patch.setattr(streaming.join, "take_back", forgetful)
 
 
 def _horizon_is_ignored(patch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import streaming.join
+import streaming.verdicts
 import streaming.plain.batch
 import streaming.rows
 from streaming.events import Decision, encode
@@ -169,7 +170,7 @@ def test_early_feedback_is_bounded_for_a_decision_and_in_all(ports: Ports, monke
 
 
 def test_what_a_decision_hears_is_bounded(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming.join, "HEARD_EACH", 2)
+    monkeypatch.setattr(streaming.verdicts, "HEARD_EACH", 2)
     said = [feedback(ID, EPOCH0, feedback_id=name, slot=0) for name in "aab"]
     again = feedback(ID, EPOCH0, feedback_id="a", slot=0, value=5.0)
     ports.append(made(), *said, feedback(ID, EPOCH0, feedback_id="c"), again, made())
