@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import streaming.join
-import streaming.verdicts
 import streaming.plain.batch
 import streaming.rows
+import streaming.verdicts
 from streaming.events import Decision, encode
 from streaming.join import EARLY_EACH
 from tests.streaming.joining import (
