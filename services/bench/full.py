@@ -34,9 +34,7 @@ ITEMS_A_CALL = 500
 
 def measure(report: Report, seconds: float, rounds: int = 1, workers: tuple[int, ...] = (1, 2)) -> None:
     """Latencies of both surfaces, each form of candidates, into the report. `rounds` > 1: medians of alternating runs."""
-    report.note(
-        f"{PEOPLE} people, {rounds} run(s) of {seconds:g} s each in turns, one scoring worker, /metrics every second"
-    )
+    report.note(f"{PEOPLE} people, {rounds} run(s) of {seconds:g} s each in turns, /metrics every second")
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
         data = Path(folder) / "data"
         with running(documents(), data=data) as service:

@@ -52,9 +52,8 @@ class _Lookup:
 
     def places(self, kinds: Kinds) -> I64:
         """(L,), to be copied before it is changed."""
-        while (
-            self._known[0] is not kinds or self._known[1] != kinds.revision
-        ):  # a column that is new may move the others
+        if self._known[0] is not kinds or self._known[1] != kinds.revision:
+            kinds.tidy()
             self._known = kinds, kinds.revision
             self._places = np.array([-1 if one is None else kinds.column(one) for one in self._asked], np.int64)
         return self._places

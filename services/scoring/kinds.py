@@ -15,12 +15,11 @@ from policies.types import I64, Value
 from services.scoring.wire import Item, Scalar
 
 UNKNOWN = -1
-FIRST_COLUMNS, MAX_COLUMNS = 8, 256  # beyond it, which takes many versions of surfaces, all are made anew
+FIRST_COLUMNS, MAX_COLUMNS = 8, 1_024  # beyond it, which takes many versions of surfaces, all are made anew
 MAX_CALLED = 1_024  # sets of values whose names are remembered
 Key = tuple[bool, Scalar]
-Given = Mapping[
-    str, Sequence[Value]
-]  # feature → what came with the request for each candidate, `ABSENT` where nothing did
+# feature → what came with the request for each candidate, `ABSENT` where nothing did
+Given = Mapping[str, Sequence[Value]]
 ABSENT: Any = object()
 Told = TypeVar("Told", bool, int)
 
@@ -104,8 +103,6 @@ class Kinds:
         """Where an attribute or a condition stands in the table."""
         place = self._columns.get(asked)
         if place is None:
-            if len(self._columns) >= MAX_COLUMNS:
-                self.clear()
             place = self._columns[asked] = len(self._columns)
             rows, columns = self.table.shape
             if place == columns:
@@ -187,6 +184,11 @@ class Kinds:
         """An item was put, or went."""
         for asked, place in self._columns.items():
             self.table[row, place] = UNKNOWN if item is None else self._number(asked, item)
+
+    def tidy(self) -> None:
+        """Before several columns are asked for: forget all when they have become too many."""
+        if len(self._columns) >= MAX_COLUMNS:
+            self.clear()
 
     def clear(self) -> None:
         """Rows have moved: all is made anew when it is asked for."""

@@ -85,9 +85,8 @@ class Ruler:
         self._surface, self._diversity = surface, surface.diversity
         self._pins = [rule for rule in self.rules if rule.key == "pin"]
         soft = [rule for rule in self.rules if rule.key in OF_KEY]
-        self.remembers = tuple(
-            rule for rule in soft if rule.key in ("seen", "frequency")
-        )  # that ask what was shown before
+        # those that ask what was shown before
+        self.remembers = tuple(rule for rule in soft if rule.key in ("seen", "frequency"))
         self._segments = [(Condition(one.when), one.max_share) for one in surface.exploration.segments]
         self.exposure = surface.fairness.exposure
         diverse = self._diversity.mmr or self._diversity.coverage
@@ -106,11 +105,6 @@ class Ruler:
     def pinned(self) -> tuple[str, ...]:
         """Items that rules pin: of a catalogue, however large, they must not be left out."""
         return tuple(rule.rule.pin for rule in self._pins if rule.rule.pin)
-
-    @property
-    def asks_units(self) -> bool:
-        """Whether any rule asks what the unit was shown before."""
-        return any(rule.rule.frequency is None or rule.rule.frequency.per == "unit" for rule in self.remembers)
 
     def given(self, request: DecisionRequest, inline: bool) -> Given:
         """Features that came with the candidates of a request, where any rule might read them."""

@@ -13,6 +13,8 @@ from policies.reranking import exposure as exposing
 from policies.surface import Exposure, Fairness, Logging, Prefix, Surface
 from services.keys import KEY_BYTES
 from services.scoring import balances
+from services.scoring.kinds import MAX_COLUMNS
+from services.scoring.ruling import Ruler
 from services.scoring.service import Scoring
 from services.scoring.wire import DecisionAnswer, Item, encode
 from streaming.adapters.memory_tables import MemoryCounters
@@ -266,6 +268,19 @@ def test_a_store_that_is_away_is_said_and_nothing_is_boosted(tmp_path: Path) -> 
     scoring.refresh()
     deficits = {group: share for _, group, share in scoring.exposures.balances.deficits()}  # type: ignore[union-attr]
     assert deficits == pytest.approx({"big": -1.0, "small": 1.0})
+
+
+def test_more_shares_than_columns_are_kept_for(tmp_path: Path) -> None:
+    """Two surfaces of a thousand groups each: what one asks for makes room, the other asks again, and both hold."""
+    many = {f"g{j}": 0.0004 for j in range(MAX_COLUMNS)}
+    shares = [Fairness(prefix=Prefix(by, {"small": 0.5, **many})) for by in ("creator_group", "price")]
+    scoring = fair(tmp_path, None, surface(slots=4, fairness=shares[0]))
+    rulers = [Ruler(surface(slots=4, fairness=one)) for one in shares]
+    for _ in range(2):
+        for ruler in rulers:
+            assert len(ruler._constraining._lookup.places(scoring.catalogue.kinds)) == MAX_COLUMNS + 3
+    for i in range(5):
+        assert sum(int(slot.id[1:]) % 4 == 0 for slot in ask(scoring, i).slate) >= 2
 
 
 def test_prefixes_hold_in_what_is_served(tmp_path: Path) -> None:
