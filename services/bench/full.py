@@ -6,6 +6,7 @@ by many people: a profile is read for almost every request, `/metrics` once a se
 """
 
 import contextlib
+import os
 import shutil
 import statistics
 import tempfile
@@ -34,7 +35,10 @@ ITEMS_A_CALL = 500
 
 def measure(report: Report, seconds: float, rounds: int = 1, workers: tuple[int, ...] = (1, 2)) -> None:
     """Latencies of both surfaces, each form of candidates, into the report. `rounds` > 1: medians of alternating runs."""
-    report.note(f"{PEOPLE} people, {rounds} run(s) of {seconds:g} s each in turns, /metrics every second")
+    report.note(
+        f"{PEOPLE} people, {rounds} run(s) of {seconds:g} s each in turns, /metrics every second; "
+        f"load of the machine before {os.getloadavg()[0]:.1f}"
+    )
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
         data = Path(folder) / "data"
         with running(documents(), data=data) as service:
