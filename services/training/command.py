@@ -44,7 +44,7 @@ def command(log: str, policy: str, epochs: int, **flags: Any) -> None:
     from streaming.training_uploads import FOLDER, TrainingUploads, take
 
     settings = Settings.load(**flags)
-    state, events, configs, console = open_state(settings), open_log(settings), Configs(), Console()
+    state, events, configs, console = open_state(settings), open_log(settings), Configs(settings.tenant), Console()
     if settings.config is not None:
         apply_folder(state, settings.config)
     configs.follow(state)
