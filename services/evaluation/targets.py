@@ -35,9 +35,8 @@ KNOWN = HISTORY | {
     "goal",
 }  # inputs of graphs that a log answers
 EVEN = DrawSettings(floor=0.0)
-SURE = DrawSettings(
-    head="softmax", floor=0.0, temperature=1e-300
-)  # any gap is endless: only the largest means are drawn
+NO_GAP = 1e-300  # temperature at which only the largest means are drawn
+SURE = DrawSettings(head="softmax", floor=0.0, temperature=NO_GAP)
 
 
 @dataclass(frozen=True, slots=True)
