@@ -48,6 +48,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "services.studies.gate_service",
         "The gate through the service's own releases and fold: false promotions.",
     ),
+    "ope-skewness": (
+        "services.studies.ope_skewness",
+        "Asymptotic intervals where rewards are rare: the side they miss on.",
+    ),
     "ope-coverage": ("services.studies.ope_coverage", "Intervals of off-policy estimates: coverage and width."),
     "rules-coverage": (
         "services.studies.rules_coverage",
