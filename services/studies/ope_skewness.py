@@ -31,12 +31,12 @@ def sides(world: World, size: int, runs: int) -> list[tuple[Cell, ...]]:
                 counts = missed.setdefault((name, way.__name__), np.zeros(3))
                 counts += np.array([world.value < found.low, world.value > found.high, found.width])
     rows: list[tuple[Cell, ...]] = []
-    for (name, way), (under, over, wide) in missed.items():
+    for (name, kind), counts in missed.items():
+        under, over, wide = counts.tolist()
         share, low, high = proportion(runs - int(under + over), runs)
         met = None if size < 500 else 0.93 <= share <= 0.97
-        rows.append(
-            (world.name, size, n, f"{name}, {way}", share, low, high, under / runs, over / runs, wide / runs, met)
-        )
+        where = (world.name, size, n, f"{name}, {kind}")
+        rows.append((*where, share, low, high, under / runs, over / runs, wide / runs, met))
     return rows
 
 
