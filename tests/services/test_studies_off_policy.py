@@ -7,7 +7,7 @@ import pytest
 
 from policies.evaluation import gate as rules
 from policies.evaluation.logged import design
-from services.studies import gate, gate_service, ope_coverage
+from services.studies import gate, gate_service, ope_coverage, ope_skewness
 from streaming.events import Shadow
 
 
@@ -100,3 +100,13 @@ def test_intervals_around_another_value_do_not_cover() -> None:
     assert abs(moved.value - world.value) > 0.1
     log = moved.log(np.random.default_rng(0), 4_000)
     assert world.value not in ope_coverage.intervals(log, 0, resample=False)["betting"]
+
+
+def test_the_sides_of_a_miss_add_up_and_a_moved_interval_is_as_wide() -> None:
+    rows = {row[3]: row for row in ope_skewness.sides(ope_coverage.worlds()[2], 500, 60)}
+    for _, _, _, _, coverage, low, high, below, above, width, _ in rows.values():
+        assert coverage + below + above == pytest.approx(1.0)
+        assert low < coverage < high or coverage == 1.0
+        assert width > 0.0
+    assert rows["ips, skewed"][9] == pytest.approx(rows["ips, delta"][9])
+    assert rows["ips, skewed"][8] <= rows["ips, delta"][8]
