@@ -66,6 +66,7 @@ class Learning:
         self._held: frozenset[str] = frozenset()
         self._forgot: dict[str, Forgot] = {}  # unit → what is not told yet
         self.partitions = 1  # of the log
+        self.trains = False  # whether a policy has a trainer
         self._refused: set[tuple[str, str]] = (
             set()
         )  # (pointer, learner key): not tried again until something is learned
@@ -79,6 +80,7 @@ class Learning:
         freed = before - self._held
         self._changed.update(lineage(policy.key) for policy in self._policies() if pointer_name(policy) in freed)
         self._handed.update(p.key for p in self._trained() if pointer_name(p) in freed and p.key in self._taught)
+        self.trains = bool(self._trained())
         self._next_follow = time.monotonic() + FOLLOW_SECONDS
 
     def _tell_forgot(self) -> None:
@@ -289,7 +291,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
 
         return TrainerSeat(settings, lambda: next(owners))
 
-    training = Placing(beside, seated, engine)
+    training = Placing(beside, seated, engine, lambda: learning.trains)
     retaining.start()
     try:
         learning.begin(engine.statistics())

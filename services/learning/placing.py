@@ -1,7 +1,8 @@
 """Where trainers run now: on Ray where the shards do, in a thread of the learning service where nobody wants Ray or it stays away.
 
 Nobody waits for a settled decision as for a click, and a trainer takes seconds to begin: while Ray starts, or is lost and may
-come back, nothing is trained for a while. What has settled meanwhile is trained afterwards.
+come back, nothing is trained for a while. What has settled meanwhile is trained afterwards. Where no policy has a trainer the
+thread idles, and no process is started for it.
 """
 
 import logging
@@ -39,17 +40,19 @@ class Cluster(Protocol):
 
 
 class Placing:
-    """Trainers out of two, one after the other. `near` makes some that run in a thread here, `far` some on Ray."""
+    """Trainers out of two, one after the other. `near` makes some that run in a thread here, `far` some on Ray; `wants`: whether any
+    policy has a trainer."""
 
     def __init__(
         self,
         near: Callable[[], Trainers],
         far: Callable[[], Trainers],
         cluster: Cluster,
+        wants: Callable[[], bool],
         patience_seconds: float = PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._near, self._far, self._cluster, self._clock = near, far, cluster, clock
+        self._near, self._far, self._cluster, self._wants, self._clock = near, far, cluster, wants, clock
         self._patience = patience_seconds
         self._waits_since = clock()
         self._again = 0.0
@@ -96,6 +99,8 @@ class Placing:
 
     def _wanted(self) -> bool | None:
         """Whether on Ray; None: wait."""
+        if not self._wants():
+            return False
         if self._cluster.on_ray:
             self._waits_since = self._clock()
             return True

@@ -41,7 +41,10 @@ class Site:
         self.may_stop = threading.Event()
         self.may_stop.set()
         self.made: list[Trains] = []
-        self.placing = Placing(self._makes("near"), self._makes("far"), self, clock=lambda: self.now)
+        self.wants = True
+        self.placing = Placing(
+            self._makes("near"), self._makes("far"), self, lambda: self.wants, clock=lambda: self.now
+        )
 
     def _makes(self, where: str) -> Callable[[], Trains]:
         def make() -> Trains:
@@ -61,6 +64,19 @@ def test_nobody_wants_ray() -> None:
     assert site.placing.needed == {0: 1.0}
     site.placing.stop()
     assert site.alive == set()
+
+
+def test_without_a_policy_that_is_trained_no_process_is_started() -> None:
+    site = Site(on_ray=True, awaits_ray=False)
+    site.wants = False
+    assert site.says() == "near"
+    site.wants = True
+    assert site.says() == ""  # asked to leave first
+    until(lambda: site.says() == "far", "those on Ray to begin")
+    site.wants = False
+    assert site.says() == ""
+    until(lambda: site.says() == "near", "the thread to idle again")
+    assert site.alive == {"near"}
 
 
 def test_ray_is_waited_for_and_not_for_ever() -> None:
