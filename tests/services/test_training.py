@@ -139,6 +139,7 @@ def test_people_act_the_agent_learns_and_serves_and_a_restart_changes_nothing(tm
     house = House(tmp_path)
     first = house.pointed()
     assert house.scoring.live.surfaces["home"].policy is not None
+    assert house.learning.trains
     one = house.record(house.visit("u-0"))
     assert one.mode == "live"
     assert one.history_items == []
