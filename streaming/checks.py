@@ -252,6 +252,7 @@ def advice(surface: Surface, configs: Mapping[str, Config]) -> Iterator[str]:
             if isinstance(spec, Number) and (spec.min, spec.max) == (0.0, 1.0):
                 yield f"features.{side}.{feature}: scaled from 0 to 1; set min and max where values go beyond"
     yield from adjusting.advice(surface)
+    yield from fairness.advice(surface)
     contextual = any("contextual" in ALGORITHMS[p.algorithm].traits for p in surface.policies.values())
     if surface.features.context and contextual and not surface.features.cross:
         yield "features.cross is empty: the context moves all items alike, so it changes no ranking"

@@ -28,6 +28,23 @@ def faults(surface: Surface) -> Iterator[Fault]:
         yield from _impressions(path, fairness.impression_variance, surface.features.context)
 
 
+def advice(surface: Surface) -> Iterator[str]:
+    """What to think about in a fairness without mistakes."""
+    asked = surface.fairness.impression_variance
+    if asked is None:
+        return
+    where = "fairness.impression_variance"
+    for side, features in (("context", surface.features.context), ("items", surface.features.items)):
+        if asked.attribute in features:
+            yield f"{where}: {asked.attribute} is also a feature of the {side}: models read it, and records hold it"
+    spent = asked.release * DAY_SECONDS / seconds(asked.window)
+    if spent > asked.total + 1e-9:  # rounding
+        yield (
+            f"{where}: releases of a day come to ε {spent:g}, a unit stops at {asked.total:g}: who comes all day is left out of the "
+            "later ones"
+        )
+
+
 def _exposure(path: Path, exposure: Exposure, surface: Surface) -> Iterator[Fault]:
     yield from _by(path, exposure.by, surface.features.items)
     if exposure.by == EACH and EACH in surface.features.items:

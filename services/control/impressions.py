@@ -137,10 +137,6 @@ class Impressions:
         items = [{"item": item, "delivered": delivered, "eligible": eligible} for item, delivered, eligible in lines]
         return {**found, "releases": told.releases, "ends": told.ends, "items": items}
 
-    def forget(self, unit: str) -> int:
-        """Take away what is known of a unit, by its hash. Raises Unavailable."""
-        return self._open().forget(unit)
-
     # -- beside the readouts -----------------------------------------------------------------------------------------
 
     def wanted(self) -> bool:
@@ -150,6 +146,7 @@ class Impressions:
 
     def fold(self, seat: Seat) -> None:
         """Everything of a partition that has settled, each decision once. Raises Unavailable, and Rejected('fenced')."""
+        self._follow()  # a version that a settled decision names is in the record by now
         surfaces = self._surfaces()
         if not surfaces:
             self._frontiers.clear()  # where it is asked for again, every partition is looked at before anything is released
@@ -292,8 +289,11 @@ class Impressions:
         return made
 
     def _write(self, name: str, told: bytes) -> None:
-        held = self._state.get(KIND, name)
-        if held is None or held.value != told:
+        held, ours = self._state.get(KIND, name), decode(told)
+        theirs = decode(held.value) if held is not None and held.value is not None else None
+        if theirs is not None and theirs.scheme == ours.scheme and theirs.window > ours.window:
+            log.error("impressions superseded", extra={"surface": name})  # another control service releases: what it says stands
+        elif held is None or held.value != told:
             self._state.put([(KIND, name, told)], held.version if held is not None else 0)
         self._told[name] = told
 

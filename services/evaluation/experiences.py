@@ -23,7 +23,9 @@ import numpy as np
 
 from policies.errors import Rejected
 from policies.features import Encoder
+from policies.reranking.rules import named
 from policies.reranking.within import Within
+from policies.surface import Surface
 from policies.types import F32, F64, I64, DrawSettings, Mask
 from services.evaluation.decisions import Log, LoggedDecision, Placed, Rejections, no_features, no_rules, sound
 from services.scoring.catalogue import KIND, Catalogue
@@ -232,6 +234,7 @@ def read_experiences(
     decisions = []
     ranges: dict[str, tuple[float, float]] = {}
     unsampled, remembered = 0, False
+    counted: dict[str, list[str]] = {}
     for row in rows:
         seen += 1
         if surface is not None and row["surface"] != surface:
@@ -243,6 +246,8 @@ def read_experiences(
             unsampled += 1
             continue
         said = versions.of(row).surface.objectives
+        if row["config"] not in counted:
+            counted[row["config"]] = stateful(versions.of(row).surface)
         if objectives is not None and tuple(said) != objectives:
             raise Rejected(
                 f"The objectives changed from {', '.join(objectives)} to {', '.join(said)}",
@@ -270,6 +275,12 @@ def read_experiences(
     notes = [f"{n} decisions of mode {mode}" for mode, n in sorted(reading.modes.items())]
     if unsampled:
         notes.append(f"{unsampled} decisions that were not sampled left out: a random part, by --sampled")
+    parts = sorted({part for found in counted.values() for part in found})
+    if parts:
+        notes.append(
+            f"Before the draw acted what was shown before ({', '.join(parts)}): every value is of one step at the logged counters; what a "
+            "target would have made of them is not in the log"
+        )
     return Log(
         "experiences",
         surface or name,
@@ -281,6 +292,13 @@ def read_experiences(
         notes,
         placed=reading.placed,
     )
+
+
+def stateful(surface: Surface) -> list[str]:
+    """Parts of a configuration that act by what was shown before: for these, a target is judged at the logged counters."""
+    found = [rule.name for rule in named(surface.rules) if rule.key in ("seen", "frequency")]
+    fairness = surface.fairness
+    return [*found, *(name for name in ("exposure", "impression_variance") if getattr(fairness, name) is not None)]
 
 
 def _placed(row: Row, reason: str, timeout: float) -> Placed:

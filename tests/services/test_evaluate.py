@@ -19,7 +19,7 @@ from policies.evaluation.conditionals import conditionals
 from policies.features import Encoder
 from policies.registry import ALGORITHMS
 from policies.slate import draw
-from policies.surface import Diversity, FeatureSpec, Number, Rule
+from policies.surface import Diversity, FeatureSpec, Number, Rule, Seen
 from services.cli import main
 from services.evaluation import bernoulli, dsjson, tabular
 from services.evaluation.decisions import Log
@@ -164,12 +164,14 @@ def test_a_bundle_is_not_judged_on_what_it_was_trained_on(served: Settings) -> N
 
 def test_rules_of_the_logged_draw_hold_for_the_target_too(tmp_path: Path) -> None:
     """At most one item of each genre but the last, and diversity: what acted is in the sampled records."""
-    ruled = made(slots=2, rules=[Rule(cap=1, by="genre")], diversity=Diversity(mmr=0.5))
+    rules = [Rule(cap=1, by="genre"), Rule(seen=Seen("1h"))]  # nobody can be asked who has seen what: it is skipped
+    ruled = made(slots=2, rules=rules, diversity=Diversity(mmr=0.5))
     settings = served_log(tmp_path / "data", 200, ruled, pins=False)
     refused = run(settings.data, "--policy", "uniform", "--unsettled")
     assert refused.exit_code == 1
     assert "rules acted" in refused.output
     own = told(settings.data, "--policy", "home/home-ts", "--unsettled", "--sampled")
+    assert [note for note in own["notes"] if "at the logged counters" in note and "(seen)" in note]
     assert 60 < own["log"]["decisions"] < 140
     assert by_name(own)["rips"]["value"] == pytest.approx(own["baseline"]["value"], rel=1e-12)
     assert by_name(own)["rips"]["diagnostics"]["largest"] == pytest.approx(1.0, rel=1e-12)

@@ -32,7 +32,7 @@ from services.wiring import open_state
 from streaming.adapters.memory import MemoryCheckpoints, MemoryLog
 from streaming.adapters.sqlite_audience import SqliteAudience
 from streaming.adapters.sqlite_totals import SqliteTotals
-from streaming.configuration import ConfigInvalid, Configs, parse, publish_surface
+from streaming.configuration import ConfigInvalid, Configs, advice, parse, publish_surface
 from streaming.contributions import _eligible
 from streaming.events import Decision, Shortlisted, unit_hash
 from streaming.events import encode as encoded
@@ -487,6 +487,17 @@ def test_a_mistake_is_named(written: str, path: str, message: str) -> None:
         )
     assert [one.path for one in error.value.mistakes] == [f"fairness.impression_variance.{path}"]
     assert error.value.mistakes[0].message.startswith(message)
+
+
+def test_advice_says_what_leaks_and_what_is_left_out() -> None:
+    said = [line for line in advice(made()) if line.startswith("fairness.impression_variance")]
+    assert said == []
+    leaks = msgspec.structs.replace(ASKED, attribute="hour", release=0.5, total=4.0)
+    said = [line for line in advice(made(leaks)) if line.startswith("fairness.impression_variance")]
+    assert [line.split(": ")[1] for line in said] == [
+        "hour is also a feature of the context",
+        "releases of a day come to ε 72, a unit stops at 4",
+    ]
 
 
 def test_what_is_right_is_kept_and_says_nothing_of_others() -> None:
