@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from services.telemetry import PREFIX
 
 Labels = Mapping[str, str]
@@ -20,6 +18,8 @@ class Exposition:
 
     @classmethod
     def parse(cls, text: str) -> "Exposition":
+        from prometheus_client.parser import text_string_to_metric_families  # after `telemetry.share`, see there
+
         found: dict[str, list[tuple[Labels, float]]] = defaultdict(list)
         for family in text_string_to_metric_families(text):
             for sample in family.samples:

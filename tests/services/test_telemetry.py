@@ -66,6 +66,15 @@ def test_processes_that_share_a_folder_are_one_scrape(tmp_path: Path) -> None:
     assert 'slatewise_propensity_min{policy="p",surface="home"} 0.1' in texts[1]
 
 
+def test_no_process_imports_the_client_before_it_shares() -> None:
+    """prometheus-client looks for the folder once, when it is imported: whoever comes before `share` is in nobody's scrape."""
+    code = (
+        "import sys, services.control.app, services.learning.app, services.scoring.serve, services.experiences.settling;"
+        "sys.exit('prometheus_client' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_log_line_is_json_with_what_came_along() -> None:
     record = logging.makeLogRecord(
         {"name": "slatewise", "levelname": "INFO", "msg": "swapped", "bundle": "b", "path": Path("p")}
