@@ -292,7 +292,7 @@ class Impressions:
         held, ours = self._state.get(KIND, name), decode(told)
         theirs = decode(held.value) if held is not None and held.value is not None else None
         if theirs is not None and theirs.scheme == ours.scheme and theirs.window > ours.window:
-            log.error("impressions superseded", extra={"surface": name})  # another control service releases: what it says stands
+            log.error("impressions superseded", extra={"surface": name})  # what another control service said stands
         elif held is None or held.value != told:
             self._state.put([(KIND, name, told)], held.version if held is not None else 0)
         self._told[name] = told
