@@ -278,10 +278,11 @@ def _notes(study: Study, count: int) -> None:
         "does: nothing, until the 95% interval of every slot is ±20% or less; then it is recorded, and what was learned before is "
         "carried as it was learned."
     )
+    worst = min(rows, key=lambda row: int(str(row[6]).split()[0]))
     study.note(
-        "Intervals miss where late slots had few clicks; those of ±20% or less, which are taught by, are the lax editor's. A learner that "
-        "shows first what it likes has no confounding to undo: `given` then earns less than `none`, which we take to be the wider "
-        "posterior of slots that are seldom looked at, explored for longer than these few decisions pay for."
+        f"The worst covered is slot {worst[2]} of the {worst[1]} decisions log under {worst[0]}: {worst[6]}. A learner that shows first what "
+        "it likes has no confounding to undo; that `given` then earns less than `none` we take to be the wider posterior of slots that "
+        "are seldom looked at, explored for longer than these few decisions pay for, which is not shown here."
     )
     study.note(
         f"Editors draw by softmax of minus the tier, the strict one at temperature {STRICT[1]:g} with a floor of {STRICT[0]:g}, the "
