@@ -63,6 +63,7 @@ bench: $(VENV)/.tools  ## speed beside the machine's floors and beside peers, on
 evidence: $(VENV)/.tools  ## what takes long: benchmarks, chaos, studies, learning on real data (SLATEWISE_DATASETS); dated tables in docs/evidence
 	@test -n "$(DATASETS)" || { echo "SLATEWISE_DATASETS must name the folder of the public data sets"; exit 2; }
 	$(BIN)/slatewise bench --out docs/evidence
+	$(BIN)/slatewise load --soak 30 --overload --out docs/evidence
 	$(BIN)/slatewise chaos --out docs/evidence
 	$(BIN)/slatewise replay jester --data "$(DATASETS)" --out docs/evidence
 	$(BIN)/slatewise replay streams --data "$(DATASETS)" --out docs/evidence
