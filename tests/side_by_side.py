@@ -22,10 +22,7 @@ def parts() -> tuple[list[str], list[str], list[str]]:
     libraries, services, alone = [], [], []
     for file in sorted(HERE.rglob("test_*.py")):
         folder = file.relative_to(HERE).parts[0]
-        if file.relative_to(HERE).as_posix() in ALONE:
-            where = alone
-        else:
-            where = libraries if folder in LIBRARIES else services
+        where = alone if file.relative_to(HERE).as_posix() in ALONE else libraries if folder in LIBRARIES else services
         where.append(str(file.relative_to(HERE.parent)))
     return libraries, services, alone
 
