@@ -57,7 +57,7 @@ def tables(rows: Rows) -> str:
     lines += [
         f"| `linear_thompson`, features of every candidate in the request, as columns | {_micro(value('bench', 'decide in process, inline columns'))} |",
         f"| … as rows | {_micro(value('bench', 'decide in process, inline rows'))} |",
-        f"| all rules and diversity at once | {_micro(value('bench-rules', 'decide in process, 100 candidates and 10 slots, all rules and diversity'))} |",
+        f"| all rules, diversity and fairness at once | {_micro(value('bench-rules', 'decide in process, 100 candidates and 10 slots, all rules, diversity and fairness'))} |",
         f"| 1,000 candidates and 50 slots | {_micro(value('bench-rules', 'decide in process, 1,000 candidates and 50 slots, no rules'))} |",
     ]
     for count in ("2,000", "100,000", "1,000,000"):

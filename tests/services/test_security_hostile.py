@@ -287,6 +287,7 @@ WRITES = (
     ("POST", "/v1/releases/home"),
     ("POST", "/v1/keys"),
     ("POST", "/v1/dead-letters/replay"),
+    ("PUT", "/v1/units:attributes"),
 )
 
 
