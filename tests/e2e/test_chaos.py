@@ -14,7 +14,7 @@ import pytest
 from services.chaos.faults import FAULTS
 from services.stack.kafka import missing
 
-SECONDS, RATE = 2.0, 60.0  # of a fault, beyond what it has to wait for; decisions a second
+SECONDS, RATE = 1.0, 60.0  # of a fault, beyond what it has to wait for; decisions a second
 
 
 @pytest.mark.slow  # some three minutes

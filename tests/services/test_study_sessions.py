@@ -1,45 +1,11 @@
-"""The study of sessions, seconds of it: people over HTTP, Kafka, Redis, the agent on Ray, its trainer killed, the order replayed."""
+"""The numbers of the study of sessions. What it plays, an agent on the real stack whose trainer is killed, chaos plays in `tests/e2e`."""
 
 import math
 
 import numpy as np
-import pytest
 
-from services.stack.kafka import missing
-from services.studies.sessions import QUICK, Mean, against, play, rates, told
+from services.studies.sessions import Mean, against, rates
 from services.studies.sessions_people import Shown
-from services.studies.sessions_site import ARMS
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # Ray's own: sockets and files of processes that end with it
-]
-
-
-@pytest.mark.timeout(
-    900
-)  # some thirty seconds on a machine of its own: a broker, a cluster and six processes have to start
-def test_an_agent_learns_on_the_real_stack_and_its_killed_trainer_resumes() -> None:
-    reason = missing()
-    if reason is not None:
-        pytest.skip(reason)
-    pytest.importorskip("ray", reason="needs Ray: pip install 'slatewise[learning]'")
-    found = play(QUICK, 1)
-    shown = found.lived.shown
-    assert {one.arm for one in shown} == set(ARMS)
-    assert {one.mode for one in shown} == {"live"}
-    assert all((one.arm == one.policy) for one in shown)
-    assert found.records >= len(shown) + found.lived.feedback
-    death = found.death
-    assert death.resumed is not None
-    assert death.resumed.entries > death.entries > 0
-    assert found.final.entries >= death.resumed.entries
-    assert all(not names for names in found.differs.values()), found.differs
-    names = {name for held in found.final.statistics.values() for name in held}
-    assert {"mean.actor", "square.actor", "step.actor", "replay.slate"} <= names  # what was compared
-    study = told(found, QUICK)
-    assert len(study.tables) == 7
-    assert study.picture.startswith(b"\x89PNG")
 
 
 def test_rates_and_their_errors_are_between_people() -> None:
