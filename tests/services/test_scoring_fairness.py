@@ -291,7 +291,7 @@ def test_prefixes_hold_in_what_is_served(tmp_path: Path) -> None:
     for i in range(30):
         places = [int(slot.id[1:]) % 4 == 0 for slot in ask(scoring, i).slate]
         assert sum(places[:2]) >= 1
-        assert sum(places) == 2
+        assert sum(places) >= 2  # three may be drawn, seldom: small ones have no upper share
     ask(scoring, 1, candidates=["i1", "i2", "i3", "i4", "i5"])
     assert set(decisions(tmp_path)[-1].relaxed) == {"prefix:creator_group>=small", "prefix:creator_group<=big"}
 
