@@ -1,4 +1,4 @@
-"""`make test`: two pytest runs at once, one a core. Libraries and their adapters in one, services and whole systems in the other.
+"""`make test`: two pytest runs at once, one a core. Libraries, their adapters and studies in one, services and whole systems in the other.
 
     python -m tests.side_by_side [pytest options]
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIBRARIES = ("policies", "streaming", "contracts", "golden", "helm", "deploy")  # folders without processes of ours
+COMPUTE = ("test_stud", "test_evaluate", "test_bench")  # so begin files of services that make the other half as long
 ALONE = ("e2e/test_chaos.py",)  # a whole stack under load, with faults
 NO_TESTS = 5  # pytest's exit status: as good as passed for a half that an option has emptied
 
@@ -22,7 +23,8 @@ def parts() -> tuple[list[str], list[str], list[str]]:
     libraries, services, alone = [], [], []
     for file in sorted(HERE.rglob("test_*.py")):
         folder = file.relative_to(HERE).parts[0]
-        where = alone if file.relative_to(HERE).as_posix() in ALONE else libraries if folder in LIBRARIES else services
+        pure = folder in LIBRARIES or file.name.startswith(COMPUTE)
+        where = alone if file.relative_to(HERE).as_posix() in ALONE else libraries if pure else services
         where.append(str(file.relative_to(HERE.parent)))
     return libraries, services, alone
 

@@ -16,7 +16,7 @@ from services.chaos.verify import Verdict, verify
 
 RATE = 300.0  # decisions a second
 WARM_ANSWERS = 200
-QUIET_SECONDS = 2.0  # of whole traffic after a fault, before the next
+QUIET_SECONDS = 2.0  # of whole traffic after a fault, before the next; of a shorter one as long as it was
 JOIN_SECONDS = 240.0
 
 
@@ -59,7 +59,7 @@ def _inflicted(fault: Fault, inhabited: House, traffic: Traffic, seconds: float)
     wait_for(lambda: inhabited.a.ready() and inhabited.b.ready(), f"both replicas answer after {fault.name}")
     wait_for(moved_on(inhabited), f"something is published after {fault.name}")
     whole = traffic.seconds - end
-    time.sleep(QUIET_SECONDS)
+    time.sleep(min(QUIET_SECONDS, seconds))
     return Span(fault, begin, end, whole)
 
 
