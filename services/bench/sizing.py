@@ -15,7 +15,6 @@ PAGE, EVIDENCE = Path("docs/sizing.md"), Path("docs/evidence")
 PARTS = (
     "bench",
     "bench-algorithms",
-    "bench-learn-kafka",
     "bench-catalogue",
     "bench-rules",
     "bench-agents",
@@ -43,7 +42,7 @@ def newest(folder: Path) -> list[str]:
 
 def tables(rows: Rows) -> str:
     """What a decision, an event, a publish, a unit and an item cost, as measured, and what a core does of each."""
-    learn, sizes = rows["bench-learn-kafka"], rows["bench-sizes"]
+    learn, sizes = rows["bench"], rows["bench-sizes"]
 
     def value(part: str, name: str) -> float:
         return float(rows[part][name]["value"])
@@ -78,13 +77,13 @@ def tables(rows: Rows) -> str:
         "|---|---:|",
     ]
     lines += [
-        f"| CPU a decision, {name.partition(', ')[2]} | {_micro(value('bench-learn-kafka', name))} |"
+        f"| CPU a decision, {name.partition(', ')[2]} | {_micro(value('bench', name))} |"
         for name in learn
         if name.startswith("joined and learned, ") and "durable" not in name
     ]
     lines += [
-        f"| decisions/s of one shard, durable, SQLite | {value('bench-learn-kafka', 'joined and learned, durable'):,.0f} |",
-        f"| records/s of one shard over Kafka (`kafka-python`) | {value('bench-learn-kafka', 'joined and learned over kafka-python'):,.0f} |",
+        f"| decisions/s of one shard, durable, SQLite | {value('bench', 'joined and learned, durable'):,.0f} |",
+        f"| records/s of one shard over Kafka (`kafka-python`) | {value('bench', 'joined and learned over kafka-python'):,.0f} |",
         f"| a publish of a policy (47 columns, 256 draws), median | {value('bench', 'publish, median'):.0f} ms |",
     ]
     for name in rows["bench-agents"]:
