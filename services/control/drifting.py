@@ -18,13 +18,15 @@ from policies.bundle import Bundle, Manifest
 from policies.errors import Corrupt, Rejected
 from policies.evaluation.stability import Shift
 from services.audit import Change, entry
-from services.control.readouts import PAGE, Seat
+from services.control.folding import Folding
+from services.control.readouts import Seat
 from services.releases import Releases
 from services.telemetry import Telemetry
 from streaming import adjusting
 from streaming.configuration import Compiled, CompiledPolicy, Configs, publish_surface
 from streaming.estimates import Estimates
 from streaming.events import Decision
+from streaming.experiences import Experience
 from streaming.replay import first_expected
 from streaming.watching import (
     WATCH,
@@ -97,14 +99,12 @@ class Drifting:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
-        self._releases, self._opened, self._configs, self._watch = releases, opened, configs, watch
+        self._releases, self._configs, self._watch = releases, configs, watch
         self._partitions = releases.events.partitions
+        self._folding = Folding("drift lacks decisions", opened, self._partitions, read, written)
         self._telemetry, self._predicting = telemetry or Telemetry(), Predicting(releases)
-        self._store: Estimates | None = None
-        self._opening, self._following = threading.Lock(), threading.Lock()
-        self._held: dict[int, tuple[int, Watched]] = {}
+        self._following = threading.Lock()
         self._next_telling = 0.0
-        self.lost = 0  # settled decisions whose records the log no longer had
 
     def wanted(self) -> bool:
         """Whether there is a surface. Raises Unavailable."""
@@ -113,27 +113,11 @@ class Drifting:
 
     def fold(self, seat: Seat) -> None:
         """Everything of a partition that has settled. Raises Unavailable, and Rejected('fenced')."""
-        partition = seat.settler.partition
-        number, state = self._held.pop(partition) if partition in self._held else self._loaded(partition)
-        first, after = seat.outbox.numbers()
-        self._follow()
-        while number < after:
-            rows = seat.experiences.rows(max(number, first), PAGE)
-            try:
-                settled = seat.experiences.of(rows)
-                state = fold(state, settled, self._configs.current, self._predicting, self._partitions, self._watch)
-            except Corrupt as error:  # the log is trimmed by its age, and this was behind
-                self.lost += len(rows)
-                log.warning("drift lacks decisions", extra={"partition": partition, "error": str(error)})
-            reached = rows[-1][0] + 1
-            self._open().commit(partition, number, reached, written(state))
-            number = reached
-        self._held[partition] = number, state  # only what is durable: a fold that fails begins with what was read
+        self._folding.fold(seat, self._begun)
 
     def folded(self, partition: int) -> int:
         """The next number that is wanted."""
-        held = self._held.get(partition)
-        return held[0] if held is not None else self._open().load(partition)[0]
+        return self._folding.folded(partition)
 
     def tell(self) -> None:
         """Metrics, now and then."""
@@ -142,14 +126,18 @@ class Drifting:
             return
         self._next_telling = now + TELL_SECONDS
         self._follow()
-        # as committed: whoever asks reads nothing that a crash would take back
-        states = [read(self._open().load(partition)[1]) for partition in range(self._partitions)]
+        states = self._folding.committed()
         for compiled in self._current():
             parts = [state[compiled.surface.surface] for state in states if compiled.surface.surface in state]
             self._tell_features(compiled, parts)
             self._tell_residuals(compiled, parts)
             self._tell_examination(compiled, parts)
             self._adjust(compiled.surface.surface)
+
+    def _begun(self) -> Callable[[Watched, list[Experience]], Watched]:
+        self._follow()
+        configs, predicting, partitions, watch = self._configs, self._predicting, self._partitions, self._watch
+        return lambda state, settled: fold(state, settled, configs.current, predicting, partitions, watch)
 
     def _tell_features(self, compiled: Compiled, parts: Sequence[OfSurface]) -> None:
         surface, found = compiled.surface.surface, list(shifts(compiled, parts).items())
@@ -228,16 +216,6 @@ class Drifting:
         found = (self._configs.current(name) for name in self._configs.surfaces())
         return [compiled for compiled in found if compiled is not None]
 
-    def _loaded(self, partition: int) -> tuple[int, Watched]:
-        number, state = self._open().load(partition)
-        return number, read(state)
-
     def _follow(self) -> None:
         with self._following:
             self._configs.follow(self._releases.state)
-
-    def _open(self) -> Estimates:
-        with self._opening:
-            if self._store is None:
-                self._store = self._opened()
-            return self._store

@@ -3,8 +3,6 @@
 It folds what the readouts' settlers give out (`services.control.readouts`), each decision exactly once, beside experiments.
 """
 
-import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from policies.errors import Corrupt, Rejected
+from policies.errors import Rejected
 from policies.evaluation import gate
 from policies.releases import WATCHED, Release
 from policies.surface import Surface
-from services.control.readouts import PAGE, Seat
+from services.control.folding import Folding
+from services.control.readouts import Seat
 from services.promoting import Promotions
 from services.telemetry import Telemetry
 from streaming.configuration import Compiled
@@ -36,8 +35,8 @@ from streaming.estimates import (
     scale_of,
     written,
 )
+from streaming.experiences import Experience
 
-log = logging.getLogger("slatewise.control")
 TELL_SECONDS = 5.0
 GOALS_ANEW = ", its goal drawn anew for each decision: what keeping one through a session does is for a canary to show"
 
@@ -53,13 +52,9 @@ class Estimating:
         *,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self._promotions, self._opened, self._partitions = promotions, opened, partitions
-        self._telemetry = telemetry or Telemetry()
-        self._estimates: Estimates | None = None
-        self._opening = threading.Lock()
-        self._held: dict[int, tuple[int, Estimated]] = {}
+        self._promotions, self._telemetry = promotions, telemetry or Telemetry()
+        self._folding = Folding("estimates lack decisions", opened, partitions, read, written)
         self._next_telling = 0.0
-        self.lost = 0  # settled decisions whose records the log no longer had
 
     def wanted(self) -> bool:
         """Whether there is a surface whose decisions earn anything. Raises Unavailable."""
@@ -70,37 +65,11 @@ class Estimating:
 
     def fold(self, seat: Seat) -> None:
         """Everything of a partition that has settled. Raises Unavailable, and Rejected('fenced')."""
-        partition = seat.settler.partition
-        number, state = self._held.pop(partition) if partition in self._held else self._loaded(partition)
-        first, after = seat.outbox.numbers()
-        self._promotions.follow()  # a version that a settled decision names is in the record by now
-        configs = self._promotions.configs
-        releases = {
-            name: release
-            for name in configs.surfaces()
-            if (release := configs.released(name).release) is not None and release.stage in WATCHED
-        }
-
-        def version(digest: str) -> Surface | None:
-            compiled = configs.get(digest)
-            return None if compiled is None else compiled.surface
-
-        while number < after:
-            rows = seat.experiences.rows(max(number, first), PAGE)
-            try:
-                state = fold(state, seat.experiences.of(rows), version, releases)
-            except Corrupt as error:  # the log is trimmed by its age, and this was behind
-                self.lost += len(rows)
-                log.warning("estimates lack decisions", extra={"partition": partition, "error": str(error)})
-            reached = rows[-1][0] + 1
-            self._open().commit(partition, number, reached, written(state))
-            number = reached
-        self._held[partition] = number, state  # only what is durable: a fold that fails begins with what was read
+        self._folding.fold(seat, self._begun)
 
     def folded(self, partition: int) -> int:
         """The next number that is wanted."""
-        held = self._held.get(partition)
-        return held[0] if held is not None else self._open().load(partition)[0]
+        return self._folding.folded(partition)
 
     def tell(self) -> None:
         """Metrics, now and then."""
@@ -141,7 +110,7 @@ class Estimating:
             "decisions": sum(part.decisions for part in parts),
             "unusable": sum(part.unusable for part in parts),
             "outside_range": sum(part.outside for part in parts),
-            "lost": self.lost,
+            "lost": self._folding.lost,
             "learned": less(SERVED, UNIFORM),  # what it earns above showing anything
             "exploration_cost": less(GREEDY, SERVED),  # what always showing the best would earn more
             "policies": values,
@@ -163,6 +132,21 @@ class Estimating:
         if candidate is not None and candidate.algorithm.manager is not None:
             found["estimates"] += GOALS_ANEW
         return {**found, "agreement": overlap / judged.decisions if judged.decisions else None}
+
+    def _begun(self) -> Callable[[Estimated, list[Experience]], Estimated]:
+        self._promotions.follow()  # a version that a settled decision names is in the record by now
+        configs = self._promotions.configs
+        releases = {
+            name: release
+            for name in configs.surfaces()
+            if (release := configs.released(name).release) is not None and release.stage in WATCHED
+        }
+
+        def version(digest: str) -> Surface | None:
+            compiled = configs.get(digest)
+            return None if compiled is None else compiled.surface
+
+        return lambda state, settled: fold(state, settled, version, releases)
 
     def _values(
         self, compiled: Compiled, parts: list[OfSurface], *, hourly: bool = False
@@ -200,19 +184,7 @@ class Estimating:
         return wanted if wanted in ranged else next(iter(ranged), None)
 
     def _parts(self, surface: str) -> list[OfSurface]:
-        """As committed: whoever asks reads no value that a crash would take back."""
-        states = (read(self._open().load(partition)[1]) for partition in range(self._partitions))
-        return [state[surface] for state in states if surface in state]
-
-    def _loaded(self, partition: int) -> tuple[int, Estimated]:
-        number, state = self._open().load(partition)
-        return number, read(state)
-
-    def _open(self) -> Estimates:
-        with self._opening:
-            if self._estimates is None:
-                self._estimates = self._opened()
-            return self._estimates
+        return [state[surface] for state in self._folding.committed() if surface in state]
 
 
 def _ranged(surface: Surface) -> dict[str, tuple[float, float]]:
