@@ -45,8 +45,7 @@ def current_surfaces(state: State) -> list[Surface]:
     """Those that answer now."""
     configs = Configs()
     configs.follow(state)
-    found = (configs.current(name) for name in configs.surfaces())
-    return [compiled.surface for compiled in found if compiled is not None]
+    return [compiled.surface for compiled in configs.answering()]
 
 
 def apply_quickstart(state: State) -> bool:

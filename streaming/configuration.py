@@ -225,6 +225,10 @@ class Configs:
         """Names of the surfaces that answer now, sorted."""
         return sorted(self._current)
 
+    def answering(self) -> list[Compiled]:
+        """The versions that answer now, by name; a surface whose version is not known here is left out."""
+        return [found for name in self.surfaces() if (found := self.current(name)) is not None]
+
     def trials(self, surface: str | None = None) -> list[Trial]:
         """Experiments by name, of one surface or of all."""
         found = sorted(self._trials.items())

@@ -21,7 +21,7 @@ from services.epochs import take_epoch
 from services.learning.shards import open_shards
 from services.settings import Settings
 from services.wiring import in_memory, in_memory_settlements, open_log, open_state, open_training
-from streaming.configuration import CompiledPolicy, Configs
+from streaming.configuration import Configs
 from streaming.events import Decision, Feedback, decode
 from streaming.experiences import Experiences
 from streaming.ports import DeadLetter, Log, Moves, Record
@@ -85,15 +85,10 @@ def verify(settings: Settings, told: Told) -> Verdict:
     committed, replayed = ([shard.statistics() for shard in group] for group in (shards, again))
     verdict.off = difference(committed, replayed)
     verdict.counted_off = _counted(committed, first, told)
-    if any(policy.algorithm.trainer for name in configs.surfaces() for policy in _policies(configs, name)):
+    if any(one.trains for one in configs.answering()):
         verdict.trained, verdict.untrue = _trained(settings, log, configs)
     verdict.dead = dict(sum((Counter(letters.count()) for _, letters in stores), Counter[str]()))
     return verdict
-
-
-def _policies(configs: Configs, surface: str) -> list[CompiledPolicy]:
-    compiled = configs.current(surface)
-    return list(compiled.policies.values()) if compiled else []
 
 
 def _trained(settings: Settings, log: Log, configs: Configs) -> tuple[int, list[str]]:

@@ -127,7 +127,7 @@ class Drifting:
         self._next_telling = now + TELL_SECONDS
         self._follow()
         states = self._folding.committed()
-        for compiled in self._current():
+        for compiled in self._configs.answering():
             parts = [state[compiled.surface.surface] for state in states if compiled.surface.surface in state]
             self._tell_features(compiled, parts)
             self._tell_residuals(compiled, parts)
@@ -211,10 +211,6 @@ class Drifting:
         state.put([entry(Change(recorded.at, WHO, "adjust", f"surface/{surface}", current.hash, digest))])
         self._follow()
         log.info("adjusted", extra={"surface": surface, "version": digest})
-
-    def _current(self) -> list[Compiled]:
-        found = (self._configs.current(name) for name in self._configs.surfaces())
-        return [compiled for compiled in found if compiled is not None]
 
     def _follow(self) -> None:
         with self._following:

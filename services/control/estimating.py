@@ -59,9 +59,7 @@ class Estimating:
     def wanted(self) -> bool:
         """Whether there is a surface whose decisions earn anything. Raises Unavailable."""
         self._promotions.follow()
-        configs = self._promotions.configs
-        found = (configs.current(name) for name in configs.surfaces())
-        return any(one is not None and _ranged(one.surface) for one in found)
+        return any(_ranged(one.surface) for one in self._promotions.configs.answering())
 
     def fold(self, seat: Seat) -> None:
         """Everything of a partition that has settled. Raises Unavailable, and Rejected('fenced')."""

@@ -320,8 +320,8 @@ class Impressions:
         return found
 
     def _surfaces(self) -> dict[str, Compiled]:
-        current = {name: self._configs.current(name) for name in self._configs.surfaces()}
-        return {name: one for name, one in current.items() if one is not None and asked_of(one.surface) is not None}
+        asking = (one for one in self._configs.answering() if asked_of(one.surface) is not None)
+        return {one.surface.surface: one for one in asking}
 
     def _follow(self) -> None:
         with self._lock:

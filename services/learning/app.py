@@ -213,7 +213,7 @@ class Learning:
         """Every policy that scoring may draw from and no trainer makes: those written down, and the fallback."""
         return [
             policy
-            for compiled in _current(self._configs)
+            for compiled in self._configs.answering()
             for policy in published_policies(compiled)
             if policy.algorithm.trainer is None
         ]
@@ -222,7 +222,7 @@ class Learning:
         """Every policy that a trainer makes."""
         return [
             policy
-            for compiled in _current(self._configs)
+            for compiled in self._configs.answering()
             for policy in compiled.policies.values()
             if policy.algorithm.trainer is not None
         ]
@@ -232,11 +232,6 @@ def published_policies(compiled: Compiled) -> list[CompiledPolicy]:
     """Policies of a surface that get bundles: those written down, and the one it falls back to."""
     names = dict.fromkeys([*compiled.surface.policies, compiled.surface.fallback])
     return [compiled.policies[name] for name in names]
-
-
-def _current(configs: Configs) -> list[Compiled]:
-    found = (configs.current(name) for name in configs.surfaces())
-    return [compiled for compiled in found if compiled is not None]
 
 
 def run(settings: Settings) -> None:
@@ -316,7 +311,7 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
 
 def derived_is_read(configs: Configs) -> bool:
     """Whether a policy that can be drawn from, or a rule, reads what shards derive. Deriving begins with the next reign."""
-    return any(compiled.reads_history or remembers(compiled.surface) for compiled in _current(configs))
+    return any(compiled.reads_history or remembers(compiled.surface) for compiled in configs.answering())
 
 
 def _turn(learning: Learning, engine: Engine, stop: threading.Event) -> None:

@@ -67,8 +67,7 @@ def open_shards(
 
 def kept_interactions(configs: Configs) -> int:
     """Of a unit: twice what the surfaces read, for several things done to one item are one to them."""
-    found = (configs.current(name) for name in configs.surfaces())
-    return max([HISTORY, *(2 * one.surface.history for one in found if one and one.reads_history)])
+    return max([HISTORY, *(2 * one.surface.history for one in configs.answering() if one.reads_history)])
 
 
 def _checkpoints(settings: Settings, partition: int) -> Checkpoints:

@@ -149,8 +149,7 @@ class Course:
         self._uploader.shutdown()
 
     def _wanted(self) -> bool:
-        found = (self._configs.current(name) for name in self._configs.surfaces())
-        return any(policy.algorithm.trainer for one in found if one for policy in one.policies.values())
+        return any(one.trains for one in self._configs.answering())
 
     def _begin(self) -> Training:
         # before torch is imported: bits must not hang on how many processors there are, as on Ray, which says the same; on a
