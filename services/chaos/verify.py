@@ -12,22 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from policies.types import item_hashes
 from services.chaos.traffic import CANDIDATES, Told
 from services.epochs import take_epoch
+from services.learning.retracing import retraced, trained
 from services.learning.shards import open_shards
 from services.settings import Settings
-from services.wiring import in_memory, in_memory_settlements, open_log, open_state, open_training
+from services.wiring import in_memory, open_log, open_state, open_training
 from streaming.configuration import Configs
 from streaming.events import Decision, Feedback, decode
-from streaming.experiences import Experiences
 from streaming.ports import DeadLetter, Log, Moves, Record
-from streaming.retraining import differences, retrained
 from streaming.shard import Shard, Statistics
-from streaming.trainer import Head
 
 READ = 5_000  # records at a time
 
@@ -86,19 +83,11 @@ def verify(settings: Settings, told: Told) -> Verdict:
     verdict.off = difference(committed, replayed)
     verdict.counted_off = _counted(committed, first, told)
     if any(one.trains for one in configs.answering()):
-        verdict.trained, verdict.untrue = _trained(settings, log, configs)
+        order, outboxes = open_training(settings)
+        found = trained(order.load())
+        verdict.trained, verdict.untrue = found.entries, retraced(order, outboxes, log, configs, found)
     verdict.dead = dict(sum((Counter(letters.count()) for _, letters in stores), Counter[str]()))
     return verdict
-
-
-def _trained(settings: Settings, log: Log, configs: Configs) -> tuple[int, list[str]]:
-    """(entries of the trainers' checkpoint, arrays that a replay of the recorded order up to there makes otherwise)."""
-    order, outboxes = open_training(settings)
-    loaded, into = order.load(), in_memory_settlements()
-    entries = msgspec.msgpack.decode(loaded.extra, type=Head).entry if loaded.extra else 0
-    sources = [Experiences(partition, outbox, log) for partition, outbox in enumerate(outboxes)]
-    retrained(order, entries, into, sources, configs, log.identity)
-    return entries, differences(loaded.statistics, into.load().statistics)
 
 
 class AsItLies:

@@ -24,8 +24,9 @@ import numpy as np
 from policies.types import F64
 from policies.worlds.session_world import NAMED, SessionWorld
 from services.client import Slatewise
+from services.learning.retracing import Trained
 from services.studies.sessions_people import Lived, Shown, crowd
-from services.studies.sessions_site import ARMS, STRENGTHS, SURFACE, Site, Trained
+from services.studies.sessions_site import ARMS, STRENGTHS, SURFACE, Site
 from services.studies.study import Study
 from streaming.retraining import differences
 

@@ -14,23 +14,19 @@ from typing import Any
 
 import msgspec
 
-from policies.types import Arrays
 from policies.worlds.session_world import HISTORY, OBJECTIVES, SLOTS, SPEC, SessionWorld
 from services.chaos.house import Host, actors, wait_for
 from services.client import Slatewise
 from services.learning.regaining import regained
+from services.learning.retracing import Trained, retraced, trained
 from services.loopback import free_port
 from services.settings import Settings
 from services.stack.command import standing
 from services.studies.guardrails_ways import CONFIG, WEIGHTS
 from services.supervisor import parts_of, prepare
 from services.trials import Trials
-from services.wiring import in_memory_settlements, open_bundles, open_log, open_state, open_training
+from services.wiring import open_bundles, open_log, open_state, open_training
 from streaming.configuration import Configs
-from streaming.experiences import Experiences
-from streaming.ports import Loaded
-from streaming.retraining import differences, retrained
-from streaming.trainer import Head
 
 SURFACE, EXPERIMENT = "sessions", "three-policies"
 ARMS = {"random": 0.15, "behaviour": 0.3, "agent": 0.55}  # arm, which is also its policy's name → share of the people
@@ -70,14 +66,6 @@ def documents(horizon: float, timeout: float) -> list[dict[str, Any]]:
         "learners": "shared",
     }
     return [surface, experiment]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What trainers had come to when `entries` of the order were applied."""
-
-    entries: int
-    statistics: dict[str, Arrays]
 
 
 @dataclass
@@ -137,27 +125,20 @@ class Site:
 
     def checkpoint(self) -> Trained:
         """The newest on the trainers' disk."""
-        return _trained(self._order.load())
+        return trained(self._order.load())
 
-    def replay(self, trained: Trained) -> list[str]:
+    def replay(self, found: Trained) -> list[str]:
         """Names of arrays in which a replay of the recorded order, from nothing, is not what was trained, to the last bit."""
-        configs, into = Configs(), in_memory_settlements()
+        configs = Configs()
         configs.follow(open_state(self.settings))
-        sources = [Experiences(partition, outbox, self._log) for partition, outbox in enumerate(self._outboxes)]
-        retrained(self._order, trained.entries, into, sources, configs, self._log.identity)
-        return differences(trained.statistics, into.load().statistics)
+        return retraced(self._order, self._outboxes, self._log, configs, found)
 
     def upload(self) -> Trained:
         """What a machine with an empty disk begins with."""
         elsewhere = replace(self.settings, data=self.settings.data.with_name("elsewhere"))
         order, _ = regained(elsewhere, self._log.identity, time.time_ns())  # above every owner's number
-        return _trained(order.load())
+        return trained(order.load())
 
     def records(self) -> int:
         """In the log."""
         return sum(self._log.end(partition)[0] for partition in range(PARTITIONS))
-
-
-def _trained(loaded: Loaded) -> Trained:
-    entries = msgspec.msgpack.decode(loaded.extra, type=Head).entry if loaded.extra else 0
-    return Trained(entries, loaded.statistics)

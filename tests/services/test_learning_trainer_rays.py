@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,10 @@ import pytest
 
 from policies.errors import Rejected
 from policies.surface import Category, FeatureSpec, PolicySpec
+from services.learning.retracing import retraced, trained
 from services.learning.training import Taught
 from services.settings import Settings
-from services.wiring import in_memory_settlements, open_log, open_training, open_uploads
-from streaming.experiences import Experiences
-from streaming.retraining import differences, retrained
+from services.wiring import open_log, open_training, open_uploads
 from streaming.training_uploads import TrainingUploads
 from tests.scoring_setup import until
 from tests.services import test_training as house_of
@@ -61,13 +61,9 @@ def newest(settings: Settings) -> dict[int, int]:
 def replays(house: house_of.House) -> list[str]:
     """What the checkpoint differs in from the recorded order, gone through once more."""
     order, outboxes = open_training(house.settings)
-    log = open_log(house.settings)
-    sources = [Experiences(partition, outbox, log) for partition, outbox in enumerate(outboxes)]
-    again = in_memory_settlements()
-    retrained(order, order.numbers()[1], again, sources, house.configs, log.identity)
-    found = order.load().statistics
-    assert any(key.startswith("default/home/agent") for key in found)
-    return differences(found, again.load().statistics)
+    found = replace(trained(order.load()), entries=order.numbers()[1])  # all of it
+    assert any(key.startswith("default/home/agent") for key in found.statistics)
+    return retraced(order, outboxes, open_log(house.settings), house.configs, found)
 
 
 def test_an_actor_that_is_killed_is_followed_by_one_with_the_same_optimiser(
