@@ -1,8 +1,8 @@
 """A neural agent, constrained_actor_critic at its default network: training, publishing, deciding with a history.
 
 train    transitions a second through `Trainer.train`: replay, RLlib's learner in this process, losses, Adam; every transition is read
-         once on average. 100 candidates, 10 slots, 32 item features, 50 interactions, three objectives. Of CPU with one thread, and
-         of the wall clock with two
+         once on average. 100 candidates, 10 slots, 32 item features, 50 interactions, three objectives, in one thread
+         (`policies.one_thread`), of CPU and of the wall clock
 publish  weights to a stored bundle: arrays, probes through graph and reference, gate, files, pointer
 decide   `Scoring.decide` from request bytes to answer bytes, spool written, the history in the request; beside `DecideFloor`,
          which reads none, in turns
@@ -11,7 +11,6 @@ decide   `Scoring.decide` from request bytes to answer bytes, spool written, the
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,32 +54,21 @@ def document(history: int) -> dict[str, Any]:
 
 
 def trained(report: Report, rounds: int) -> None:
-    """Of CPU time with one thread and of the wall clock with two: the best round, since neighbours on the machine make a round slower
-    and none faster."""
-    import torch
-
+    """Of CPU time and of the wall clock: the best round, since neighbours on the machine make a round slower and none faster."""
     configs = Configs()
     compiled = configs.add(from_json(msgspec.json.encode(document(SHORT))))
     policy = compiled.policies["bench-ts"]
-    before, rows = torch.get_num_threads(), 4 * 512
+    rows = 4 * 512
     assert AGENT.trainer is not None
     trainer = AGENT.trainer(policy.config, policy.problem)
     given = [transitions(policy.problem, rows, seed) for seed in range(2)]
-
-    def seconds(threads: int, clock: Callable[[], float]) -> list[float]:
-        torch.set_num_threads(threads)
-        trainer.train(given[0])
-        found = []
-        for i in range(rounds):
-            start = clock()
-            trainer.train(given[i % 2])
-            found.append(clock() - start)
-        return found
-
-    try:
-        taken, walls = seconds(1, time.process_time), seconds(CORES, time.perf_counter)
-    finally:
-        torch.set_num_threads(before)
+    trainer.train(given[0])
+    taken, walls = [], []
+    for i in range(rounds):
+        wall, start = time.perf_counter(), time.process_time()
+        trainer.train(given[i % 2])
+        taken.append(time.process_time() - start)
+        walls.append(time.perf_counter() - wall)
     report.add(
         "trained, constrained_actor_critic",
         rows / min(taken),
@@ -94,7 +82,7 @@ def trained(report: Report, rounds: int) -> None:
         rows / min(walls),
         "transitions/s",
         at_least=CORES * PER_CORE,
-        note=f"{CORES} threads of torch in one process; best of {rounds} rounds, median {rows / statistics.median(walls):,.0f}",
+        note=f"one trainer, which computes in one thread; best of {rounds} rounds, median {rows / statistics.median(walls):,.0f}",
     )
     arrays = trainer.arrays()
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:

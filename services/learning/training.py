@@ -10,7 +10,6 @@ its own (`streaming.training_uploads`).
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -152,9 +151,6 @@ class Course:
         return any(one.trains for one in self._configs.answering())
 
     def _begin(self) -> Training:
-        # before torch is imported: bits must not hang on how many processors there are, as on Ray, which says the same; on a
-        # machine that others use too a second thread gained nothing (2,187 and 518 transitions a second with one, 1,794 and 575 with two)
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
         events = open_log(self._settings)
         self._identity = events.identity
         order, settled = regained(self._settings, self._identity, self._owner)
