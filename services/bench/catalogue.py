@@ -15,14 +15,10 @@ import msgspec
 import numpy as np
 
 from policies.shortlist import WHOLE
+from services.bench.decide import settings_in, started
 from services.bench.report import Report
-from services.keys import Keys
 from services.scoring.service import Scoring
-from services.settings import Settings
-from services.wiring import open_bundles, open_claims, open_spool, open_state
-from streaming.configuration import Configs, from_json, publish_surface
 from streaming.ports import Versioned
-from streaming.publish import Publisher
 
 SIZES = ((WHOLE, None), (100_000, 5.0), (1_000_000, 50.0))  # items, ms that a decision may take
 CHUNK = 20_000  # items put at a time
@@ -50,7 +46,7 @@ SURFACE: dict[str, Any] = {
 def measure(report: Report, decisions: int = 41, most: int = 1_000_000) -> None:
     """Milliseconds a decision, everything eligible and half of it; `most` items at most."""
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
-        scoring = _scoring_in(Path(folder))
+        scoring = started(settings_in(Path(folder)), [SURFACE], [])
         try:
             held = 0
             for size, budget in SIZES:
@@ -93,28 +89,6 @@ def _items(first: int, end: int) -> Iterator[list[Versioned]]:
             )
             for i in range(start, min(start + CHUNK, end))
         ]
-
-
-def _scoring_in(data: Path) -> Scoring:
-    """The scoring service without HTTP on a fresh folder, its policy published from the prior."""
-    settings = Settings.load(environ={}, data=data, spool_bytes=8 << 30)
-    state, bundles, configs = open_state(settings), open_bundles(settings), Configs()
-    publish_surface(state, from_json(msgspec.json.encode(SURFACE)))
-    configs.follow(state)
-    compiled = configs.current("bench")
-    if compiled is None:
-        raise RuntimeError("the surface was not stored")
-    for policy in compiled.policies.values():
-        Publisher(bundles, configs, 1).publish(policy, [], {}, time.time())
-    scoring = Scoring(
-        state=state,
-        claims=open_claims(settings),
-        bundles=bundles,
-        spool=open_spool(settings),
-        keys=Keys.load(settings.data),
-    )
-    scoring.start()
-    return scoring
 
 
 def _times(scoring: Scoring, decisions: int, more: dict[str, Any]) -> tuple[float, float]:

@@ -6,7 +6,7 @@ Ours and the floor take turns in short chunks, so that both meet the same machin
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +76,38 @@ def scoring_in(data: Path, telemetry: Telemetry, algorithm: str = "linear_thomps
 
 def scoring_of(data: Path, telemetry: Telemetry, document: dict[str, Any]) -> Scoring:
     """The same for any surface `home` with a policy `bench-ts`."""
-    settings = Settings.load(environ={}, data=data, spool_bytes=8 << 30)
+    return started(settings_in(data), [document], items(), telemetry=telemetry)
+
+
+def settings_in(data: Path) -> Settings:
+    """Of a service that no run of a bench fills."""
+    return Settings.load(environ={}, data=data, spool_bytes=8 << 30)
+
+
+def started(
+    settings: Settings, documents: Sequence[dict[str, Any]], items: Sequence[dict[str, Any]], **wired: Any
+) -> Scoring:
+    """The scoring service without HTTP on a fresh folder, the prior of `bench-ts` and of the fallback of each surface published.
+
+    `wired`: what else it is made with.
+    """
     state, bundles, configs = open_state(settings), open_bundles(settings), Configs()
-    publish_surface(state, from_json(msgspec.json.encode(document)))
+    for document in documents:
+        publish_surface(state, from_json(msgspec.json.encode(document)))
     configs.follow(state)
-    compiled = configs.current("home")
-    if compiled is None:
-        raise RuntimeError("the surface was not stored")
-    state.put([("item", str(item["id"]), msgspec.json.encode(item)) for item in items()])
+    if items:
+        state.put([("item", str(item["id"]), msgspec.json.encode(item)) for item in items])
     publisher = Publisher(bundles, configs, 1)
-    for name in ("bench-ts", compiled.surface.fallback):
-        publisher.publish(compiled.policies[name], [], {}, time.time())
+    for compiled in configs.answering():
+        for name in ("bench-ts", compiled.surface.fallback):
+            publisher.publish(compiled.policies[name], [], {}, time.time())
     scoring = Scoring(
         state=state,
         claims=open_claims(settings),
         bundles=bundles,
         spool=open_spool(settings),
         keys=Keys.load(settings.data),
-        telemetry=telemetry,
+        **wired,
     )
     scoring.start()
     return scoring

@@ -17,18 +17,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from services.bench.decide import settings_in, started
 from services.bench.report import Report
 from services.keys import Keys
 from services.scoring.exposures import Exposures
 from services.scoring.service import Scoring
-from services.settings import Settings
-from services.wiring import open_bundles, open_claims, open_derived, open_spool, open_state
-from streaming.configuration import Configs, from_json, publish_surface
+from services.wiring import open_derived
 from streaming.events import unit_hash
 from streaming.index import id_hash
 from streaming.partition import partition_of
 from streaming.ports import Mark
-from streaming.publish import Publisher
 from streaming.shown import shown_key, with_decision
 
 BUDGET, CHUNK, CATALOGUE, UNITS = 2.0, 40, 2_000, 16
@@ -118,19 +116,7 @@ def _items() -> list[dict[str, Any]]:
 
 def _scoring_in(data: Path) -> Scoring:
     """The scoring service without HTTP on a fresh folder, warm; half of the units have seen twenty items, groups are owed looks."""
-    settings = Settings.load(environ={}, data=data, spool_bytes=8 << 30)
-    state, bundles, configs = open_state(settings), open_bundles(settings), Configs()
-    for name in ("bare", "ruled"):
-        publish_surface(state, from_json(msgspec.json.encode(_surface(name))))
-    configs.follow(state)
-    state.put([("item", str(item["id"]), msgspec.json.encode(item)) for item in _items()])
-    publisher = Publisher(bundles, configs, 1)
-    for name in ("bare", "ruled"):
-        compiled = configs.current(name)
-        if compiled is None:
-            raise RuntimeError("the surface was not stored")
-        for policy in ("bench-ts", compiled.surface.fallback):
-            publisher.publish(compiled.policies[policy], [], {}, time.time())
+    settings = settings_in(data)
     keys = Keys.load(settings.data)
     counters, profiles = open_derived(settings, settings.partitions)
     units: dict[int, dict[str, bytes]] = {}
@@ -140,15 +126,8 @@ def _scoring_in(data: Path) -> Scoring:
         units.setdefault(partition_of(unit.encode(), settings.partitions), {})[shown_key(unit)] = seen
     for place, found in units.items():
         profiles.write(place, Mark(1, 1), found, None)
-    scoring = Scoring(
-        state=state,
-        claims=open_claims(settings),
-        bundles=bundles,
-        spool=open_spool(settings),
-        keys=keys,
-        exposures=Exposures(lambda: open_derived(settings, settings.partitions)),
-    )
-    scoring.start()
+    exposures = Exposures(lambda: open_derived(settings, settings.partitions))
+    scoring = started(settings, [_surface("bare"), _surface("ruled")], _items(), exposures=exposures)
     for turn in range(2):  # what is owed is what moves between two readings
         delivered = {f"default/ruled/exposure/label/l{j}/delivered": 100.0 * turn * (j + 1) for j in range(4)}
         entitled = {f"default/ruled/exposure/label/l{j}/entitled": 250.0 * turn for j in range(4)}
