@@ -3,12 +3,15 @@ follow. Until then a partition waits, for going on by itself would drop records 
 with all it had learned.
 """
 
+import logging
+
 import msgspec
 from msgspec import Struct
 
 from policies.errors import Corrupt
 from streaming.ports import Log, State
 
+log = logging.getLogger("slatewise.learning")
 KIND = "loss"  # in the state record, under the partition's number
 
 
@@ -23,17 +26,19 @@ def decode(data: bytes) -> Loss:
     return msgspec.json.decode(data, type=Loss)
 
 
-def accept(log: Log, state: State, partition: int, now: float) -> Loss:
+def accept(events: Log, state: State, partition: int, now: float) -> Loss:
     """Have a partition go on where its log begins now. Raises IndexError for a partition the log has not, Unavailable."""
-    if not 0 <= partition < log.partitions:
-        raise IndexError(f"partition {partition} of {log.partitions}")
-    loss = Loss(log.first(partition), now)
+    if not 0 <= partition < events.partitions:
+        raise IndexError(f"partition {partition} of {events.partitions}")
+    loss = Loss(events.first(partition), now)
     state.put([(KIND, str(partition), msgspec.json.encode(loss))])
     return loss
 
 
-def goes_on_at(error: Corrupt, offset: int, accepted: int) -> int:
-    """Where reading goes on after `error` at an offset, when what lies between is accepted as lost; else `error` again."""
+def goes_on_at(error: Corrupt, partition: int, offset: int, accepted: int) -> int:
+    """Where reading goes on after `error` at an offset, when what lies between is accepted as lost, which is logged; else `error`
+    again."""
     if error.reason != "offset_out_of_range" or accepted <= offset:
         raise error
+    log.error("records lost", extra={"partition": partition, "from": offset, "to": accepted})
     return accepted

@@ -185,7 +185,7 @@ class Settler:
         try:
             records = self._log.read(self._partition, self._offset, self._read_limit)
         except Corrupt as error:
-            self._offset = goes_on_at(error, self._offset, self._configs.lost.get(self._partition, 0))
+            self._offset = goes_on_at(error, self._partition, self._offset, self._configs.lost.get(self._partition, 0))
             records = self._log.read(self._partition, self._offset, self._read_limit)
         self._rows.reading = self._offset
         return records

@@ -12,7 +12,6 @@ known here any more keeps its committed sums without being able to add to them.
 """
 
 import gc
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,7 +31,6 @@ from streaming.recovery import Held, beginning, better_upload, encode_held, read
 from streaming.rows import Rows
 from streaming.uploads import Checkpoint, Uploads
 
-log = logging.getLogger("slatewise.learning")
 LEARNERS = 40  # changed by a batch, from which on a longer one costs less (longer than it has to be costs cache: twice with 20)
 MOST_RECORDS = 32_000  # of a batch, some 100 MB
 FRESH_EACH = 32  # acceptance times reported for a policy and step: enough for a percentile
@@ -189,8 +187,7 @@ class Shard:
         try:
             return self._log.read(self._partition, self._offset, limit)
         except Corrupt as error:
-            begins = goes_on_at(error, self._offset, self.accepted)
-            log.error("records lost", extra={"partition": self._partition, "from": self._offset, "to": begins})
+            begins = goes_on_at(error, self._partition, self._offset, self.accepted)
             self._lost += begins - self._offset
             self._offset = begins
             if joiner.rebuilding and begins >= self._learned_to:

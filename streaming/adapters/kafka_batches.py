@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
 
-import numba
 import numpy as np
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
@@ -20,6 +19,7 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 from numpy.typing import NDArray
 
+from policies.compiling import compiled, compiled_beside
 from streaming.ports import Record
 
 NEEDED = (
@@ -36,7 +36,7 @@ _new = tuple.__new__  # half of the time that the named tuple's own takes
 OFFSET, TIME, KEY, KEY_END, VALUE, VALUE_END, HEADERS, HEADERS_AT = range(8)  # columns of `positions`
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled_beside
 def positions(data: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
     """(count, 8): offset and time beyond the batch's first, where key and value lie (start −1: null), number of headers
     and where they begin. Of fewer rows than `count` when the bytes are not that many records, one after the other."""
@@ -69,7 +69,7 @@ def positions(data: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
     return found
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _varint(data: NDArray[np.uint8], place: int) -> tuple[Any, Any]:
     """(zigzag number, where the next one begins); (−1, −1) when it does not end."""
     value, shift = np.uint64(0), np.uint64(0)
