@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
 
 from policies.errors import Rejected
-from policies.surface import Category, FeatureSpec, PolicySpec
 from services.learning.retracing import retraced, trained
 from services.learning.training import Taught
 from services.settings import Settings
@@ -21,7 +19,7 @@ from services.wiring import open_log, open_training, open_uploads
 from streaming.training_uploads import TrainingUploads
 from tests.scoring_setup import until
 from tests.services import test_training as house_of
-from tests.services.test_training_recurrent import ITEMS
+from tests.services.test_training_recurrent import of_genres
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'slatewise[learning]'")
 pytestmark = [
@@ -74,18 +72,7 @@ def test_an_actor_that_is_killed_is_followed_by_one_with_the_same_optimiser(
     from services.learning.trainer_actor import TrainerSeat
 
     options = {"group": "genre", "size": 2, "steps": 3, "floor": 0.1}
-    features = FeatureSpec(
-        context=house_of.SURFACE.features.context,
-        items={"genre": Category(["jazz", "rock"]), **{"new": house_of.SURFACE.features.items["new"]}},
-    )
-    surface = msgspec.structs.replace(
-        house_of.SURFACE,
-        features=features,
-        policies={"agent": PolicySpec("recurrent_slate", objective="click", options=options)},
-    )
-    monkeypatch.setattr(house_of, "SURFACE", surface)
-    monkeypatch.setattr(house_of, "ITEMS", ITEMS)
-    house = house_of.House(tmp_path)
+    house = of_genres(tmp_path, monkeypatch, options)
     house.course.close()
     settings = Settings.load(house.settings.environment(), ray="local")
     owners = itertools.count(100)

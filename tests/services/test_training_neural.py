@@ -1,6 +1,5 @@
 """neural_linear through the whole house: decided, settled, trained by torch, published, swapped in; and taught from files before."""
 
-import time
 from pathlib import Path
 
 import msgspec
@@ -33,14 +32,7 @@ def test_clicks_teach_a_network_that_the_service_then_scores_with(
     monkeypatch.setattr(house_of, "SURFACE", surface)
     house = house_of.House(tmp_path / "there")
     first = house.pointed()
-    for _ in range(4):
-        for unit in range(6):
-            house.visit(f"u-{unit}")
-        house.forward()
-    time.sleep(house_of.HORIZON)
-    house.turn(time.time() + 1e4)
-    house.course._next_publish = 0.0
-    house.turn(time.time() + 2e4)
+    house.teach()
     assert house.pointed() != first
     made = bundling.read(house.pointed(), open_bundles(house.settings).get)
     before = bundling.read_manifest(first, open_bundles(house.settings).get)

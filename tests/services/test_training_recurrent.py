@@ -1,6 +1,5 @@
 """recurrent_slate through the whole house: decided with the unit's clicks, settled, trained by torch, published, swapped in."""
 
-import time
 from pathlib import Path
 
 import msgspec
@@ -17,11 +16,8 @@ ITEMS = [
 ]
 
 
-def test_clicks_train_vectors_that_the_service_then_scores_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """People click on jazz alone: after a publish jazz items are what is shown, to somebody new and to an item nobody saw."""
-    options = {"group": "genre", "size": 2, "steps": 30, "floor": 0.1, "learning_rate": 0.1}
+def of_genres(folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> house_of.House:
+    """A house whose items have a genre, and whose policy is a recurrent one."""
     features = FeatureSpec(
         context=house_of.SURFACE.features.context,
         items={"genre": Category(["jazz", "rock"]), **{"new": house_of.SURFACE.features.items["new"]}},
@@ -33,16 +29,17 @@ def test_clicks_train_vectors_that_the_service_then_scores_with(
     )
     monkeypatch.setattr(house_of, "SURFACE", surface)
     monkeypatch.setattr(house_of, "ITEMS", ITEMS)
-    house = house_of.House(tmp_path)
+    return house_of.House(folder)
+
+
+def test_clicks_train_vectors_that_the_service_then_scores_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People click on jazz alone: after a publish jazz items are what is shown, to somebody new and to an item nobody saw."""
+    options = {"group": "genre", "size": 2, "steps": 30, "floor": 0.1, "learning_rate": 0.1}
+    house = of_genres(tmp_path, monkeypatch, options)
     first = house.pointed()
-    for _ in range(4):
-        for unit in range(6):
-            house.visit(f"u-{unit}")
-        house.forward()
-    time.sleep(house_of.HORIZON)
-    house.turn(time.time() + 1e4)
-    house.course._next_publish = 0.0
-    house.turn(time.time() + 2e4)
+    house.teach()
     assert house.pointed() != first
     made = bundling.read(house.pointed(), open_bundles(house.settings).get)
     assert made.manifest.diagnostics["items"] == 6
