@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 
 from policies.surface import Category, Exploration, FeatureSpec, Logging, Number, Objective, PolicySpec, Surface
@@ -206,3 +207,16 @@ def _ready(server: Server) -> bool:
         return httpx.get(f"{server.url}/readyz", timeout=DEADLINE_SECONDS).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def followed(scoring: Scoring) -> None:
+    """The scoring service has read the record and draws from what it says."""
+    scoring.configs.follow(scoring.state)
+    scoring.swap(scoring.poll())
+
+
+def decided(scoring: Scoring, unit: str, **more: object) -> dict[str, Any]:
+    """The answer to a request of the surface `home`."""
+    request = {"surface": "home", "unit": unit, **more}
+    answer: dict[str, Any] = msgspec.json.decode(scoring.decide(msgspec.json.encode(request)))
+    return answer

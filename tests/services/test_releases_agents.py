@@ -1,20 +1,16 @@
 """Sequential agents as candidates: watched, judged and promoted over the release API like any policy, and told what that is worth."""
 
-import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from scoring_setup import CALM, decisions, publish, surface, until
 
 from policies.surface import Logging, Objective, PolicySpec
-from services.control.app import Control, create_app
 from services.evaluation.resolving import asked_for, read
 from services.evaluation.targets import Scored
 from services.keys import Keys
@@ -25,12 +21,12 @@ from streaming.configuration import publish_surface
 from streaming.events import Feedback, encode
 from streaming.publish import Publisher
 from streaming.spool import Spool
+from tests.control_setup import Ask, asking
 
 AGENTS = ("constrained_actor_critic", "novelty_hierarchy")
 UNITS, ITEMS = 120, [{"id": name, "features": {"price": 2.5 * i, "genre": "jazz"}} for i, name in enumerate("abcde")]
 HORIZON = 0.2
 LIVED = [{"item": "a", "kind": "click"}, {"item": "c", "kind": "click"}]
-Ask = Callable[..., httpx.Response]
 
 
 @pytest.fixture
@@ -65,19 +61,8 @@ def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
 
 @pytest.fixture
 def ask(settings: Settings) -> Iterator[Ask]:
-    """Requests to the control service in this process, its threads around them."""
-    app: FastAPI = create_app(Control.of(settings))
-
-    async def asked(method: str, path: str, options: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
-            return await client.request(method, path, **options)
-
-    with asyncio.Runner() as runner:
-        lifespan = app.router.lifespan_context(app)
-        runner.run(lifespan.__aenter__())
-        yield lambda method, path, **options: runner.run(asked(method, path, options))
-        runner.run(lifespan.__aexit__(None, None, None))
+    with asking(settings) as ask:
+        yield ask
 
 
 @pytest.mark.parametrize(("settings", "name"), [(each, each) for each in AGENTS], indirect=["settings"], ids=AGENTS)

@@ -1,16 +1,13 @@
 """Releases over the control service, and a canary that answers real requests until a guardrail ends it."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fastapi import FastAPI
 from scoring_setup import CALM, decisions, publish, surface
 
 from policies.experiments.document import Guardrail
@@ -18,7 +15,6 @@ from policies.releases import Terms
 from policies.surface import Objective, PolicySpec
 from services import releasing
 from services.audit import Audit
-from services.control.app import Control, create_app
 from services.control.canaries import Canaries
 from services.control.readouts import Readouts
 from services.keys import Keys
@@ -32,6 +28,7 @@ from streaming.adapters.sqlite_totals import SqliteTotals
 from streaming.configuration import Configs
 from streaming.events import Decision, Feedback, encode
 from streaming.spool import Spool
+from tests.control_setup import Ask, asking
 
 POLICIES = {
     "old": PolicySpec("linear_thompson", objective="click", options={"floor": 0.2}),
@@ -45,7 +42,6 @@ HOME = surface(
     live="old",
     objectives={"click": Objective("click", range=(0, 1)), "hate": Objective("hate", better="lower", range=(0, 1))},
 )
-Ask = Callable[..., httpx.Response]
 
 
 @pytest.fixture
@@ -57,19 +53,8 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def ask(settings: Settings) -> Iterator[Ask]:
-    """Requests to the control service in this process, its threads around them."""
-    app: FastAPI = create_app(Control.of(settings))
-
-    async def asked(method: str, path: str, options: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
-            return await client.request(method, path, **options)
-
-    with asyncio.Runner() as runner:
-        lifespan = app.router.lifespan_context(app)
-        runner.run(lifespan.__aenter__())
-        yield lambda method, path, **options: runner.run(asked(method, path, options))
-        runner.run(lifespan.__aexit__(None, None, None))
+    with asking(settings) as ask:
+        yield ask
 
 
 def test_the_steps_over_http(ask: Ask, settings: Settings) -> None:

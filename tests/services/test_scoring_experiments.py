@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from scoring_setup import decisions, in_memory, surface
+import scoring_setup
+from scoring_setup import decisions, followed, in_memory, surface
 
 from policies.errors import Rejected
 from policies.surface import PolicySpec
@@ -51,15 +52,8 @@ def trials(request: pytest.FixtureRequest) -> Trials:
     return Trials(state, Configs(), clock=lambda: NOW)
 
 
-def followed(scoring: Scoring) -> None:
-    scoring.configs.follow(scoring.state)
-    scoring.swap(scoring.poll())
-
-
 def decided(scoring: Scoring, unit: str, **more: Any) -> dict[str, Any]:
-    request = {"surface": "home", "unit": unit, "candidates": ["a", "b", "c"], **more}
-    answer: dict[str, Any] = msgspec.json.decode(scoring.decide(msgspec.json.encode(request)))
-    return answer
+    return scoring_setup.decided(scoring, unit, **{"candidates": ["a", "b", "c"], **more})
 
 
 def test_units_stay_in_their_arms_and_the_log_says_so(scoring: Scoring, trials: Trials, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from scoring_setup import decisions, in_memory, surface
+import scoring_setup
+from scoring_setup import decisions, followed, in_memory, surface
 
 from policies import bundle as bundling
 from policies.errors import Corrupt
@@ -59,15 +60,8 @@ def running(folder: Path, **changes: Any) -> Scoring:
     return scoring
 
 
-def followed(scoring: Scoring) -> None:
-    scoring.configs.follow(scoring.state)
-    scoring.swap(scoring.poll())
-
-
 def decided(scoring: Scoring, unit: str, **more: Any) -> dict[str, Any]:
-    request = {"surface": "home", "unit": unit, "candidates": IDS, **more}
-    answer: dict[str, Any] = msgspec.json.decode(scoring.decide(msgspec.json.encode(request)))
-    return answer
+    return scoring_setup.decided(scoring, unit, **{"candidates": IDS, **more})
 
 
 def bundles_of(scoring: Scoring, record: Decision) -> list[bundling.Bundle | None]:

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from scoring_setup import decisions, in_memory, surface
+import scoring_setup
+from scoring_setup import decisions, followed, in_memory, surface
 
 from policies.errors import Rejected
 from policies.releases import Terms
@@ -42,15 +43,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scoring, Promotions
     return scoring, Promotions(scoring.state, Configs()), folder
 
 
-def followed(scoring: Scoring) -> None:
-    scoring.configs.follow(scoring.state)
-    scoring.swap(scoring.poll())
-
-
 def decided(scoring: Scoring, unit: str, **more: Any) -> dict[str, Any]:
-    request = {"surface": "home", "unit": unit, "candidates": CANDIDATES, **more}
-    answer: dict[str, Any] = msgspec.json.decode(scoring.decide(msgspec.json.encode(request)))
-    return answer
+    return scoring_setup.decided(scoring, unit, **{"candidates": CANDIDATES, **more})
 
 
 def test_the_whole_way(house: tuple[Scoring, Promotions, Path]) -> None:

@@ -29,34 +29,12 @@ from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryBundles, MemoryState
 from streaming.configuration import ConfigInvalid, parse, publish_surface
 from streaming.signed import SignedBundles
+from tests.services.test_scoring_direct import Wire
 
 ADMIN_KEY = "an-admin-key-of-more-than-32-characters"
 BUNDLE_KEY = "a-bundle-key-of-more-than-32-characters"
 KEYED = {"authorization": f"Bearer {ADMIN_KEY}"}
 NAMES = ("../secret", "..", "a/../../secret", "/etc/passwd", "..%2f..%2fsecret", "a\0b", "a\nb", "%2e%2e/secret")
-
-
-class Wire(asyncio.Transport):
-    """A connection that keeps what is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written, self.closed = b"", False
-
-    def write(self, data: Any) -> None:
-        self.written += bytes(data)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def pause_reading(self) -> None:
-        """Nothing waits here."""
-
-    def resume_reading(self) -> None:
-        """Nothing waits here."""
 
 
 @pytest.fixture(scope="module")
