@@ -198,10 +198,11 @@ class Reader:
         self, request: DecisionRequest, catalogue: Catalogue, known: Sequence[str], ids: Sequence[str], items: F32
     ) -> tuple[Sequence[str], F32 | None]:
         """(items, (h, d) encoded) of what the unit did before."""
+        history: Sequence[str] = known
         if request.history is not None:
             history, rows = histories.given(request.history, self._surface, catalogue, ids)
         elif self.reads_history:
-            history, rows = list(known), catalogue.rows(known)
+            rows = catalogue.rows(known)
         else:
             return (), None
         return history, histories.encoded(history, rows, catalogue, self.encoder.schema, ids, items)

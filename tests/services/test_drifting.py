@@ -87,15 +87,9 @@ class House:
         """A decision, and a click on its first item as often as the bundle expects, times `clicked`."""
         self.number += 1
         unit, encoder = hashlib.blake2b(b"%d" % rng.integers(500), digest_size=8).hexdigest(), self.compiled.encoder
-        one = Decision(
-            decision_id=f"d{self.number}",
-            unit=unit,
-            at=at,
-            surface="home",
-            config=self.compiled.hash,
-            policy="ts",
-            mode="live",
-            bundle=self.bundle.manifest.bundle,
+        one = self.drawn(
+            unit,
+            at,
             slate=["a", "b"],
             slots=[0, 1],
             rows=[0, 1],
@@ -111,15 +105,9 @@ class House:
             said = Feedback(decision_id=one.decision_id, unit=unit, at=at, feedback_id="f", kind="click", slot=0)
             self.log.append([(unit.encode(), encode(said))])
 
-    def look(self, rng: np.random.Generator, at: float, examined: float) -> None:
-        """A sampled decision over six items by Plackett-Luce, the second slot looked at so often."""
-        self.number += 1
-        unit, encoder = hashlib.blake2b(b"%d" % rng.integers(500), digest_size=8).hexdigest(), self.compiled.encoder
-        first = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
-        row = int(rng.choice(6, p=first))
-        second = np.where(np.arange(6) == row, 0.0, first) / (1 - first[row])
-        rows = [row, int(rng.choice(6, p=second))]
-        one = Decision(
+    def drawn(self, unit: str, at: float, **more: Any) -> Decision:
+        """A decision of the live policy."""
+        return Decision(
             decision_id=f"d{self.number}",
             unit=unit,
             at=at,
@@ -128,6 +116,20 @@ class House:
             policy="ts",
             mode="live",
             bundle=self.bundle.manifest.bundle,
+            **more,
+        )
+
+    def look(self, rng: np.random.Generator, at: float, examined: float) -> None:
+        """A sampled decision over six items by Plackett-Luce, the second slot looked at so often."""
+        self.number += 1
+        unit, encoder = hashlib.blake2b(b"%d" % rng.integers(500), digest_size=8).hexdigest(), self.compiled.encoder
+        first = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+        row = int(rng.choice(6, p=first))
+        second = np.where(np.arange(6) == row, 0.0, first) / (1 - first[row])
+        rows = [row, int(rng.choice(6, p=second))]
+        one = self.drawn(
+            unit,
+            at,
             slate=["abcdef"[i] for i in rows],
             slots=[0, 1],
             rows=rows,
