@@ -148,6 +148,14 @@ def test_a_stretch_waits_for_its_session_and_the_next_one() -> None:
     assert len(waiting) == 1
 
 
+def test_a_next_session_that_was_left_without_a_word_still_counts() -> None:
+    """Its last transition may be one that is no example (no candidates in its record): nothing says terminal, time does."""
+    waiting = Waiting(discount=1.0, weight=1.0, steps=0, return_seconds=100.0, capacity=99)
+    assert not len(waiting.take(rows([1, 1], [1, 2], [0, 50], [3, 4], [2, 5], [1, 0]), now=50.0)["return"])
+    found = waiting.take(rows([2], [7], [200], [0], [0], [0]), now=200.0)
+    assert dict(zip(found["chosen"].tolist(), found["return"].tolist(), strict=True)) == {2: 3.0 + 4.0, 5: 4.0}
+
+
 def test_stretches_begin_where_goals_are_drawn() -> None:
     waiting = Waiting(discount=1.0, weight=0.0, steps=2, return_seconds=10.0, capacity=99)
     found = waiting.take(rows([1] * 5, [1] * 5, [0, 1, 2, 3, 4], [1] * 5, [2, 2, 2, 2, -1], [0, 0, 0, 0, 1]), now=99.0)

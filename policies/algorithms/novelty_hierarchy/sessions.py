@@ -4,7 +4,7 @@
     reward of a stretch   its return + weight · the return of the unit's next session, 0 when none came within `return_seconds`
 
 A stretch begins with a session, every `goal_steps` decisions of one, and wherever the goal is another. A session is over when its
-last decision is terminal, or another one of its unit has begun. A session that waits for its next one is kept whole.
+last decision is terminal, another one of its unit has begun, or its unit is gone. A session that waits for its next one is kept whole.
 """
 
 from collections.abc import Mapping
@@ -46,8 +46,8 @@ class Waiting:
 
         first, last = np.flatnonzero(starts), np.flatnonzero(ends)
         follows = np.append(held["unit"][first[1:]] == held["unit"][first[:-1]], False)  # another of the same unit
-        over = held["terminal"][last] | follows
         gone = ~follows & (now - held["time"][last] > self.return_seconds)
+        over = held["terminal"][last] | follows | gone
         complete = (over & follows & np.append(over[1:], False)) | gone
         coming = np.where(follows, np.append(total[first[1:]], 0.0), 0.0)
 
