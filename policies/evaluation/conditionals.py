@@ -30,23 +30,26 @@ def conditionals(
     pins: Mapping[int, int] | None = None,
     within: Within | None = None,
     asked: int | None = None,
+    others: bool = False,
 ) -> F64:
     """(k', n): the distribution at each logged slot given the logged items before it; a pin's is certain.
 
     scores (n, m) of the policy in question;   slots, rows (k',) what was logged, slots ascending
     boosts (n,), masks (k, n), pins slot → row   what acted on the draw
     within, asked   rules inside the slate, and how many slots they were made for
+    others          masks are not those of the log: what they forbid of the slate this policy cannot have drawn
 
     Raises ValueError for a log that no draw can have made: an item twice, masked, or pinned elsewhere; Corrupt("nan_scores").
     """
     pinned = dict(pins or {})
-    _possible(slots, rows, pinned, masks)
+    _possible(slots, rows, pinned, None if others else masks)
     out = np.zeros((len(slots), len(scores)))
     k = max(max([*slots, *pinned], default=-1) + 1, asked or 0)
     along = Along(scores, k, settings, boosts=boosts, masks=masks, pins=pinned, within=within)
     for t, (slot, row) in enumerate(zip(slots, rows, strict=True)):
         found = along.at(slot)
-        if found is None or not along.took(slot, row):
+        forbidden = masks is not None and slot not in pinned and not masks[slot, row]
+        if found is None or forbidden or not along.took(slot, row):
             out[t] = 0.0 if found is None else found
             break
         out[t] = found

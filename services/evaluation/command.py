@@ -46,6 +46,12 @@ TRAINED = 0.5  # of the log, for a policy that learns, unless said
     "--config", type=click.Path(exists=True, path_type=Path), help="Folder of surface documents with the policy."
 )
 @click.option(
+    "--rules",
+    "document",
+    type=click.Path(exists=True, path_type=Path),
+    help="Surface document: the policy draws under its rules, diversity, prefix shares and exploration cap instead.",
+)
+@click.option(
     "--train-share",
     type=float,
     help="First part of the log, that a policy learns from; it is judged on the rest. [0.5]",
@@ -83,6 +89,7 @@ def command(
     method: "Method",
     span: tuple[float, float] | None,
     config: Path | None,
+    document: Path | None,
     train_share: float | None,
     seed: int,
     data: Path | None,
@@ -114,7 +121,9 @@ def command(
         ready,
         replayable,
         replaying,
+        rules_of,
         share_split,
+        under_rules,
     )
     from services.evaluation.sequencing import asked_of_sessions, evaluate_sequences
 
@@ -125,6 +134,7 @@ def command(
         replays = REPLAYS
     kind = kind_of(log) if kind == "auto" else kind
     folder = data or (Path(log) if (Path(log) / "log.sqlite").is_file() else None)
+    rules = None if document is None else rules_of(document, surface)
     bundles = None if replays is None else replayable(kind, folder)
     paired = not estimators or PAIRED in estimators
     asked = asked_for(name, data=folder, config=config)
@@ -139,6 +149,7 @@ def command(
         sampled=sampled,
         unsettled=unsettled,
         whole=replays is not None,
+        rules=rules,
     )
     if not len(found):
         raise nothing_left(found)
@@ -148,6 +159,8 @@ def command(
         target = fitted(asked, first, seed) if asked.learns and asked.target is None else ready(asked, found)
     else:
         target = ready(asked, found)
+    if rules is not None:
+        target = under_rules(target, rules, found, folder)
     if asked.trained_through and not in_sample:
         found = after_training(found, asked.trained_through)
     objective = _objective(objective, found.objectives)

@@ -35,6 +35,7 @@ class LoggedDecision:
     goal                what it was drawn under, of policies that have goals
     remaining (k,)      candidates that could have been drawn; None: not in the log
     place               (partition, offset) of the record in our log
+    catalogue           version of the catalogue that the candidates were read from
     """
 
     decision_id: str
@@ -66,6 +67,7 @@ class LoggedDecision:
     goal: Goal | None = None
     remaining: I64 | None = None
     place: tuple[int, int] | None = None
+    catalogue: int = 0
 
     @property
     def matrix(self) -> F32 | None:

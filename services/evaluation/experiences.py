@@ -28,6 +28,7 @@ from policies.reranking.within import Within
 from policies.surface import Surface
 from policies.types import F32, F64, I64, DrawSettings, Mask
 from services.evaluation.decisions import Log, LoggedDecision, Placed, Rejections, no_features, no_rules, sound
+from services.evaluation.other_rules import REMEMBER, OtherRules, remembers
 from services.scoring.catalogue import KIND, Catalogue
 from streaming.events import Goal
 from streaming.ports import State
@@ -90,7 +91,7 @@ class Reader:
     rejected: Rejections
     encoder: Encoder | None
     needs_features: bool
-    needs_rules: bool
+    needs_rules: Callable[[Surface], bool]
     items: KnownItems | None = None
     without_features: int = 0
     modes: dict[str, int] = field(default_factory=dict)
@@ -122,7 +123,7 @@ class Reader:
         if len(rows) != len(row["slate"]) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n:
             return "bad_slate"
         acted = bool(row["acted"]) or not _explained(row["remaining"], n, pinned)
-        if acted and row["sample_rate"] is None and self.needs_rules:
+        if acted and row["sample_rate"] is None and self.needs_rules(self.versions.of(row).surface):
             return "rules_unknown"
         known = self._features(row)
         if self.needs_features and isinstance(known, str):
@@ -165,6 +166,7 @@ class Reader:
             goal=None if row["goal"] is None else Goal(**row["goal"]),
             remaining=np.array(row["remaining"], np.int64),
             place=(row["log_partition"], row["log_offset"]),
+            catalogue=row["catalogue"],
         )
 
     def _past(self, row: Row) -> F32 | None:
@@ -219,22 +221,27 @@ def read_experiences(
     needs_history: bool = False,
     items: KnownItems | None = None,
     sampled: bool = False,
+    rules: OtherRules | None = None,
     reader: str = "this target",
 ) -> Log:
     """Rows of one surface. `needs_features`: the target reads them; `needs_rules`: it follows what acted on the logged draw;
-    `needs_history`: it reads what units did before; `sampled`: only decisions logged with all the draw read; `reader`: who reads
-    features, for the message where there are none.
+    `needs_history`: it reads what units did before; `sampled`: only decisions logged with all the draw read; `rules`: others that
+    the target draws under; `reader`: who reads features, for the message where there are none.
 
-    Raises Rejected for rows of several surfaces, of objectives that differ, and where a target meets decisions that lack what
-    it needs.
+    Raises Rejected for rows of several surfaces, of objectives that differ, where a target meets decisions that lack what it
+    needs, and for other rules that this log cannot answer for.
     """
     rejected, seen = Rejections(), 0
-    reading = Reader(versions, rejected, encoder, needs_features, needs_rules, items)
+
+    def needing(surface: Surface) -> bool:
+        return needs_rules and (rules is None or remembers(surface))
+
+    reading = Reader(versions, rejected, encoder, needs_features, needing, items)
     surface = objectives = None
     decisions = []
     ranges: dict[str, tuple[float, float]] = {}
     unsampled, remembered = 0, False
-    counted: dict[str, list[str]] = {}
+    documents: dict[str, Surface] = {}
     for row in rows:
         seen += 1
         if surface is not None and row["surface"] != surface:
@@ -245,9 +252,8 @@ def read_experiences(
         if sampled and row["sample_rate"] is None:
             unsampled += 1
             continue
-        said = versions.of(row).surface.objectives
-        if row["config"] not in counted:
-            counted[row["config"]] = stateful(versions.of(row).surface)
+        documents[row["config"]] = versions.of(row).surface
+        said = documents[row["config"]].objectives
         if objectives is not None and tuple(said) != objectives:
             raise Rejected(
                 f"The objectives changed from {', '.join(objectives)} to {', '.join(said)}",
@@ -275,7 +281,9 @@ def read_experiences(
     notes = [f"{n} decisions of mode {mode}" for mode, n in sorted(reading.modes.items())]
     if unsampled:
         notes.append(f"{unsampled} decisions that were not sampled left out: a random part, by --sampled")
-    parts = sorted({part for found in counted.values() for part in found})
+    if rules is not None:
+        rules.begin(documents, items, reading.encoder)
+    parts = sorted({part for document in documents.values() for part in stateful(document)})
     if parts:
         notes.append(
             f"Before the draw acted what was shown before ({', '.join(parts)}): every value is of one step at the logged counters; what a "
@@ -296,7 +304,7 @@ def read_experiences(
 
 def stateful(surface: Surface) -> list[str]:
     """Parts of a configuration that act by what was shown before: for these, a target is judged at the logged counters."""
-    found = [rule.name for rule in named(surface.rules) if rule.key in ("seen", "frequency")]
+    found = [rule.name for rule in named(surface.rules) if rule.key in REMEMBER]
     fairness = surface.fairness
     return [*found, *(name for name in ("exposure", "impression_variance") if getattr(fairness, name) is not None)]
 

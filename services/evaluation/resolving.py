@@ -19,11 +19,12 @@ from policies.features import Encoder
 from services.evaluation import bernoulli, dsjson, tabular
 from services.evaluation.bundled import Bundled
 from services.evaluation.decisions import Log
+from services.evaluation.other_rules import OtherRules, UnderRules
 from services.evaluation.replaying import Replaying
 from services.evaluation.targets import HISTORY, Behaviour, Greedy, Positions, Scored, Target, Uniform, check_inputs
 from services.scoring.live import served
 from services.settings import Settings
-from streaming.configuration import Compiled, CompiledPolicy, Configs, compile_surface, load_folder
+from streaming.configuration import Compiled, CompiledPolicy, Configs, compile_surface, load_folder, parse
 from streaming.scorer import Scorer
 
 FORMATS = ("experiences", "obd", "dsjson", "hillstrom")
@@ -174,19 +175,23 @@ def read(
     sampled: bool,
     unsettled: bool,
     whole: bool = False,
+    rules: OtherRules | None = None,
 ) -> Log:
-    """The log, encoded for the target. `whole`: with all that the logged draws read, for whoever draws them again."""
+    """The log, encoded for the target. `whole`: with all that the logged draws read, for whoever draws them again; `rules`: others
+    that the target draws under, made ready."""
     if asked.remembers and kind != "experiences":
         raise Rejected(
             f"{asked.name} reads what units did before, which this log does not hold", at="--policy", code="no_history"
         )
+    if rules is not None and kind != "experiences":
+        raise Rejected(f"A log of kind {kind} does not say what rules act on", at="--rules", code="no_catalogue")
     if kind == "obd":
         return tabular.read_obd(Path(log), asked.encoder)
     if kind == "hillstrom":
         return tabular.read_hillstrom(Path(log), asked.encoder)
     if kind == "dsjson":
         return dsjson.read_dsjson(Path(log), asked.encoder, sampled=sampled)
-    return _experiences(log, asked, data, surface, since, until, sampled, unsettled, whole)
+    return _experiences(log, asked, data, surface, since, until, sampled, unsettled, whole, rules)
 
 
 def _experiences(
@@ -199,6 +204,7 @@ def _experiences(
     sampled: bool,
     unsettled: bool,
     whole: bool,
+    rules: OtherRules | None,
 ) -> Log:
     from services.experiences import need_pyarrow
 
@@ -230,13 +236,36 @@ def _experiences(
         Versions(configs, None if is_log else log),
         name=surface or Path(log).name,
         encoder=asked.encoder,
-        needs_features=whole or asked.encoder is not None,
+        needs_features=whole or rules is not None or asked.encoder is not None,
         needs_rules=whole or asked.follows,
         reader="whoever replays slates" if whole else "this target",
         needs_history=asked.remembers,
         items=items,
         sampled=sampled,
+        rules=rules,
     )
+
+
+def rules_of(document: Path, surface: str | None) -> OtherRules:
+    """Those of a YAML file of surface documents, or of a folder of them. Raises Rejected, ConfigInvalid."""
+    found = load_folder(document) if document.is_dir() else parse(document.read_text(encoding="utf-8"), str(document))
+    named = [one for one in found if surface in (None, one.surface)]
+    if len(named) != 1:
+        known = ", ".join(one.surface for one in found) or "none"
+        raise Rejected(
+            f"{document} has {len(named)} documents of it: {known}; name one with --surface",
+            at="--rules",
+            code="unknown_surface",
+        )
+    return OtherRules(named[0])
+
+
+def under_rules(target: Target, rules: OtherRules, log: Log, data: Path | None) -> Target:
+    """A target under other rules; the logged policy and its greedy items are asked through the bundles that drew. Raises Rejected."""
+    logged = None
+    if isinstance(target, Behaviour | Greedy):
+        logged = replaying(log, replayable("experiences", data), 0, 0).logged
+    return UnderRules.over(target, rules, logged)
 
 
 def ready(asked: Asked, log: Log) -> Target:

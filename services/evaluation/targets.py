@@ -41,11 +41,15 @@ SURE = DrawSettings(head="softmax", floor=0.0, temperature=NO_GAP)
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """What one policy draws the slate of a decision by: scores (n, m), settings, and the decision with what acts on the draw."""
+    """What one policy draws the slate of a decision by: scores (n, m), settings, and the decision with what acts on the draw.
+
+    others  what acts is not what the log was drawn under, and may forbid what was logged
+    """
 
     scores: F32
     settings: DrawSettings
     decision: LoggedDecision
+    others: bool = False
 
     def along(self) -> F64:
         """(k, n) at each slot given the logged slots before. Raises ValueError for a slate that it cannot have drawn."""
@@ -60,6 +64,7 @@ class Law:
             pins=one.pins,
             within=one.within,
             asked=one.asked,
+            others=self.others,
         )
 
     def slates(self, uniforms: F64) -> Iterator[Slate]:
