@@ -9,6 +9,10 @@
 μ is a simulator's own: 14 is the one nobody trains on, others lie in 6 … 21 with a gap around it. A person sees SAT, the last
 reward and the step, never m, k or choc.
 
+Switches  a second is a step. Drift walks choc (at least 1), turnover replaces a person's chocolate by another, worth N(μ, 3²) anew. Delay, loss
+          and duplicates are of rewards on their way to the policy, which sees the one that arrived last, perhaps an old one
+          again. `Oracle` and `constant_values` are those of a world in which all are off
+
 Oracle    backward induction a person over a grid of NPE and of c, noise by 3-point Gauss-Hermite, linear between grid points:
           knows m, k, choc. Its value is that of playing its table, simulated
 Constant  the best c that is the same always: NPE is then Gaussian with known moments, so values are exact to quadrature
@@ -16,13 +20,14 @@ Source    Luo et al. 2023 (Sim2Rec, arXiv 2305.04832); RecSim's long-term-satisf
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from policies.types import F64
 from policies.worlds.session_world import sigmoid
+from policies.worlds.switches import Late, Switches, drifted, replaced
 
 HORIZON, KALE, SPREAD = 140, 4.0, 3.0
 MEMORY, SENSITIVITY = (0.7, 0.9), (0.4, 0.6)
@@ -37,11 +42,12 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """U people: memory m, sensitivity k, choc, each (U,)."""
+    """U people: memory m, sensitivity k, choc, each (U,); `mean` is the simulator's μ."""
 
     memory: F64
     sensitivity: F64
     choc: F64
+    mean: float = field(default=UNSEEN, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.choc)
@@ -49,7 +55,7 @@ class Users:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Before a step, (U,) each: number of the step, satisfaction, last clickbait and last reward (0 at first)."""
+    """Before a step, (U,) each: number of the step, satisfaction, last clickbait and the reward heard last (0 at first)."""
 
     step: int
     satisfaction: F64
@@ -62,9 +68,21 @@ Policy = Callable[[Seen], F64]  # → clickbait (U,)
 
 def users(count: int, mean: float, seed: int) -> Users:
     rng = np.random.default_rng([seed, 21])
-    return Users(
-        rng.uniform(*MEMORY, count), rng.uniform(*SENSITIVITY, count), np.maximum(1.0, rng.normal(mean, SPREAD, count))
-    )
+    return Users(rng.uniform(*MEMORY, count), rng.uniform(*SENSITIVITY, count), liking(mean, count, rng), mean=mean)
+
+
+def liking(mean: float, count: int, rng: np.random.Generator) -> F64:
+    """What chocolate is worth to as many people."""
+    return np.maximum(1.0, rng.normal(mean, SPREAD, count))
+
+
+def changed(people: Users, switches: Switches, rng: np.random.Generator) -> Users:
+    """What drift and turnover make of them in a step."""
+    choc = np.maximum(1.0, drifted(switches, people.choc, 1.0, rng))
+    new = replaced(switches, len(people), 1.0, rng)
+    if len(new):
+        choc[new] = liking(people.mean, len(new), rng)
+    return replace(people, choc=choc)
 
 
 def earned(people: Users, clickbait: F64, exposure: F64) -> F64:
@@ -72,16 +90,19 @@ def earned(people: Users, clickbait: F64, exposure: F64) -> F64:
     return np.asarray((clickbait * people.choc + (1 - clickbait) * KALE) * sigmoid(people.sensitivity * exposure))
 
 
-def play(people: Users, policy: Policy, seed: int, horizon: int = HORIZON) -> F64:
+def play(people: Users, policy: Policy, seed: int, horizon: int = HORIZON, switches: Switches | None = None) -> F64:
     """(U,) sums of rewards. Luck is a function of the seed, whatever the policy (common random numbers)."""
-    rng = np.random.default_rng([seed, 22])
-    exposure, last, reward = np.zeros(len(people)), np.zeros(len(people)), np.zeros(len(people))
-    total = np.zeros(len(people))
+    rng, passing = np.random.default_rng([seed, 22]), np.random.default_rng([seed, 24])
+    switches = switches or Switches()
+    exposure, last, known = np.zeros(len(people)), np.zeros(len(people)), np.zeros(len(people))
+    total, late = np.zeros(len(people)), Late(switches, np.random.default_rng([seed, 25]))
     for step in range(horizon):
         luck = rng.normal(size=(2, len(people)))
-        c = np.clip(policy(Seen(step, sigmoid(people.sensitivity * exposure), last, reward)), 0.0, 1.0)
+        c = np.clip(policy(Seen(step, sigmoid(people.sensitivity * exposure), last, known)), 0.0, 1.0)
         reward = earned(people, c, exposure) + NOISE * luck[0]
         total += reward
+        late.send(reward, step)
+        known, people = late.receive(known, step), changed(people, switches, passing)
         exposure, last = people.memory * exposure - 2 * (c - 0.5) + INNOVATION * luck[1], c
     return total
 
@@ -143,20 +164,24 @@ class Oracle:
 
 
 class LongTermEnv:
-    """One person after another with gymnasium's signatures: observation [step / horizon, SAT, last c, last reward / 10], action c.
+    """One person after another with gymnasium's signatures: observation [step / horizon, SAT, last c, reward heard last / 10], action c.
 
     `spaces` needs gymnasium, nothing else does.
     """
 
-    def __init__(self, mean: float = UNSEEN, horizon: int = HORIZON) -> None:
-        self.mean, self.horizon = mean, horizon
+    def __init__(self, mean: float = UNSEEN, horizon: int = HORIZON, switches: Switches | None = None) -> None:
+        self.mean, self.horizon, self.switches = mean, horizon, switches or Switches()
         self._seed = -1
         self._start(0)
 
     def _start(self, seed: int) -> None:
         self._seed, self._person = seed, users(1, self.mean, seed)
         self._rng = np.random.default_rng([seed, 22])
-        self._step, self._exposure, self._last = 0, 0.0, (0.0, 0.0)
+        self._passing, self._late = (
+            np.random.default_rng([seed, 24]),
+            Late(self.switches, np.random.default_rng([seed, 25])),
+        )
+        self._step, self._exposure, self._last, self._known = 0, 0.0, 0.0, np.zeros(1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[F64, dict[str, Any]]:
         self._start(self._seed + 1 if seed is None else seed)
@@ -171,7 +196,10 @@ class LongTermEnv:
         luck = self._rng.normal(size=(2, 1))[:, 0]
         reward = float(earned(self._person, np.array([c]), np.array([self._exposure]))[0] + NOISE * luck[0])
         self._exposure = float(self._person.memory[0] * self._exposure - 2 * (c - 0.5) + INNOVATION * luck[1])
-        self._step, self._last = self._step + 1, (c, reward)
+        self._late.send(np.array([reward]), self._step)
+        self._known = self._late.receive(self._known, self._step)
+        self._person = changed(self._person, self.switches, self._passing)
+        self._step, self._last = self._step + 1, c
         return self._observation(), reward, False, self._step >= self.horizon, {}
 
     def spaces(self) -> tuple[Any, Any]:
@@ -183,4 +211,4 @@ class LongTermEnv:
 
     def _observation(self) -> F64:
         satisfaction = sigmoid(self._person.sensitivity * self._exposure)[0]
-        return np.array([self._step / self.horizon, satisfaction, self._last[0], self._last[1] / 10])
+        return np.array([self._step / self.horizon, satisfaction, self._last, self._known[0] / 10])

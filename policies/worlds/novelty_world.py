@@ -15,6 +15,10 @@ Nature    the context's `explorer`, a profile of the long run: s/2 + N(0, 0.35²
 Mood      the context's `mood`, one of two, tells today's with probability 0.85; a new one with every session
 Items     60 unit vectors near one of 12 topics; taste is a unit vector, the history tells it
 Luck      all drawn beforehand for (person, step, candidate): policies meet the same people (common random numbers)
+Switches  seconds are those of a person's clock, a step has 60 of them. Drift walks everybody's taste over the sphere; turnover replaces
+          items by new ones of the same topic with every step that people live: whoever compares policies under it makes a
+          world for each. Delay, loss and duplicates are of acceptances on their way to whoever learns (`People.heard`); `simulate` and
+          `transitions` give what is known of them `horizon` seconds after each decision. Values are what people did
 Reference greedy on the expected acceptances plus `price` · the delight that is expected, with the truth before its eyes; the price
           chosen on seeds of its own: strong, not proven optimal
 """
@@ -32,6 +36,7 @@ from policies.surface import Category, FeatureSpec, Number, Objective, Vector
 from policies.types import F32, F64, I64, Mask, item_hashes
 from policies.worlds.actions import slate_of
 from policies.worlds.session_world import drawn, sigmoid
+from policies.worlds.switches import Heard, Switches, drifted, heard, replaced, settled
 
 ITEMS, TOPICS, SIZE, CANDIDATES, SLOTS, HISTORY = 60, 12, 8, 15, 2, 10
 LEAVES, NATURE, MOOD, TELLS = 0.2, 1.5, 3.0, 0.85
@@ -48,9 +53,9 @@ OBJECTIVES = {"accept": Objective(kind="accept", range=(0, 1))}
 class Glance:
     """U people before their next slate: what a policy may see, and what only the world knows.
 
-    context (U, c), items (U, n, d), history (U, H, d)   encoded, newest last
+    context (U, c), items (U, n, d), history (U, H, d)   encoded, newest last; history_items (U, H) `item_hashes`, 0 = padding
     begins (U,)       a session begins with this decision;   goals, goal_propensities (U,) those of the decision before, −1 and 1 at first
-    rows (U, n)       catalogue rows of the candidates
+    rows, hashes (U, n)   catalogue rows of the candidates, and `item_hashes` of what lies there now
     expected (U, n)   chance of being accepted in slot 0
     delight (U, n)    what the session's delight would gain if accepted
     """
@@ -58,10 +63,12 @@ class Glance:
     context: F32
     items: F32
     history: F32
+    history_items: U64
     begins: Mask
     goals: I64
     goal_propensities: F64
     rows: I64
+    hashes: U64
     expected: F64
     delight: F64
 
@@ -102,17 +109,33 @@ def without_goal(slate: I64, propensities: F64) -> Drawn:
 
 
 class NoveltyWorld:
-    """The fixed part: the catalogue of one seed; `people` starts a population."""
+    """The catalogue of one seed; `people` starts a population."""
 
-    def __init__(self, seed: int, *, pays: float = 1.0, slots: int = SLOTS, candidates: int = CANDIDATES) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        pays: float = 1.0,
+        slots: int = SLOTS,
+        candidates: int = CANDIDATES,
+        switches: Switches | None = None,
+    ) -> None:
         rng = np.random.default_rng([seed, 11])
+        self.switches, self._passing = switches or Switches(), np.random.default_rng([seed, 14])
         self.slots, self.candidates, self.pays, self.encoder = slots, candidates, pays, Encoder(SPEC)
-        topics = unit(rng.normal(size=(TOPICS, SIZE)))
-        self.vectors: F64 = unit(topics[np.arange(ITEMS) % TOPICS] + 0.15 * rng.normal(size=(ITEMS, SIZE))).round(4)
+        self._topics = unit(rng.normal(size=(TOPICS, SIZE)))
+        self.vectors = self._near(np.arange(ITEMS), rng)
         self.ids = [f"item-{row:02d}" for row in range(ITEMS)]
+        self._made = ITEMS
+        self._name()
+        self.examined: F64 = 1 / (1 + 0.15 * np.arange(slots))
+
+    def _near(self, rows: I64, rng: np.random.Generator) -> F64:
+        return unit(self._topics[rows % TOPICS] + 0.15 * rng.normal(size=(len(rows), SIZE))).round(4)
+
+    def _name(self) -> None:
         self.hashes: U64 = item_hashes(self.ids)
         self.items = self.encoder.rows([item["features"] for item in self.catalogue], "$.items")
-        self.examined: F64 = 1 / (1 + 0.15 * np.arange(slots))
 
     @property
     def catalogue(self) -> list[dict[str, Any]]:
@@ -125,7 +148,21 @@ class NoveltyWorld:
     def people(self, count: int, seed: int) -> "People":
         return People(self, count, seed)
 
-    def simulate(self, policy: Policy, count: int, steps: int, seed: int) -> tuple[Value, Transitions]:
+    def pass_time(self, seconds: float) -> I64:
+        """What turnover does meanwhile; rows that hold another item now."""
+        rows = replaced(self.switches, ITEMS, seconds, self._passing)
+        if len(rows):
+            self.vectors = self.vectors.copy()
+            self.vectors[rows] = self._near(rows, self._passing)
+            for row in rows.tolist():
+                self.ids[row] = f"item-{self._made:02d}"
+                self._made += 1
+            self._name()
+        return rows
+
+    def simulate(
+        self, policy: Policy, count: int, steps: int, seed: int, horizon: float = np.inf
+    ) -> tuple[Value, Transitions]:
         """Let `count` new people live `steps` decisions at most: the policy's value, and what can be learned from it.
 
         Transitions are those whose next state came within `steps`, in order of time; every end of a session is terminal, as in
@@ -133,7 +170,7 @@ class NoveltyWorld:
         """
         people = self.people(count, seed)
         parts = [people.step(policy) for _ in range(steps)]
-        return people.value, people.transitions(parts)
+        return people.value, people.transitions(parts, horizon)
 
     def reference_value(self, count: int, steps: int, seed: int) -> Value:
         """Value of the best price of delight, the price chosen on other people than those it is reported on."""
@@ -156,8 +193,9 @@ class NoveltyWorld:
 
 @dataclass(frozen=True, slots=True)
 class Lived:
-    """One step of everybody who is here; `ended`: the session is over, `gone`: for good."""
+    """One step of everybody who is here, the `step`th; `ended`: the session is over, `gone`: for good."""
 
+    step: int
     who: I64
     seen: Glance
     made: Drawn
@@ -187,6 +225,7 @@ class People:
         self.delight: F64 = np.zeros(count)
         self.here: Mask = np.ones(count, bool)
         self.history: F32 = np.zeros((count, HISTORY, world.encoder.item_size), np.float32)
+        self.history_items: U64 = np.zeros((count, HISTORY), np.uint64)
         self.clock: F64 = np.zeros(count)
         self.sessions: I64 = np.ones(count, np.int64)
         self.decisions: I64 = np.zeros(count, np.int64)
@@ -219,10 +258,12 @@ class People:
             context=self.contexts[who, self.says[who]],
             items=items,
             history=self.history[who],
+            history_items=self.history_items[who],
             begins=self.begins[who],
             goals=self.goals[who],
             goal_propensities=self.goal_propensities[who],
             rows=rows,
+            hashes=world.hashes[rows],
             expected=sigmoid(-1.2 + 1.5 * liked + pull),
             delight=pull,
         )
@@ -243,10 +284,12 @@ class People:
         gains = np.take_along_axis(seen.delight, made.slate, axis=1) * rewards
         self.delight[who] += gains.sum(axis=1)
         shown = np.take_along_axis(seen.items, made.slate[:, :, None], axis=1)
+        named = np.take_along_axis(seen.hashes, made.slate, axis=1)
         for t in range(k):
             took = who[rewards[:, t] > 0]
-            self.history[took, :-1] = self.history[took, 1:]
-            self.history[took, -1] = shown[rewards[:, t] > 0, t]
+            for kept, newest in ((self.history, shown), (self.history_items, named)):
+                kept[took, :-1] = kept[took, 1:]
+                kept[took, -1] = newest[rewards[:, t] > 0, t]
         ended = leaving < LEAVES
         back = ended & (returning < sigmoid(0.6 + 0.6 * world.pays * self.delight[who]))
         at, sessions = self.clock[who], self.sessions[who]
@@ -262,11 +305,28 @@ class People:
         self.sessions[again] += 1
         gone = ended & ~back
         self.here[who[gone]] = False
+        self.taste = self._drifted()
         self.steps += 1
-        return Lived(who, seen, made, rewards, ended, gone, at, sessions)
+        world.pass_time(STEP_SECONDS)
+        return Lived(self.steps - 1, who, seen, made, rewards, ended, gone, at, sessions)
 
-    def transitions(self, parts: list[Lived]) -> Transitions:
-        """Steps in a row as transitions; those of the last step whose session goes on wait for what comes."""
+    def _drifted(self) -> F64:
+        rng = np.random.default_rng([self.seed, 16, self.steps])
+        walked = drifted(self.world.switches, self.taste, STEP_SECONDS, rng)
+        return walked if walked is self.taste else unit(walked)
+
+    def heard(self, lived: Lived) -> Heard:
+        """What whoever learns hears of a step, `rows` being those of `lived`."""
+        return heard(self.world.switches, lived.rewards[:, :, None], lived.at, self._way(lived))
+
+    def _way(self, lived: Lived) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 15, lived.step])
+
+    def transitions(self, parts: list[Lived], horizon: float = np.inf) -> Transitions:
+        """Steps in a row as transitions; those of the last step whose session goes on wait for what comes.
+
+        Rewards are those that were heard of within `horizon` seconds of the decision.
+        """
         made: list[dict[str, Any]] = []
         for number, now in enumerate(parts):
             follows = np.zeros(self.count, np.int64)
@@ -274,33 +334,35 @@ class People:
             if later is not None:
                 follows[later.who] = np.arange(len(later.who))
             keep = now.ended if later is None else np.ones(len(now.who), bool)
-            made.append(self._part(now, later, follows[now.who], keep))
+            known = settled(self.world.switches, now.rewards[:, :, None], now.at, horizon, self._way(now))
+            made.append(self._part(now, known, later, follows[now.who], keep))
         return Transitions(**{name: np.concatenate([part[name] for part in made]) for name in made[0]})
 
-    def _part(self, now: Lived, later: Lived | None, place: I64, keep: Mask) -> dict[str, Any]:
-        world, n, k = self.world, len(now.who), self.world.slots
+    def _part(self, now: Lived, known: F64, later: Lived | None, place: I64, keep: Mask) -> dict[str, Any]:
+        n, k = len(now.who), self.world.slots
         on = ~now.ended
         next_context, next_history = np.zeros_like(now.seen.context), np.zeros_like(now.seen.history)
-        elapsed = np.zeros(n)
+        next_items, elapsed = np.zeros_like(now.seen.history_items), np.zeros(n)
         if later is not None and on.any():
             next_context[on], next_history[on] = later.seen.context[place[on]], later.seen.history[place[on]]
+            next_items[on] = later.seen.history_items[place[on]]
             elapsed[on] = later.at[place[on]] - now.at[on]
         lived, next_lived = ((h != 0).any(axis=2) for h in (now.seen.history, next_history))
         columns: dict[str, Any] = {
             "context": now.seen.context,
             "candidates": now.seen.items,
-            "items": world.hashes[now.seen.rows],
+            "items": now.seen.hashes,
             "allowed": np.ones(now.seen.rows.shape, bool),
             "slate": now.made.slate,
             "propensities": now.made.propensities,
             "present": np.ones((n, k), bool),
-            "rewards": now.rewards[:, :, None],
+            "rewards": known,
             "history": now.seen.history,
-            "history_items": self._named(now.seen.history),
+            "history_items": now.seen.history_items,
             "lived": lived,
             "next_context": next_context,
             "next_history": next_history,
-            "next_history_items": self._named(next_history),
+            "next_history_items": next_items,
             "next_lived": next_lived,
             "terminal": now.ended,
             "elapsed": elapsed,
@@ -311,13 +373,6 @@ class People:
             "goal_propensities": now.made.goal_propensities,
         }
         return {name: value[keep] for name, value in columns.items()}
-
-    def _named(self, history: F32) -> U64:
-        """Hashes of the items a history is made of; 0 where a row is padding."""
-        nearest = np.argmax(
-            history @ self.world.items.T, axis=-1
-        )  # rows are unit vectors: an item is nearest to itself
-        return np.where((history != 0).any(axis=-1), self.world.hashes[nearest], np.uint64(0)).astype(np.uint64)
 
 
 class NoveltyEnv:

@@ -20,6 +20,10 @@ Examined  1 / (1 + 0.15 t)
 Exact     expected responses of every candidate are known (`Glance`); values of a policy come from simulating it. All luck is
           drawn beforehand for (person, step, candidate), so two policies meet the same people with the same luck (common
           random numbers) until their slates part
+Switches  seconds are those of a person's clock, a step has 60 of them. Drift walks the types' tastes and turnover replaces items by
+          new ones of the same genre, with every step that people live: whoever compares policies under these two makes a
+          world for each. Delay, loss and duplicates are of responses on their way to whoever learns (`People.heard`); `simulate` and
+          `transitions` give what is known of them `horizon` seconds after each decision. Values are what people did
 Reference greedy on the expected main reward less a price of being left, the price chosen on seeds of its own: strong, not
           proven optimal
 """
@@ -35,6 +39,7 @@ from policies.sequences import U64, Transitions
 from policies.surface import Category, FeatureSpec, Number, Objective
 from policies.types import F32, F64, I64, Mask, item_hashes
 from policies.worlds.actions import slate_of
+from policies.worlds.switches import Heard, Switches, drifted, heard, replaced, settled
 
 TYPES, GENRES, ITEMS, CANDIDATES, SLOTS = 4, 6, 60, 20, 4
 NAMES = ("news", "music", "sport", "games", "food", "travel")
@@ -60,7 +65,7 @@ class Glance:
     """U people before their next slate: what a policy may see, and what only the world knows.
 
     context (U, c), items (U, n, d), history (U, H, d), history_items, lived (U, H)   encoded, as scoring has them
-    rows (U, n)      catalogue rows of the candidates
+    rows, hashes (U, n)   catalogue rows of the candidates, and `item_hashes` of what lies there now
     expected (U, n, 3)   expected watch, like, hate of each candidate in slot 0
     bored (U, n)     boredom of each candidate's genre
     """
@@ -71,6 +76,7 @@ class Glance:
     history_items: U64
     lived: Mask
     rows: I64
+    hashes: U64
     expected: F64
     bored: F64
 
@@ -103,28 +109,31 @@ Policy = Callable[[Glance, F64], tuple[I64, F64]]  # people and uniforms (U, k) 
 
 
 class SessionWorld:
-    """The fixed part: catalogue and tastes of one seed. `items` (60, d) encoded; `encoder`; `people` starts a population."""
+    """Catalogue and tastes of one seed. `items` (60, d) encoded; `encoder`; `people` starts a population."""
 
-    def __init__(self, seed: int, slots: int = SLOTS, candidates: int = CANDIDATES) -> None:
+    def __init__(
+        self, seed: int, slots: int = SLOTS, candidates: int = CANDIDATES, switches: Switches | None = None
+    ) -> None:
         rng = np.random.default_rng([seed, 1])
         self.slots, self.candidates, self.encoder = slots, candidates, Encoder(SPEC)
+        self.switches, self._passing = switches or Switches(), np.random.default_rng([seed, 4])
         self.genres: I64 = np.arange(ITEMS) % GENRES
-        self.lure: F64 = rng.uniform(-1, 1, ITEMS).round(3)
-        self.depth: F64 = (-0.3 * self.lure + rng.uniform(-0.7, 0.7, ITEMS)).round(3)
+        self.lure, self.depth = made_of(ITEMS, rng)
+        self.ids = [f"{NAMES[genre]}-{row:02d}" for row, genre in enumerate(self.genres)]
+        self._made = ITEMS
         self.taste: F64 = np.zeros((TYPES, GENRES))
         for y in range(TYPES):
             order = rng.permutation(GENRES)
             self.taste[y, order[:2]], self.taste[y, order[2:4]] = 1.2, -1.2
         self.examined: F64 = 1 / (1 + 0.15 * np.arange(slots))
-        self.items = self.encoder.rows([item["features"] for item in self.catalogue], "$.items")
-        self.hashes: U64 = item_hashes(self.ids)
+        self._name()
         self.contexts = np.stack(
             [self.encoder.context({"segment": s, "depth": float(t)}) for s in SEGMENTS for t in range(21)]
         ).reshape(TYPES, 21, -1)
 
-    @property
-    def ids(self) -> list[str]:
-        return [f"{NAMES[genre]}-{row:02d}" for row, genre in enumerate(self.genres)]
+    def _name(self) -> None:
+        self.items = self.encoder.rows([item["features"] for item in self.catalogue], "$.items")
+        self.hashes: U64 = item_hashes(self.ids)
 
     @property
     def catalogue(self) -> list[dict[str, Any]]:
@@ -137,14 +146,29 @@ class SessionWorld:
     def people(self, count: int, seed: int) -> "People":
         return People(self, count, seed)
 
-    def simulate(self, policy: Policy, count: int, steps: int, seed: int) -> tuple[Value, Transitions]:
+    def pass_time(self, seconds: float) -> I64:
+        """What drift and turnover do meanwhile; rows that hold another item now."""
+        self.taste = drifted(self.switches, self.taste, seconds, self._passing)
+        rows = replaced(self.switches, ITEMS, seconds, self._passing)
+        if len(rows):
+            self.lure, self.depth = self.lure.copy(), self.depth.copy()
+            self.lure[rows], self.depth[rows] = made_of(len(rows), self._passing)
+            for row in rows.tolist():
+                self.ids[row] = f"{NAMES[self.genres[row]]}-{self._made:02d}"
+                self._made += 1
+            self._name()
+        return rows
+
+    def simulate(
+        self, policy: Policy, count: int, steps: int, seed: int, horizon: float = np.inf
+    ) -> tuple[Value, Transitions]:
         """Let `count` new people live `steps` slates at most under a policy: its value, and what it can be learned from.
 
         Transitions are those whose next state came within `steps`, in order of time; units are numbered by seed.
         """
         people = self.people(count, seed)
         parts = [people.step(policy) for _ in range(steps)]
-        return people.value, people.transitions(parts)
+        return people.value, people.transitions(parts, horizon)
 
     def reference_value(self, count: int, steps: int, seed: int) -> Value:
         """Value of the best price of being left, the price chosen on other people than those it is reported on."""
@@ -172,8 +196,9 @@ class SessionWorld:
 
 @dataclass(slots=True)
 class Lived:
-    """One step of everybody: rows of those who were shown something."""
+    """One step of everybody, the `step`th: rows of those who were shown something."""
 
+    step: int
     who: I64
     seen: Glance
     slate: I64
@@ -233,6 +258,7 @@ class People:
             self.history_items[who],
             self.lived[who],
             rows,
+            world.hashes[rows],
             expected,
             bored,
         )
@@ -283,10 +309,21 @@ class People:
         self.sessions[again] += 1
         self.here[who[gone]] = False
         self.steps += 1
-        return Lived(who, seen, slate, propensities, rewards, gone, at, sessions)
+        world.pass_time(STEP_SECONDS)
+        return Lived(self.steps - 1, who, seen, slate, propensities, rewards, gone, at, sessions)
 
-    def transitions(self, parts: list[Lived]) -> Transitions:
-        """Steps in a row as transitions: those of the last step, and of whoever lives on after it, wait for what comes."""
+    def heard(self, lived: Lived) -> Heard:
+        """What whoever learns hears of a step, `rows` being those of `lived`."""
+        return heard(self.world.switches, lived.rewards, lived.at, self._way(lived))
+
+    def _way(self, lived: Lived) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 5, lived.step])
+
+    def transitions(self, parts: list[Lived], horizon: float = np.inf) -> Transitions:
+        """Steps in a row as transitions: those of the last step, and of whoever lives on after it, wait for what comes.
+
+        Rewards are those that were heard of within `horizon` seconds of the decision.
+        """
         following = parts[1:]
         if not following:
             raise ValueError("two steps at least: the last one's next state is not known yet")
@@ -304,12 +341,12 @@ class People:
                 {
                     "context": now.seen.context,
                     "candidates": now.seen.items,
-                    "items": self.world.hashes[now.seen.rows],
+                    "items": now.seen.hashes,
                     "allowed": np.ones(now.seen.rows.shape, bool),
                     "slate": now.slate,
                     "propensities": now.propensities,
                     "present": np.ones((n, k), bool),
-                    "rewards": now.rewards,
+                    "rewards": settled(self.world.switches, now.rewards, now.at, horizon, self._way(now)),
                     "history": now.seen.history,
                     "history_items": now.seen.history_items,
                     "lived": now.seen.lived,
@@ -392,6 +429,12 @@ def drawn(scores: F64, u: F64, floor: float = 0.02, temperature: float = 1.0) ->
         propensities[:, t] = p[every, slate[:, t]]
         free[every, slate[:, t]] = False
     return slate, propensities
+
+
+def made_of(items: int, rng: np.random.Generator) -> tuple[F64, F64]:
+    """lure and depth of new items."""
+    lure = rng.uniform(-1, 1, items).round(3)
+    return lure, (-0.3 * lure + rng.uniform(-0.7, 0.7, items)).round(3)
 
 
 def sigmoid(x: F64) -> F64:

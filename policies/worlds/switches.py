@@ -10,6 +10,7 @@ A world states what its second is: one step, for worlds that count steps. Everyt
 generator, and a switch that is off draws nothing from it, so a world without switches gives the same numbers as ever.
 """
 
+import heapq
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -54,6 +55,11 @@ def arrivals(switches: Switches, times: F64, rng: np.random.Generator) -> tuple[
     return rows[order], at[order]
 
 
+def all_arrives(switches: Switches) -> bool:
+    """At once, and once."""
+    return not (switches.delay or switches.loss or switches.duplicates)
+
+
 def drifted(switches: Switches, wants: F64, elapsed: float, rng: np.random.Generator) -> F64:
     """What people want after `elapsed` seconds: a step of the random walk, each number on its own."""
     if not switches.drift:
@@ -66,3 +72,63 @@ def replaced(switches: Switches, items: int, elapsed: float, rng: np.random.Gene
     if not switches.turnover:
         return np.zeros(0, np.int64)
     return np.flatnonzero(rng.random(items) < 1 - (1 - switches.turnover) ** elapsed)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Responses (M,) as whoever learns hears of them, in order of arrival; one that is there twice came twice.
+
+    rows, slots, objectives   of the decision, of its slate, of its rewards;   values, at   the reward, and when it arrived
+    """
+
+    rows: I64
+    slots: I64
+    objectives: I64
+    values: F64
+    at: F64
+
+
+def heard(switches: Switches, rewards: F64, times: F64, rng: np.random.Generator) -> Heard:
+    """What is told of slates with rewards (N, k, o) at `times` (N,): one event for each that is not 0."""
+    events = np.argwhere(rewards != 0)
+    chosen, at = arrivals(switches, times[events[:, 0]], rng)
+    rows, slots, objectives = events[chosen].T
+    return Heard(rows, slots, objectives, rewards[rows, slots, objectives], at)
+
+
+def settled(switches: Switches, rewards: F64, times: F64, horizon: float, rng: np.random.Generator) -> F64:
+    """Rewards (N, k, o) as they are known `horizon` seconds after each decision: what came later or never is 0, twice is once."""
+    if all_arrives(switches):
+        return rewards
+    told = heard(switches, rewards, times, rng)
+    known, soon = np.zeros_like(rewards), told.at - times[told.rows] <= horizon
+    known[told.rows[soon], told.slots[soon], told.objectives[soon]] = told.values[soon]
+    return known
+
+
+class Late:
+    """Numbers on their way, one a unit: sent at some time, arrived when the switches say, perhaps never, perhaps twice."""
+
+    def __init__(self, switches: Switches, rng: np.random.Generator) -> None:
+        self._switches, self._rng, self._sent = switches, rng, 0
+        self._waiting: list[tuple[float, int, int, float]] = []
+        self._newest: F64 | None = None  # where nothing is late: no need to wait for it
+
+    def send(self, values: F64, at: float) -> None:
+        if all_arrives(self._switches):
+            self._newest = values
+            return
+        rows, times = arrivals(self._switches, np.full(len(values), at), self._rng)
+        for row, time in zip(rows.tolist(), times.tolist(), strict=True):
+            heapq.heappush(self._waiting, (time, self._sent, row, float(values[row])))
+            self._sent += 1
+
+    def receive(self, known: F64, now: float) -> F64:
+        """`known` (units,) with what has arrived by now in its place, the newest arrival last."""
+        if self._newest is not None:
+            return self._newest
+        found = known.copy()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, _, row, value = heapq.heappop(self._waiting)
+            found[row] = value
+        return found
