@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from policies.surface import Bool, Category, Feature, Number, Vector
+from policies.counted import scaled_count, scaled_rate
+from policies.surface import Bool, Category, Count, Feature, Number, Rate, Vector, seconds
 from policies.types import F32, Value
 
 
@@ -158,7 +159,43 @@ class VectorColumns:
         return True
 
 
-Columns = NumberColumn | CategoryColumns | BoolColumn | VectorColumns  # one feature's columns; `place` is the first
+class CountedColumn:
+    """A count or a rate, as the service counted it or the request brought it (`policies.counted`)."""
+
+    kind: Any = float
+
+    def __init__(self, name: str, feature: Count | Rate, place: int) -> None:
+        over = f"{feature.kind},{seconds(feature.window):g}s"
+        if isinstance(feature, Rate):
+            a, b = map(float, feature.prior)
+            over = f"{over}/{feature.per},{a!r}:{b!r}"
+        self.names: tuple[str, ...] = (f"{name}:{over}..{float(feature.max)!r}",)
+        self.place, self.feature = place, feature
+
+    def write(self, row: list[float], value: Value) -> None:
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _expected("number", value)
+        if not value >= 0 or value == math.inf:
+            raise WrongValueError(f"Expected a finite number from 0, got {value}")
+        row[self.place] = self.scaled(value)
+
+    def fill(self, out: F32, values: Sequence[Any]) -> bool:
+        if not all(value is None or 0.0 <= value < math.inf for value in values):
+            return False
+        scaled = self.scaled
+        out[:, self.place] = [0.0 if value is None else scaled(value) for value in values]
+        return True
+
+    def scaled(self, value: float) -> float:
+        feature = self.feature
+        return scaled_rate(value, feature) if isinstance(feature, Rate) else scaled_count(value, feature)
+
+
+Columns = (
+    NumberColumn | CategoryColumns | BoolColumn | VectorColumns | CountedColumn
+)  # one feature's columns; `place` is the first
 
 
 def columns_of(name: str, feature: Feature, place: int) -> Columns:
@@ -171,3 +208,5 @@ def columns_of(name: str, feature: Feature, place: int) -> Columns:
             return BoolColumn(name, place)
         case Vector():
             return VectorColumns(name, feature, place)
+        case Count() | Rate():
+            return CountedColumn(name, feature, place)

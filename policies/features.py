@@ -4,6 +4,8 @@
     category  1 column a value and one for `unseen`, one-hot
     bool      1 column, true +1, false -1
     vector    `size` columns, clipped to [-clip, clip], else as they are
+    count     1 column, log(1 + n) as a share of that of `max`; 0 is nothing, or nothing known
+    rate      1 column, the distance from the prior's rate, which is 0; see `policies.counted`
     cross     the products of every column of a context feature with every column of an item feature; models form them
 
 What odd values mean, on both sides and in every call:

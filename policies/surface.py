@@ -51,7 +51,30 @@ class Vector(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", 
     clip: float = 10.0
 
 
-Feature = Number | Category | Bool | Vector
+class Count(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="count"):
+    """Counted by the service: the slots, of decisions made within `window`, about which feedback of `kind` was heard, or which
+    were seen (`shown`). In a context those of the unit, of an item those of the item; `max` encodes as 1 (`policies.counted`)."""
+
+    kind: str
+    window: str | float
+    max: float = 100.0
+
+
+class Rate(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="rate"):
+    """Counted by the service: n of `kind` for m of `per`, as `Count` counts them, smoothed: (a + n) / (a + b + m) of `prior` [a, b].
+
+    max  a rate as large as there are: it encodes as 1, unless the prior's is more than half of it (`policies.counted`)
+    """
+
+    kind: str
+    window: str | float
+    prior: tuple[float, float]
+    per: str = "shown"
+    max: float = 1.0
+
+
+Counted = Count | Rate
+Feature = Number | Category | Bool | Vector | Count | Rate
 
 
 class FeatureSpec(Struct, frozen=True, forbid_unknown_fields=True):

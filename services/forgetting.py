@@ -28,6 +28,7 @@ from policies.errors import Corrupt, Rejected, SlatewiseError
 from services.audit import Change, entry
 from services.settings import Settings
 from services.wiring import open_audience, open_claims, open_derived, open_experiences, open_log, open_totals
+from streaming.counted import counts_key
 from streaming.events import unit_hash
 from streaming.forgets import DONE, KIND, Forget, Forgot, Store, decode, encode
 from streaming.joined import Drawn, read_event
@@ -129,7 +130,7 @@ class Forgetting:
         if self._joins(unit, job) is None:
             return None
         _, profiles = open_derived(self._settings, open_log(self._settings).partitions)
-        names = [unit, shown_key(unit)]
+        names = [unit, shown_key(unit), counts_key(unit)]
         gone = profiles.forget(names)
         return None if any(profiles.read(names)) else (gone, "taken away once the shard knew them no more")
 

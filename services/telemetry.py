@@ -45,6 +45,11 @@ METRICS = {
     "history_reads_total": Metric(
         "counter", ("outcome",), "Histories asked for by decisions: read, cached, or away and empty"
     ),
+    "counted_reads_total": Metric(
+        "counter",
+        ("surface", "of", "outcome"),
+        "Decisions whose features have counts of their unit or of items: read, cached, or away and missing",
+    ),
     "feedback_events_total": Metric("counter", ("surface", "kind", "outcome"), "Feedback received over HTTP"),
     "join_outcomes_total": Metric("counter", ("surface", "outcome"), "What became of records read by the joiner"),
     "join_lag_seconds": Metric("gauge", ("partition",), "Age of the oldest record not yet joined"),

@@ -13,7 +13,7 @@ from policies.features import Encoder
 from policies.registry import ALGORITHMS
 from policies.rewards import LIMIT
 from policies.surface import Category, Feature, Number, Objective, PolicySpec, Surface, Vector, seconds
-from streaming import adjusting, fairness, ruling
+from streaming import adjusting, counting, fairness, ruling
 from streaming.documents import Path
 from streaming.fitting import DURATION, unknown
 
@@ -112,6 +112,9 @@ def _features(surface: Surface) -> Iterator[Fault]:
             for fault in _feature(("features", side, name), feature):
                 before += 1
                 yield fault
+    for fault in starmap(Fault, counting.faults(surface)):
+        before += 1
+        yield fault
     seen: Counter[tuple[str, str]] = Counter()
     for i, (left, right) in enumerate(spec.cross):
         path: Path = ("features", "cross", i)
@@ -251,6 +254,7 @@ def advice(surface: Surface, configs: Mapping[str, Config]) -> Iterator[str]:
         for feature, spec in features.items():
             if isinstance(spec, Number) and (spec.min, spec.max) == (0.0, 1.0):
                 yield f"features.{side}.{feature}: scaled from 0 to 1; set min and max where values go beyond"
+    yield from counting.advice(surface)
     yield from adjusting.advice(surface)
     yield from fairness.advice(surface)
     contextual = any("contextual" in ALGORITHMS[p.algorithm].traits for p in surface.policies.values())

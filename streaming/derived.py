@@ -9,14 +9,15 @@
                                                     worth, Σ r/p (`streaming.exposed`)
     profiles  a unit's last interactions: (at, item, kind, value), oldest first, as feedback in force says
 
-and what people were shown, where rules ask for it (`streaming.shown`).
+and what people were shown, where rules ask for it (`streaming.shown`), and what features have counted (`streaming.counted`).
 
 Both follow corrections and retractions: a counter moves by what a decision's evidence moves, a profile holds what a
 decision's feedback says now. Memory is bounded: of counters and of units the least recently touched is forgotten, and of a
 unit all but its last interactions, which a retraction does not bring back.
 
 Counters are committed with the offset they are of, so each decision counts once; when the derivation was switched off for
-a while they begin again at 0. Profiles can be read again from the joins that are still open (`semantics.md` 13).
+a while they begin again at 0, and so do the counts of units. Profiles can be read again from the joins that are still open
+(`semantics.md` 13); of a lost disk so are the counts of units, which then know nothing of decisions before.
 """
 
 from collections import defaultdict
@@ -30,12 +31,13 @@ import numpy as np
 from policies.surface import Category
 from policies.types import F64, Arrays
 from streaming import exposed
+from streaming.counted import KEPT_WINDOWS, SUFFIX, counts_key, moves, with_moves
 from streaming.index import id_hash
 from streaming.join import Touched
-from streaming.joined import SHOWN, Terms, in_force
+from streaming.joined import SHOWN, WHOLE, Terms, in_force
 from streaming.ledger import Ledger
 from streaming.profiles import read_acts, write_profile
-from streaming.shown import item_windows, remembers_units, shown_key, window_names, with_decision
+from streaming.shown import remembers_units, shown_key, window_name, with_decision
 
 PREFIX = "derived/"  # of the keys in a commit's statistics; no learner key begins so
 HEAD, COUNTERS, PROFILES = PREFIX + "head", PREFIX + "counters/", PREFIX + "profiles/"
@@ -68,11 +70,13 @@ class Derived:
 
     def restore(self, statistics: Mapping[str, Arrays], offset: int) -> bool:
         """Go on from a commit's arrays; False when they are of another offset: counters then begin at 0, for half a count
-        would be taken for a whole one. Profiles keep what they know."""
+        would be taken for a whole one. Profiles keep what they know, but for counts of units."""
         whole = HEAD in statistics and int(statistics[HEAD]["offset"][0]) == offset
         counters = {key: piece for key, piece in statistics.items() if key.startswith(COUNTERS)}
         self.counters.restore(counters, keep=whole)
         self.profiles.restore({key: piece for key, piece in statistics.items() if key.startswith(PROFILES)})
+        for name in [] if whole else [name for name in self.profiles.values() if name.endswith(SUFFIX)]:
+            self.profiles.take(name)
         return whole
 
     def take(self, touched: Sequence[Touched], *, counting: bool = True) -> None:
@@ -92,14 +96,17 @@ class Derived:
                 for kind, by in exposed.moved(one).items():
                     name = counter_name(one.join.drawn.tenant, one.terms.surface, *kind)
                     self._add(name, exposed.MEASURES, by)
-            if one.terms.compiled.surface.rules and (one.present != one.present_before or not counting):
+            asked = one.terms.compiled.surface.rules or one.terms.windows
+            if asked and (one.present != one.present_before or not counting):
                 self._expose(one, counting)
+            if one.terms.counted is not None:
+                self._count_lately(one, counting)
 
     def forget(self, units: Iterable[str]) -> None:
-        """Take away units' profiles, and what they were shown. Counters know no units and stay."""
+        """Take away units' profiles, what they were shown, and their counts. Counters know no units and stay."""
         for unit in units:
-            self.profiles.take(unit)
-            self.profiles.take(shown_key(unit))
+            for name in (unit, shown_key(unit), counts_key(unit)):
+                self.profiles.take(name)
 
     def pieces(self, offset: int) -> dict[str, Arrays]:
         """For the commit that reaches `offset`: what has changed since the last one."""
@@ -201,12 +208,40 @@ class Derived:
                 self.profiles.put(name, shown)
             elif not shown:
                 self.profiles.take(name)
-        for window in item_windows(surface) if counting else ():
-            prefix = counter_name(drawn.tenant, one.terms.surface)
-            before_by_slot = one.present_before or bytes(len(drawn.slate))
+        before_by_slot = one.present_before or bytes(len(drawn.slate))
+        for window in one.terms.windows if counting else ():
             for item, now, was in zip(drawn.slate, present, before_by_slot, strict=True):
-                current, _ = window_names(_quoted(item, ""), window, drawn.at)
-                self._add(f"{prefix}/{current}", [EXPOSURES], [now - was])
+                self._add_lately(one, item, window, EXPOSURES, now - was)
+
+    def _count_lately(self, one: Touched, counting: bool) -> None:
+        """What was said of a decision, in the windows in which features count it of items and of the unit."""
+        drawn, asked = one.join.drawn, one.terms.counted
+        assert drawn is not None  # only decisions are touched
+        assert asked is not None  # asked before
+        moved = moves(len(drawn.slate), (one.present_before, one.present), (one.said_before, one.said))
+        if not moved:
+            return
+        for kind, window in asked.items if counting else ():
+            for one_kind, position, by in moved:
+                if (
+                    one_kind == kind and kind != SHOWN and position != WHOLE
+                ):  # impressions are counted as rules count them
+                    self._add_lately(one, drawn.slate[position], window, f"kind/{kind}", by)
+        if asked.units:
+            name = counts_key(drawn.unit)
+            before = self.profiles.get(name)
+            after = with_moves(before, one.terms.surface, asked.units, drawn.at, moved)
+            if after and after != before:
+                self.profiles.put(name, after)
+
+    def _add_lately(self, one: Touched, item: str, window: int, measure: str, by: int) -> None:
+        """To an item's count in the fixed window of a decision. A window that nothing slides over any more makes room."""
+        drawn = one.join.drawn
+        if not by or drawn is None:
+            return
+        prefix, number = counter_name(drawn.tenant, one.terms.surface), int(drawn.at // window)
+        self._add(f"{prefix}/{window_name(_quoted(item, ''), window, number)}", [measure], [by])
+        self.counters.take(f"{prefix}/{window_name(_quoted(item, ''), window, number - KEPT_WINDOWS)}/{measure}")
 
 
 def derived_of(statistics: dict[str, Arrays]) -> dict[str, Arrays]:

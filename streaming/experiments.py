@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
+from policies.counted import counted
 from policies.errors import Rejected
 from policies.experiments.assignment import MAX_ARMS
 from policies.experiments.course import epoch_seconds
@@ -138,6 +139,9 @@ def faults(experiment: Experiment, surface: Surface | None, known: Sequence[str]
         if feature not in surface.features.context:
             hint, expected = unknown(feature, list(surface.features.context))
             yield Fault(("eligible", feature), f"no context feature {feature!r}{hint}", expected)
+        elif feature in counted(surface.features.context):
+            message = f"{feature} is counted by the service, and experiments know what callers say"
+            yield Fault(("eligible", feature), message, "another feature")
 
 
 def _arms(experiment: Experiment) -> Iterator[Fault]:

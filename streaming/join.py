@@ -26,6 +26,7 @@ from msgspec import Struct
 from policies.errors import Corrupt
 from policies.types import Changes
 from streaming.configuration import Configs
+from streaming.counted import NOTHING, Said
 from streaming.delays import Spread, delays_of, spread_of
 from streaming.dues import Dues
 from streaming.events import Feedback
@@ -40,6 +41,7 @@ from streaming.joined import (
     Version,
     evidence,
     read_event,
+    said_of,
 )
 from streaming.plain.batch import Plain
 from streaming.ports import DeadLetter, Loaded, Record
@@ -82,7 +84,8 @@ class Applied:
 
 
 class Touched(NamedTuple):
-    """A decision that heard something in this batch, and what was taught of it before and after (see `Join`).
+    """A decision that heard something in this batch, and what was taught of it before and after (see `Join`), and counted of
+    what was said (`joined.said_of`).
 
     `join` goes on changing with the next batch.
     """
@@ -93,6 +96,8 @@ class Touched(NamedTuple):
     rewards_before: bytes
     present: bytes
     rewards: bytes
+    said_before: Said = NOTHING
+    said: Said = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,7 @@ class Joiner:
         self._terms: dict[str, Terms] = {}
         self._dirty: dict[int, Join] = {}
         self._spreads: dict[int, Spread] = {}  # of decisions that heard something in this batch, as it was before
+        self._said: dict[int, Said] = {}  # likewise, where features want it counted and somebody watches
         self._sound = True  # vectors of this batch
         self._plain = (
             None
@@ -383,6 +389,8 @@ class Joiner:
             return self._dead(applied, record, "bad_time", f"{record.appended - feedback.at:.3f} s old", surface)
         if terms.corrected and join.row not in self._spreads:
             self._spreads[join.row] = spread_of(join, terms, join.present)
+        if self._watching and terms.counted is not None and join.row not in self._said:
+            self._said[join.row] = said_of(join, terms, join.present)
         if feedback.retracts is not None:
             outcome, reason, detail = take_back(join, feedback.retracts)
         else:
@@ -472,7 +480,13 @@ class Joiner:
             if clipped:
                 applied.count(terms.surface, "clipped", clipped)
             if self._watching:
-                applied.touched.append(Touched(terms, join, join.present, join.rewards, present, rewards))
+                said = before = NOTHING
+                if terms.counted is not None:
+                    said = said_of(join, terms, present)
+                    known = self._said.get(join.row)  # None: it has heard nothing in this batch
+                    before = said_of(join, terms, join.present) if known is None else known
+                touched = Touched(terms, join, join.present, join.rewards, present, rewards, before, said)
+                applied.touched.append(touched)
             later = terms.corrected and self._spread(join, terms, present, spreads)
             if later or rewards != join.rewards or present != join.present:
                 if self._settling or self.rebuilding:
@@ -483,7 +497,7 @@ class Joiner:
                 taught = (drawn, join.present, join.rewards, present, rewards)
                 groups.setdefault(drawn.config, []).append(taught)
                 join.present, join.rewards = present, rewards
-        self._dirty, self._spreads = {}, {}
+        self._dirty, self._spreads, self._said = {}, {}, {}
         for config, group in groups.items():
             terms = self._terms[config]
             changes = changes_of(terms, group)

@@ -25,7 +25,9 @@ from policies.examination import relative, taught
 from policies.rewards import Heard
 from policies.types import F64, Changes
 from streaming.configuration import Compiled, CompiledPolicy
+from streaming.counted import NOTHING, Asked, Said, asked
 from streaming.events import VERSION, Exposed, Feedback
+from streaming.shown import item_windows
 
 SHOWN = "shown"
 WHOLE = -1
@@ -180,6 +182,8 @@ class Terms:
     learn_pins: bool
     learners: tuple[CompiledPolicy, ...]  # every learning policy of the version, but for `Surface.untaught`
     examined: F64 | None = None  # (slots,) relative to the first, see `policies.examination`
+    counted: Asked | None = None  # what features want counted;   windows: over which items' impressions are, in seconds
+    windows: tuple[int, ...] = ()
     single: dict[tuple[int, int, str, float], tuple[bytes, int]] = field(default_factory=dict)  # see `_rewards`
 
     def taught(self, changes: Changes) -> Changes:
@@ -212,6 +216,8 @@ class Terms:
                 if p.algorithm.learner is not None and p.name not in surface.untaught
             ),
             examined=None if examined is None else relative(np.array(examined)),
+            counted=asked(surface),
+            windows=item_windows(surface),
         )
 
 
@@ -298,6 +304,22 @@ def presence(drawn: Drawn, terms: Terms, force: list[Version]) -> bytearray:
             if slot in drawn.pinned:
                 present[position] = 0
     return present
+
+
+def said_of(join: Join, terms: Terms, present: bytes) -> Said:
+    """What a decision has heard that counts, of the kinds that features want counted and over the slots that are `present`."""
+    drawn = join.drawn
+    if terms.counted is None or drawn is None or not join.heard or not any(present):
+        return NOTHING
+    until, kinds, found = drawn.at + terms.horizon, terms.counted.kinds, set[tuple[str, int]]()
+    for versions in join.heard.values():
+        said = in_force(versions, until)
+        if said is None or said.kind == SHOWN or said.kind not in kinds or said.at > until or said.value <= 0.0:
+            continue
+        position = said.positions[0] if said.positions else WHOLE
+        if position == WHOLE or present[position]:
+            found.add((said.kind, position))
+    return frozenset(found)
 
 
 def positions_of(drawn: Drawn, feedback: Feedback) -> tuple[int, ...] | None:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from policies.counted import counted
 from policies.errors import Rejected
 from policies.reranking.diversity import MAX_WEIGHT
 from policies.reranking.expressions import Comparison, Condition
@@ -129,6 +130,8 @@ def _condition(path: Path, text: str, features: Mapping[str, Feature], *, closed
         if closed and name not in features:
             hint, expected = unknown(name, list(features))
             yield path, f"no context feature {name!r}{hint}", expected
+    for name in sorted(set(condition.names) & counted(features).keys()):
+        yield path, f"{name} is counted by the service, and conditions know what callers say", "another feature"
     for one in condition.comparisons:
         if one.name in features:
             yield from _constant(path, features[one.name], one)

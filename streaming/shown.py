@@ -1,4 +1,4 @@
-"""What people were shown, derived from a partition where a surface's rules ask for it: by unit, and by item in windows.
+"""What people were shown, derived from a partition where a surface's rules or features ask for it: by unit, and by item in windows.
 
     profiles  <unit>/shown     (at, item, decision) of the last `KEPT` slots the unit saw, oldest first, 24 bytes each
     counters  …/item/<id>/window/<seconds>/<number>/exposures    slots in which an item was seen, by fixed windows of the log's time
@@ -8,9 +8,11 @@ turns out unseen is taken back. Readers slide a window over the two fixed ones i
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
+from policies.counted import SHOWN, counted, kinds_of
 from policies.surface import Surface, seconds
 
 KEPT = 200  # slots remembered of a unit
@@ -29,9 +31,10 @@ def remembers_units(surface: Surface) -> bool:
 
 
 def item_windows(surface: Surface) -> tuple[int, ...]:
-    """Windows in whole seconds over which rules count an item's impressions, ascending."""
+    """Windows in whole seconds over which rules and features count an item's impressions, ascending."""
     per_item = (rule.frequency for rule in surface.rules if rule.frequency and rule.frequency.per == "item")
-    return tuple(sorted({window_seconds(frequency.window) for frequency in per_item}))
+    features = (f for f in counted(surface.features.items).values() if SHOWN in kinds_of(f))
+    return tuple(sorted({window_seconds(one.window) for one in chain(per_item, features)}))
 
 
 def window_seconds(window: str | float) -> int:
@@ -61,9 +64,13 @@ def read_shown(data: bytes) -> list[tuple[float, int]]:
 
 
 def window_names(item: str, window: int, at: float) -> tuple[str, str]:
-    """Names, within a surface, of an item's impressions in the fixed window of a time and in the one before. `item` quoted."""
+    """Names, within a surface, of an item in the fixed window of a time and in the one before. `item` quoted."""
     number = int(at // window)
-    return f"item/{item}/window/{window}/{number}", f"item/{item}/window/{window}/{number - 1}"
+    return window_name(item, window, number), window_name(item, window, number - 1)
+
+
+def window_name(item: str, window: int, number: int) -> str:
+    return f"item/{item}/window/{window}/{number}"
 
 
 def sliding(current: float, previous: float, window: int, at: float) -> float:

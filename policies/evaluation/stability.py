@@ -22,7 +22,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.columns import BoolColumn, CategoryColumns, Columns, NumberColumn, VectorColumns, columns_of
+from policies.columns import (
+    BoolColumn,
+    CategoryColumns,
+    Columns,
+    CountedColumn,
+    NumberColumn,
+    VectorColumns,
+    columns_of,
+)
 from policies.surface import Feature
 from policies.types import F32, F64
 
@@ -126,7 +134,7 @@ def psi(reference: F64, recent: F64) -> float:
 
 def _bins(part: Columns) -> int:
     match part:
-        case NumberColumn():
+        case NumberColumn() | CountedColumn():
             return 1 + BINS
         case BoolColumn():
             return 3
@@ -143,7 +151,7 @@ def _counted(part: Columns, x: F32, weights: F64) -> F64:
         wide = x.astype(np.float64)
         held: F64 = np.column_stack([1.0 - there, 1.0 * there, wide, wide**2])
         return np.asarray(weights.T @ held, np.float64)
-    if isinstance(part, NumberColumn):
+    if isinstance(part, NumberColumn | CountedColumn):
         code = 1 + np.clip(((x[:, 0].astype(np.float64) + 1.0) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
     elif isinstance(part, BoolColumn):
         code = 1 + (x[:, 0] > 0).astype(np.int64)

@@ -34,6 +34,7 @@ from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.wiring import open_derived, open_log, open_state, open_uploads
 from streaming.configuration import Compiled, CompiledPolicy, Configs
+from streaming.counted import asked
 from streaming.forgets import DONE, Forgot
 from streaming.forgets import encode as encode_forget
 from streaming.partition import partition_of
@@ -310,8 +311,11 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
 
 
 def derived_is_read(configs: Configs) -> bool:
-    """Whether a policy that can be drawn from, or a rule, reads what shards derive. Deriving begins with the next reign."""
-    return any(compiled.reads_history or remembers(compiled.surface) for compiled in configs.answering())
+    """Whether a policy that can be drawn from, a rule or a feature reads what shards derive. Deriving begins with the next reign."""
+    return any(
+        compiled.reads_history or remembers(compiled.surface) or asked(compiled.surface) is not None
+        for compiled in configs.answering()
+    )
 
 
 def _turn(learning: Learning, engine: Engine, stop: threading.Event) -> None:

@@ -17,8 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.counted import counted
 from policies.errors import Rejected
 from policies.features import Encoder
+from policies.surface import Count, Rate
 from policies.types import F32, F64, I64, Features, Mask, item_hashes
 from services.scoring.kinds import Kinds
 from services.scoring.wire import Item, Scalar, epoch_seconds
@@ -282,6 +284,10 @@ def check_items(items: Sequence[Item], encoders: Sequence[Encoder]) -> None:
         if item.expires_at is not None:
             epoch_seconds(item.expires_at, f"{at}.expires_at")
         for encoder in encoders:
+            for name in counted(encoder.spec.items).keys() & item.features.keys():
+                raise Rejected(
+                    "Counted by the service: a request may bring it, the catalogue cannot", at=f"{at}.features.{name}"
+                )
             encoder.item(_named(item, encoder), f"{at}.features")
 
 
@@ -302,9 +308,9 @@ def _encode(encoder: Encoder, items: Sequence[Item | None]) -> F32:
 
 
 def _named(item: Item, encoder: Encoder) -> Features:
-    """The features of an item that an encoder's surface names; other surfaces have their own."""
+    """The features of an item that an encoder's surface names, and does not count; other surfaces have their own."""
     known = encoder.spec.items
-    return {name: value for name, value in item.features.items() if name in known}
+    return {n: value for n, value in item.features.items() if n in known and not isinstance(known[n], Count | Rate)}
 
 
 def _matches(item: Item, name: str, value: Scalar) -> bool:

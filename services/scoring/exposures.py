@@ -20,6 +20,7 @@ from policies.reranking.rules_fast import U64
 from policies.surface import Exposure
 from policies.types import F64
 from services.scoring.balances import Balance, Balances
+from services.scoring.lately import Lately
 from streaming.breaker import Admission, Breaker
 from streaming.derived import EXPOSURES, counter_name
 from streaming.ports import Counters, Profiles
@@ -27,7 +28,7 @@ from streaming.shown import ENTRY, shown_key, sliding, window_names, window_seco
 
 FRESH_SECONDS = 0.25  # shards tell what is new every 0.1 s
 REFRESH_SECONDS, STALE_SECONDS = 1.0, 10.0  # counts of items: read as often, believed as long
-MOST_UNITS, MOST_ITEMS = 20_000, 50_000  # remembered
+MOST_UNITS = 20_000  # remembered
 SLOW_SECONDS, COOL_SECONDS = 0.25, 1.0
 NAMES = 10_000  # in one read of counters
 NEVER = np.empty(0), np.empty(0, np.uint64)  # shown to nobody
@@ -62,8 +63,7 @@ class _Items:
 
     def __init__(self, prefix: str, window: int, clock: Callable[[], float]) -> None:
         self.prefix, self.window, self._clock = prefix, window, clock
-        self._recent: set[str] = set()
-        self._older: set[str] = set()
+        self._lately = Lately()
         self._counts: Mapping[str, float] = {}
         self._resting: dict[int, frozenset[str]] = {}
         self._read_at = float("-inf")
@@ -78,14 +78,12 @@ class _Items:
 
     def want(self, ids: Sequence[str]) -> None:
         """Candidates to count from the next reading on; those of long ago make room."""
-        self._recent.update(ids)
-        if len(self._recent) > MOST_ITEMS // 2:
-            self._older, self._recent = self._recent, set()
+        self._lately.want(ids)
 
     @property
     def wanted(self) -> list[str]:
-        """Items that were candidates lately. From any thread: sets of texts are joined in one step of the interpreter."""
-        return list(self._recent | self._older)
+        """Items that were candidates lately. From any thread."""
+        return self._lately.items
 
     def resting(self, ids: Sequence[str], cap: int) -> frozenset[str] | None:
         """Items that reached the cap; None while that is not known. The next reading counts the candidates `ids` too."""

@@ -1,6 +1,6 @@
-"""What units did lately, for policies that read it: of the profiles that shards derive, or of the request.
+"""What units did lately, for policies that read it, and what was counted of them: of what shards derive, or of the request.
 
-On the request's path it is one read of one unit, and mostly none: an answer is kept for `FRESH_SECONDS`. A store that is
+On the request's path it is one read of one unit, of both where both are asked for, and mostly none: an answer is kept for `FRESH_SECONDS`. A store that is
 away or slow is left alone by a breaker, and the decision is drawn from an empty history; `history_reads_total` says how often.
 """
 
@@ -17,6 +17,7 @@ from policies.types import F32, I64
 from services.scoring.catalogue import Catalogue
 from services.scoring.wire import Interaction
 from streaming.breaker import Admission, Breaker
+from streaming.counted import counts_key
 from streaming.ports import Profiles
 from streaming.profiles import last_items
 
@@ -33,8 +34,8 @@ class Histories:
         self._opened, self._clock = opened, clock
         self._breaker = Breaker(clock, failures=2, slow_seconds=SLOW_SECONDS, cool_seconds=COOL_SECONDS)
         self._store: Profiles | None = None
-        # (unit, surface version) → (until, items): ids alone, for a million small tuples would be the garbage collector's
-        self._known: OrderedDict[tuple[str, str], tuple[float, list[str]]] = OrderedDict()
+        # (unit, surface version) → (until, items, counts): ids alone, for a million small tuples would be the garbage collector's
+        self._known: OrderedDict[tuple[str, str], tuple[float, list[str], bytes]] = OrderedDict()
         self._held = 0
 
     def open(self) -> None:
@@ -42,32 +43,36 @@ class Histories:
         if self._store is None:
             self._store = self._opened()
 
-    def of(self, unit: str, surface: Surface, config: str) -> tuple[Sequence[str], str]:
-        """(items as `last_items` of its profile, cached | read | away). `config` is the hash of the surface's version."""
+    def of(
+        self, unit: str, surface: Surface, config: str, *, counts: bool = False, acts: bool = True
+    ) -> tuple[Sequence[str], bytes | None, str]:
+        """(items as `last_items` of its profile, its counts, cached | read | away). `config` is the hash of the surface's version;
+        `counts`, `acts`: whether it reads them, the same for as long as it lives. Counts are None while they are not known."""
         now, name = self._clock(), (unit, config)
         known = self._known.get(name)
         if known is not None and now < known[0]:
-            return known[1], "cached"
+            return known[1], known[2], "cached"
         admission = self._breaker.admit() if self._store is not None else Admission.REFUSE
         if self._store is None or admission is Admission.REFUSE:
-            return (), "away"
+            return (), None, "away"
         began = perf_counter()
         try:
-            [profile] = self._store.read([unit])
+            found = self._store.read([*([unit] if acts else []), *([counts_key(unit)] if counts else [])])
         except Unavailable:
             self._breaker.ended(False, perf_counter() - began, admission)
-            return (), "away"
+            return (), None, "away"
         self._breaker.ended(True, perf_counter() - began, admission)
-        items = last_items(profile, surface.history_kinds, surface.history)
-        self._remember(name, now + FRESH_SECONDS, items)
-        return items, "read"
+        items = last_items(found[0], surface.history_kinds, surface.history) if acts else []
+        record = found[-1] if counts else b""
+        self._remember(name, now + FRESH_SECONDS, items, record)
+        return items, record, "read"
 
-    def _remember(self, name: tuple[str, str], until: float, items: list[str]) -> None:
+    def _remember(self, name: tuple[str, str], until: float, items: list[str], record: bytes) -> None:
         known = self._known.pop(name, None)
         self._held += len(items) + 1 - (len(known[1]) + 1 if known else 0)
-        self._known[name] = until, items
+        self._known[name] = until, items, record
         while self._held > MOST_ITEMS and len(self._known) > 1:
-            _, (_, gone) = self._known.popitem(last=False)
+            _, (_, gone, _) = self._known.popitem(last=False)
             self._held -= len(gone) + 1
 
 

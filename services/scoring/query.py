@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 
+from policies.counted import counted
 from policies.errors import Rejected
 from policies.features import Encoder
 from policies.shortlist import WHOLE, Shortlist
@@ -17,6 +18,7 @@ from policies.surface import FeatureSpec, Surface
 from policies.types import F32, I64, Features, Mask
 from services.scoring import histories
 from services.scoring.catalogue import Catalogue
+from services.scoring.countings import Told, UnitCounts, given_in
 from services.scoring.exposures import Shown
 from services.scoring.lifting import Lifting
 from services.scoring.ruling import Ruled, Ruler
@@ -30,7 +32,7 @@ class Query:
 
     ids (n,)      in the order given, or of the catalogue
     items (n, d)  encoded;   context (c,)   encoded
-    inline        whether any features came with the request, so that the log must carry them
+    inline        whether any features came with the request, or were counted, so that the log must carry them
     pins          slot → row, None without any
     weights       objective → weight of the request, None when it names none
     ruled         what acts on the draw besides the scores, None of a surface without rules
@@ -64,9 +66,12 @@ class Reader:
         self._surface, self.encoder = surface, encoder
         self.ruler = Ruler(surface)
         self.reads_history, self.trains = reads_history, trains
+        self.counts_units, self.counts_items = UnitCounts(surface), tuple(counted(surface.features.items))
+        self.counts = bool(self.counts_units or self.counts_items)
         self._columns = {
             name: _columns_of(encoder, name) for name in encoder.spec.items
         }  # where each feature stands in an encoded item
+        self._counted = [encoder.item_columns[name].start for name in self.counts_items]
 
     def read(
         self,
@@ -76,13 +81,15 @@ class Reader:
         shown: Shown | None = None,
         cut: Cut | None = None,
         lifting: Lifting | None = None,
+        told: Told | None = None,
     ) -> Query:
         """`known`: items of the unit's history, where the request brings none; `shown`: what was shown before; `cut`: makes a
-        shortlist of a large catalogue, which is refused without; `lifting`: what was released of who sees what.
+        shortlist of a large catalogue, which is refused without; `lifting`: what was released of who sees what; `told`: what was
+        counted of the unit and of items.
 
         Raises Rejected with the path of what is wrong.
         """
-        context = self.encoder.context(request.context)
+        context = self.encoder.context(request.context if told is None else told.context(request.context))
         weights = self._weights(request.objectives) if request.objectives else None
         candidates = request.candidates
         inline: F32 | None = None
@@ -109,6 +116,8 @@ class Reader:
             rows = catalogue.rows(ids)
             if isinstance(candidates, Columns) and candidates.features:
                 inline = self._from_columns(candidates, rows, catalogue)
+            if inline is not None and told is not None:
+                told.onto(inline, ids, given_in(candidates, self.counts_items))
             keep = None if catalogue.passes_all(request.where) else catalogue.passing(rows, request.where)
             if keep is not None and keep.all():
                 keep = None
@@ -142,6 +151,8 @@ class Reader:
                 rows = rows[short.positions]
             ids = [catalogue.id_of(row) for row in rows.tolist()]
         items = catalogue.matrix(self.encoder.schema).take(rows, axis=0) if inline is None else inline
+        if inline is None and told is not None:
+            told.onto(items, ids)
         pins = _pins(request.pins, ids, slots) if request.pins else None
         ruled = None
         if rules:
@@ -156,7 +167,7 @@ class Reader:
             items,
             context,
             slots,
-            inline is not None,
+            inline is not None or bool(self.counts_items),
             pins,
             weights,
             history,
@@ -205,7 +216,10 @@ class Reader:
             rows = catalogue.rows(known)
         else:
             return (), None
-        return history, histories.encoded(history, rows, catalogue, self.encoder.schema, ids, items)
+        past = histories.encoded(history, rows, catalogue, self.encoder.schema, ids, items)
+        if self.counts_items:  # a history says what items are, not how they are doing
+            past[:, self._counted] = 0.0
+        return history, past
 
     def _weights(self, wanted: Mapping[str, float]) -> dict[str, float]:
         known = self._surface.objectives

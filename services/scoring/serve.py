@@ -18,6 +18,7 @@ from services.access import Access
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
 from services.scoring.app import VERSION, create_app
+from services.scoring.countings import Countings
 from services.scoring.exposures import Exposures
 from services.scoring.histories import Histories
 from services.scoring.listening import GRACE_SECONDS, Server, configured
@@ -77,6 +78,7 @@ def open_scoring(settings: Settings) -> Scoring:
         acknowledge=Acknowledging(settings) if settings.ack == "log" else None,
         copies=copies,
         exposures=Exposures(lambda: open_derived(settings, open_log(settings).partitions), settings.tenant),
+        countings=Countings(lambda: open_derived(settings, open_log(settings).partitions)[0], settings.tenant),
         histories=Histories(lambda: open_derived(settings, open_log(settings).partitions)[1]),
     )
 

@@ -25,6 +25,7 @@ from services.scoring import feedback as feedbacks
 from services.scoring.admission import Admission, Patience
 from services.scoring.catalogue import Catalogue, Encoded, check_items
 from services.scoring.claiming import Claimed, pack, request_hash, unpack
+from services.scoring.countings import Countings, Told
 from services.scoring.decide import (
     Drawn,
     Made,
@@ -38,10 +39,11 @@ from services.scoring.decide import (
     record_of,
 )
 from services.scoring.explaining import explanation_of, exploration_explained, rules_explained
-from services.scoring.exposures import MOST_ITEMS, Exposures, Shown
+from services.scoring.exposures import Exposures, Shown
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.interleaving import drawn_together
+from services.scoring.lately import MOST_ITEMS
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
 from services.scoring.shadowing import Shadowing
@@ -75,6 +77,7 @@ class Scoring:
     acknowledge  a log that feedback goes straight to, when a 202 has to mean that the log has it; else the spool's disk
     histories    what units did before; None: nobody knows
     exposures    what was shown before, for rules; None: nobody knows
+    countings    what was counted of items, for features (of units it comes with `histories`); None: nobody knows
     access       whose keys may ask for what; None: no key but those that the record has
     copies       what this replica starts from while the stores are away; None where they lie on the same disk
     """
@@ -94,6 +97,7 @@ class Scoring:
         copies: Copies | None = None,
         histories: Histories | None = None,
         exposures: Exposures | None = None,
+        countings: Countings | None = None,
         tenant: str = "default",
         access: Access | None = None,
         clock: Callable[[], float] = time.time,
@@ -106,7 +110,7 @@ class Scoring:
         self.catalogue = Catalogue()
         self.live = Live()
         self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
-        self.histories, self.exposures = histories, exposures
+        self.histories, self.exposures, self.countings = histories, exposures, countings
         self.access = access or Access(tenant)
         self._goals = Goals(claims, tenant, keys.server)
         self._follower = Follower(bundles, self.configs, self.telemetry)
@@ -139,8 +143,11 @@ class Scoring:
         if surface is None:
             raise Rejected("No such surface", at="$.surface", code="unknown_surface", status=404)
         unit = unit_hash(request.unit, self._salt)
-        past = self._past(unit, surface) if surface.reader.reads_history and request.history is None else ()
         now = self.clock()
+        past: Sequence[str] = ()
+        told: Told | None = None
+        if surface.reader.counts or (surface.reader.reads_history and request.history is None):
+            past, told = self._known(unit, surface, request, now)
         shown = self._shown(surface, unit, now) if surface.reader.ruler.asks else None
         decision_id = self._identity(request, unit)
         policy, config, choice = surface.policy, surface.config, None
@@ -156,7 +163,7 @@ class Scoring:
             drawer = surface.policy or surface.fallback
         cut = Cut(decision_id, self.keys.server, item_scores(drawer)) if request.candidates is None else None
         lifting = surface.lifting if surface.lifting is not None and now < surface.lifting.until else None
-        query = surface.reader.read(request, self.catalogue, past, shown, cut, lifting)
+        query = surface.reader.read(request, self.catalogue, past, shown, cut, lifting, told)
         if together and query.shortlist is not None:  # … so the experiment leaves the request to what serves otherwise
             policy, config, choice = surface.policy, surface.config, None
             reason = because or self._reason(policy, started - first_byte, request.deadline_ms)
@@ -271,14 +278,34 @@ class Scoring:
             )
         return own
 
-    def _past(self, unit: str, surface: LiveSurface) -> Sequence[str]:
-        """Items the unit did something with before; none while nobody can be asked."""
+    def _known(
+        self, unit: str, surface: LiveSurface, request: DecisionRequest, now: float
+    ) -> tuple[Sequence[str], Told | None]:
+        """(items the unit did something with before, what was counted); none while nobody can be asked."""
+        reader, name = surface.reader, surface.surface.surface
+        acts = reader.reads_history and request.history is None
+        counts = bool(reader.counts_units) and not reader.counts_units.names <= request.context.keys()
         items: Sequence[str] = ()
+        record: bytes | None = None
         outcome = "away"
-        if self.histories is not None:
-            items, outcome = self.histories.of(unit, surface.surface, surface.config)
-        self.telemetry.add("history_reads_total", outcome)
-        return items
+        if self.histories is not None and (acts or counts):
+            items, record, outcome = self.histories.of(
+                unit, surface.surface, surface.config, counts=bool(reader.counts_units), acts=reader.reads_history
+            )
+        if acts:
+            self.telemetry.add("history_reads_total", outcome)
+        if not reader.counts:
+            return items, None
+        if counts:
+            self.telemetry.add("counted_reads_total", name, "unit", outcome)
+        values = None if record is None or not counts else reader.counts_units.values(record, now)
+        of_items = None
+        if reader.counts_items and self.countings is not None:
+            of_items = self.countings.of(surface.surface, reader.encoder)
+        if reader.counts_items:
+            known = of_items is not None and of_items.known
+            self.telemetry.add("counted_reads_total", name, "item", "cached" if known else "away")
+        return items if acts else (), Told(values, of_items)
 
     def _shown(self, surface: LiveSurface, unit: str, now: float) -> Shown | None:
         """What rules may ask about before; None where nobody can be asked."""
@@ -444,8 +471,11 @@ class Scoring:
     def poll(self) -> Live:
         """What to serve from now on; reads and checks bundles, encodes items anew. May run in a thread, one at a time."""
         live = self._follower.poll(self.live)
-        if self.histories is not None and any(surface.reader.reads_history for surface in live.surfaces.values()):
-            with suppress(Unavailable):  # empty until it is there, and `history_reads_total` says so
+        readers = [surface.reader for surface in live.surfaces.values()]
+        if self.histories is not None and any(one.reads_history or one.counts_units for one in readers):
+            with suppress(
+                Unavailable
+            ):  # empty until it is there, and `history_reads_total` or `counted_reads_total` says so
                 self.histories.open()
         if live is not self.live:
             for surface in live.surfaces.values():
@@ -453,10 +483,12 @@ class Scoring:
         return live
 
     def refresh(self, expected: Sequence[str] = ()) -> None:
-        """What was shown before, as far as rules ask for it; in a thread, one at a time. Raises Unavailable.
+        """What was shown before and counted of items, as far as rules and features ask; in a thread, one at a time. Raises
+        Unavailable.
 
         expected  items to count before anybody asks, at a start
         """
+        self._recount(expected)
         asking = {name: found.reader.ruler.remembers for name, found in self.live.surfaces.items()}
         owing = [found.surface for found in self.live.surfaces.values() if found.reader.ruler.exposure is not None]
         if self.exposures is None or not (owing or any(asking.values())):
@@ -470,6 +502,17 @@ class Scoring:
             self.telemetry.set("exposure_deficit_share", surface, group, value=share)
         for surface, share in self.exposures.balances.disparities():
             self.telemetry.set("exposure_disparity_share", surface, value=share)
+
+    def _recount(self, expected: Sequence[str]) -> None:
+        if self.countings is None:
+            return
+        for found in self.live.surfaces.values() if expected else ():
+            if found.reader.counts_items:
+                self.countings.of(found.surface, found.reader.encoder).want(expected)
+        try:
+            self.countings.refresh(self.clock(), at_once=bool(expected))
+        except Unavailable as error:  # what rules ask for may be elsewhere; decisions say what is not known
+            log.warning("away", extra={"what": "counts of items", "error": str(error)})
 
     def swap(self, live: Live) -> None:
         """Serve from a value; on the event loop."""
