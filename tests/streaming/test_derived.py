@@ -324,9 +324,9 @@ def test_a_count_that_began_again_finds_nothing_of_the_old_one() -> None:
 class Fed(Place):
     """A partition whose disk may be lost, with counters told to stores that stay."""
 
-    def __init__(self, read_limit: int, hot_limit: int) -> None:
+    def __init__(self, read_limit: int, hot_limit: int, configs: TallyConfigs = CONFIGS) -> None:
         self.stores = Stores()
-        super().__init__(read_limit, hot_limit)
+        super().__init__(read_limit, hot_limit, configs)
 
     def start(self) -> None:
         self.epoch += 1

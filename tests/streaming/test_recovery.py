@@ -1,6 +1,6 @@
 """Whatever is lost with a disk comes back from the newest upload and the log: the sums are those of the log as a whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import streaming.shard
 from policies.errors import Corrupt, Rejected, Unavailable
 from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryLog
+from streaming.configuration import Compiled
 from streaming.events import encode
 from streaming.join import Applied, Extra, Joiner
 from streaming.ports import Commit, DeadLetter
@@ -27,13 +28,14 @@ from tests.streaming.joining import (
     UNIT,
     Abort,
     Ports,
+    TallyConfigs,
     decision,
     drain,
     feedback,
     reasons,
     total,
 )
-from tests.streaming.stories import CONFIGS, END, PLAIN, WAIT, Story, nothing, oracle, stories
+from tests.streaming.stories import CONFIGS, END, PLAIN, USUAL, WAIT, Story, nothing, oracle, stories
 
 NEVER_TOLD_APART = {"too_late", "no_decision", "bad_time"}  # of decisions that had closed before the disk was lost
 
@@ -41,8 +43,8 @@ NEVER_TOLD_APART = {"too_late", "no_decision", "bad_time"}  # of decisions that 
 class Place:
     """A partition whose local checkpoint may be lost, and a bundle store that stays."""
 
-    def __init__(self, read_limit: int = 2000, hot_limit: int = 1000) -> None:
-        self.ports, self.whole = Ports(CONFIGS), MemoryLog(1, now=lambda: self.ports.clock)
+    def __init__(self, read_limit: int = 2000, hot_limit: int = 1000, configs: TallyConfigs = CONFIGS) -> None:
+        self.ports, self.whole = Ports(configs), MemoryLog(1, now=lambda: self.ports.clock)
         self.store, self.epoch = MemoryBundles(), 0
         self._limits = {"read_limit": read_limit, "hot_limit": hot_limit}
         self.lose()
@@ -87,8 +89,8 @@ class Trouble:
 
 
 @st.composite
-def troubled(draw: st.DrawFn) -> tuple[Story, Trouble]:
-    story = draw(stories(messy=False))
+def troubled(draw: st.DrawFn, versions: Sequence[Compiled] = USUAL) -> tuple[Story, Trouble]:
+    story = draw(stories(messy=False, versions=versions))
     count = len(story.deliveries)
     events = draw(st.lists(st.sampled_from(["", "upload", "lose"]), min_size=count, max_size=count))
     deaths = draw(st.lists(st.none() | st.integers(0, 12), min_size=count, max_size=count))
