@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from policies.counted import counted
 from policies.errors import Rejected
 from policies.features import Encoder
 from policies.types import F32
@@ -34,7 +35,8 @@ _item = msgspec.json.Decoder(_Item).decode
 
 def encoded_items(state: State, encoder: Encoder) -> dict[str, F32]:
     """id → (d,), of every item that the record has and the encoder takes. Raises Unavailable."""
-    known, found = set(encoder.spec.items), dict[str, F32]()
+    spec, found = encoder.spec.items, dict[str, F32]()
+    known = spec.keys() - counted(spec).keys()  # nobody recorded what was counted of items that nobody saw
     for entry in _entries(state):
         if entry.kind != KIND:
             continue
