@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from policies.reranking.exposure import Fair, Law, Owed, boosts, entitled, looks_of, stepped
+from policies.reranking.exposure import Fair, Law, Owed, boosts, entitled, looks_of, sampled, stepped
 from policies.slate import draw
 from policies.types import F32, F64, I64, DrawSettings
 from policies.worlds.ads_world import AdsWorld
@@ -21,6 +21,7 @@ RARE, RARE_SYNC = (
     Law(gain=0.9, most=4.0, window=1_000.0),
     2,
 )  # 24 groups, each of which gets little: a sync every other request
+EACH = Law(gain=0.9, most=4.0, window=400.0)  # 30 groups of one ad; chosen on seeds 101 and 102
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ def play(
     *,
     law: Law | None = None,
     fixed: F64 | None = None,
+    told: bool = False,
 ) -> Told:
-    """`pools(t)`: scores (n, m) and true values (n,) of request t. Without a law or fixed boosts nothing is corrected."""
+    """`pools(t)`: scores (n, m) and true values (n,) of request t. Without a law or fixed boosts nothing is corrected. `told`: the
+    controller knows what records tell of each item, an even sample of a decision's candidates, and not all that was delivered."""
     rng, count = np.random.default_rng([seed, 77]), len(groups)
     state, waiting = Owed(np.zeros(count)), np.zeros((2, count))
     delivered, valued, utility = np.zeros((requests, count)), np.zeros((requests, count)), np.zeros(requests)
@@ -56,15 +59,25 @@ def play(
         fair = Fair(codes, groups, given, np.ones(count))
         ready = fair.acting(scores).ready(len(codes), slots)
         slate = draw(scores, slots, rng.random(slots), SETTINGS, full=True, **ready.arguments)
-        delivered[t], owed, _, _ = fair.delivered(slate)
+        delivered[t], owed, _, of = fair.delivered(slate)
         assert slate.distributions is not None  # they were asked for
         each = (looks_of((), slots) @ slate.distributions) * values
         valued[t], utility[t] = np.bincount(codes, each, count), each.sum()
-        waiting += [owed, delivered[t]]
+        if told:
+            rows, weights = sampled(count, f"{seed}-{t}", of)
+            waiting[:, rows] += weights * np.array([owed[rows], delivered[t, rows]])
+        else:
+            waiting += [owed, delivered[t]]
         if law is not None and t % SYNC == SYNC - 1:
             state = stepped(law, state, waiting[0], waiting[1], 1.0)
             given, waiting = boosts(law, state), np.zeros((2, count))
     return Told(delivered, utility, valued)
+
+
+def unevenness(told: Told, part: slice) -> float:
+    """½ Σ |share of the looks − 1/G|: the part of all looks that would have to go to others."""
+    shares = told.delivered[part].sum(axis=0) / told.delivered[part].sum()
+    return float(np.abs(shares - 1 / len(shares)).sum() / 2)
 
 
 def ads(seed: int, slots: int, requests: int) -> tuple[Callable[[int], tuple[F32, F64]], I64, AdsWorld]:
@@ -79,8 +92,8 @@ def ads(seed: int, slots: int, requests: int) -> tuple[Callable[[int], tuple[F32
     return lambda t: (pool[of[t]], values[of[t]]), codes, world
 
 
-def optimum(values: F64, weights: F64, codes: I64, slots: int, share: float | None, slack: float = 0.0) -> float:
-    """Largest utility a request when group 1 gets `share` ± slack of the looks (None: whatever): a linear program over
+def optimum(values: F64, weights: F64, codes: I64, slots: int, shares: F64 | None, slack: float = 0.0) -> float:
+    """Largest utility a request when groups get `shares` (G,) ± slack of the looks (None: whatever): a linear program over
     (cluster, item, slot), whose solutions are mixtures of slates (Birkhoff)."""
     from scipy import sparse
     from scipy.optimize import linprog
@@ -90,13 +103,16 @@ def optimum(values: F64, weights: F64, codes: I64, slots: int, share: float | No
     eye = sparse.eye_array
     filled = sparse.kron(eye(clusters), sparse.kron(np.ones((1, n)), eye(slots)))
     once = sparse.kron(eye(clusters * n), np.ones((1, slots)))
-    exposed = (weights[:, None, None] * (codes == 1)[None, :, None] * looks).ravel()[None, :]
     bounds: list[F64] = []
     rows, limits = [once], [np.ones(clusters * n)]
-    if share is not None:
-        rows += [sparse.csr_array(exposed), sparse.csr_array(-exposed)]
+    if shares is not None:
+        members = codes == np.arange(len(shares))[:, None]
+        exposed = sparse.csr_array(
+            (weights[:, None, None] * members[:, None, :, None] * looks).reshape(len(shares), -1)
+        )
+        rows += [exposed, -exposed]
         total = looks.sum()
-        bounds = [np.array([(share + slack) * total]), np.array([(slack - share) * total])]
+        bounds = [(shares + slack) * total, (slack - shares) * total]
     found = linprog(
         -gain,
         A_ub=sparse.vstack(rows),
