@@ -126,7 +126,8 @@ class Joiner:
 
     settling  teaches nothing: every decision waits for one horizon of the log's time (from `at`, or from its append time if
               that is later: what comes late has its time too) and is given out once, as it stood before the record that moved
-              the clock past it. So what is settled is a function of the log, however it is cut into batches
+              the clock past it. So what is settled is a function of the log, however it is cut into batches. What was given
+              out is not kept in memory: feedback that comes after the horizon is rare, and reads the row and the log
     watching  says which decisions a batch has touched (`Applied.touched`), for counters and profiles derived from them
     """
 
@@ -146,6 +147,7 @@ class Joiner:
         self._dirty: dict[int, Join] = {}
         self._spreads: dict[int, Spread] = {}  # of decisions that heard something in this batch, as it was before
         self._said: dict[int, Said] = {}  # likewise, where features want it counted and somebody watches
+        self._given: list[Join] = []  # out, by a settling joiner, since the last commit
         self._sound = True  # vectors of this batch
         self._plain = (
             None
@@ -286,6 +288,8 @@ class Joiner:
     def committed(self) -> None:
         """What `pieces` said is durable."""
         self._rows.committed()
+        self._rows.cool(self._given)
+        self._given = []
 
     def _decode(self, records: Sequence[Record], applied: Applied) -> list[tuple[Record, str, Drawn | Feedback]]:
         events: list[tuple[Record, str, Drawn | Feedback]] = []
@@ -467,6 +471,7 @@ class Joiner:
             join.present, join.rewards, _ = evidence(join, terms)
             heard = dict(join.heard)  # the join goes on hearing
             applied.settled.append(Settled(due, join.offset, drawn, terms, heard))
+            self._given.append(join)
 
     def _teach(self, applied: Applied) -> None:
         """The net change of every touched decision, grouped by surface version."""

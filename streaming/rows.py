@@ -10,7 +10,8 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,10 @@ from streaming.ports import Loaded, Record
 
 OURS = re.compile(r"[0-9a-f]{16}-")  # an id that the service gave: its unit's hash, and what tells decisions apart
 PAGE = 2_000  # rows looked at between two questions of who wants them
-SPANS = 64  # rows are given back in this many steps of the longest `correctable`
+SPANS = 64  # rows are given back in this many steps of their `correctable`
+MOST_SPANS = (
+    3 * SPANS
+)  # from which on steps are of the longest: feedback that waits a day for its decision holds up all that follow
 GAP = 16  # records read in vain rather than asking the log once more
 
 
@@ -40,6 +44,7 @@ class Kept(NamedTuple):
     silent: bool
 
 
+_row = attrgetter("row")
 _kept = partial(tuple.__new__, Kept)  # half the time of `Kept(*fields)`
 
 
@@ -75,7 +80,7 @@ class Rows:
         self.changed: dict[int, Join] = {}  # since the last commit
         self._packed: dict[int, bytes] = {}  # … and rows of `kept`
         self.spans: list[Span] = []
-        self.next_row = self._committed_row = self.evicted = 0
+        self.next_row = self._committed_row = self.evicted = self._closed = 0
         self.reading = 0  # offset of the batch that is applied
         self._index = Index()
         self._hashes: dict[str, int] = {}  # of ids asked for in this batch
@@ -164,7 +169,8 @@ class Rows:
 
     def _span(self, row: int, expires: float, closes: float, clock: float, longest: float) -> None:
         spans = self.spans
-        if not spans or (row > spans[-1].first and clock > spans[-1].opened + longest / SPANS):
+        covers = min(expires - clock, longest) / 2 if len(spans) < MOST_SPANS else longest
+        if not spans or (row > spans[-1].first and clock > spans[-1].opened + covers / SPANS):
             begun = self.reading if row >= self._committed_row or not spans else spans[-1].offset
             spans.append(Span(row, expires, clock, closes, begun, longest))
             return
@@ -178,8 +184,9 @@ class Rows:
         return next((span for span in self.spans if span.closes >= clock), None)
 
     def evict(self, clock: float) -> bool:
-        """Give back the spans that have expired; whether there were any."""
-        before = self.evicted
+        """Give back the spans that have expired; whether there were any. Rows that have closed are not kept in memory."""
+        before, still_open = self.evicted, self.open_from(clock)
+        self._closed = still_open.first if still_open else self.next_row
         while self.spans and self.spans[0].expires < clock:
             self.spans.pop(0)
             self.evicted = self._index.evicted = self.spans[0].first if self.spans else self.next_row
@@ -242,12 +249,19 @@ class Rows:
         return joins, (self._committed_row, np.array(self._new, "<u8").tobytes()) if self._new else None
 
     def committed(self) -> None:
-        """What `pieces` said is durable, so cold rows may go."""
+        """What `pieces` said is durable, so cold rows may go, and those that nothing changes any more do."""
         self.changed, self._packed, self._new, self._hashes, self._committed_row = {}, {}, [], {}, self.next_row
         for held in (self.kept, self.hot):  # what was looked into is likely to be needed again
+            closed = sum(1 for _ in takewhile(self._closed.__gt__, map(_row, held.values())))
             excess = len(self.hot) + len(self.kept) - self._hot_limit
-            for key in list(islice(held, max(excess, 0))):
+            for key in list(islice(held, max(excess, closed))):
                 del held[key]
+
+    def cool(self, joins: Iterable[Join]) -> None:
+        """Let go of rows that hardly anybody will ask for again; after a commit."""
+        for join in joins:
+            if self.hot.get(join.key) is join:
+                del self.hot[join.key]
 
     def _redraw(self, joins: list[Join]) -> None:
         """Read decisions again, neighbours in the log in one go."""

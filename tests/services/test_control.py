@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from policies.errors import Rejected
 from services import releases as releasing
 from services.configuring import apply_folder, apply_quickstart
 from services.control import health
+from services.control import window as window_module
 from services.control.app import Control, create_app
 from services.control.window import Window
 from services.epochs import take_epoch
@@ -28,6 +30,7 @@ from streaming.configuration import Compiled, Configs
 from streaming.events import Decision, Feedback, Sample, encode
 from streaming.ports import DeadLetter
 from streaming.publish import Publisher
+from streaming.verdicts import HEARD_EACH
 
 NOW = time.time()
 SAMPLE = Sample(
@@ -402,6 +405,48 @@ def test_the_window_counts_what_was_heard_once(house: House) -> None:
     assert report["decisions"] == 4
     assert report["reward"] == pytest.approx(2 / 4)
     assert report["greedy_share"] == 1.0
+
+
+def test_a_window_holds_what_it_shows_and_not_what_was_logged(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, wide = 200, 10
+    monkeypatch.setattr(window_module, "KEPT", kept)
+
+    def record(number: int) -> tuple[bytes, bytes]:
+        made = decision(
+            house,
+            f"{number:037x}",
+            slate=[f"item-{number % 7}{i}" for i in range(wide)],
+            slots=list(range(wide)),
+            rows=list(range(wide)),
+            propensities=[1 / (number % 9 + 2 + i) for i in range(wide)],
+            remaining=[100 - i for i in range(wide)],
+            greedy=list(range(wide)),
+            candidates=[f"candidate-{i}" for i in range(100)],
+            matrix=bytes(4 * 32 * 100),
+        )
+        return b"u", encode(made)
+
+    window = Window(house.log, house.configs)
+    house.log.append([record(number) for number in range(4 * kept)])
+    tracemalloc.start()
+    try:
+        while window.follow():
+            pass
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert window.report("home")["decisions"] == kept
+    assert held <= kept * 2_500  # the decisions alone would be 11 kB each, and their matrices 13
+
+
+def test_a_decision_hears_so_much_and_no_more(house: House) -> None:
+    window = Window(house.log, house.configs)
+    said = [click("d", f"f{i}", slot=0) for i in range(HEARD_EACH + 5)]
+    house.log.append([(b"u", encode(event)) for event in [decision(house, "d"), *said, said[0]]])
+    while window.follow():
+        pass
+    [line] = window.recent(1)
+    assert line["feedback"] == HEARD_EACH
 
 
 def test_the_line_goes_forward_in_time(house: House) -> None:
