@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -28,6 +29,11 @@ class Change(Struct, frozen=True, omit_defaults=True):
 def entry(change: Change) -> Entry:
     """A change for the record, under a key of its own: nothing is compacted away."""
     return KIND, f"{int(change.at * 1e6):017d}-{secrets.token_hex(4)}", msgspec.json.encode(change)
+
+
+def noted(state: State, who: str, action: str, subject: str, before: Any, after: Any) -> None:
+    """A change that was made elsewhere. Raises Unavailable."""
+    state.put([entry(Change(time.time(), who, action, subject, before, after))])
 
 
 class Audit:

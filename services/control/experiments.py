@@ -4,7 +4,6 @@ Every change names the version it was made of by `If-Match` (the ETag of a read)
 a hand in a hurry. `X-Slatewise-Who` says who it was, for the audit.
 """
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -15,17 +14,14 @@ from starlette.concurrency import run_in_threadpool
 from policies.errors import Rejected
 from policies.experiments.document import Trial
 from policies.experiments.power import detectable, units_needed
-from services import guarding
-from services.audit import NOBODY, Audit
+from services.audit import Audit
+from services.control.answering import OBJECT, body_of, decoded, json, seen_of, who_of
 from services.control.readouts import Readouts
 from services.trials import Trials, told
 
 WHO = "x-slatewise-who"
-LARGEST_BODY, BODY_SECONDS = 1 << 20, 10.0
+LARGESTOBJECT, BODY_SECONDS = 1 << 20, 10.0
 MOST_CHANGES = 1_000
-_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
-}
 
 
 class Course(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,9 +38,9 @@ def router(trials: Trials, readouts: Readouts, audit: Audit) -> APIRouter:
 
     @routes.get("/v1/experiments")
     def experiments() -> Response:
-        return _json({"experiments": [_line(trial) for trial in trials.all()]})
+        return json({"experiments": [_line(trial) for trial in trials.all()]})
 
-    @routes.post("/v1/experiments", openapi_extra=_BODY)
+    @routes.post("/v1/experiments", openapi_extra=OBJECT)
     async def create(request: Request) -> Response:
         body, who = await body_of(request), who_of(request)
         trial = await run_in_threadpool(trials.create, body, who)
@@ -54,7 +50,7 @@ def router(trials: Trials, readouts: Readouts, audit: Audit) -> APIRouter:
     def experiment(name: str) -> Response:
         return _read(name)
 
-    @routes.put("/v1/experiments/{name}", openapi_extra=_BODY)
+    @routes.put("/v1/experiments/{name}", openapi_extra=OBJECT)
     async def edit(name: str, request: Request) -> Response:
         body, who, seen = await body_of(request), who_of(request), seen_of(request)
 
@@ -72,7 +68,7 @@ def router(trials: Trials, readouts: Readouts, audit: Audit) -> APIRouter:
 
         return await run_in_threadpool(work)
 
-    @routes.post("/v1/experiments/{name}/course", openapi_extra=_BODY)
+    @routes.post("/v1/experiments/{name}/course", openapi_extra=OBJECT)
     async def change(name: str, request: Request) -> Response:
         step, who, seen = _course(await body_of(request)), who_of(request), seen_of(request)
 
@@ -89,7 +85,7 @@ def router(trials: Trials, readouts: Readouts, audit: Audit) -> APIRouter:
 
     @routes.get("/v1/experiments/{name}/report")
     def report(name: str) -> Response:
-        return _json(readouts.report(name))
+        return json(readouts.report(name))
 
     @routes.get("/v1/power")
     def power(
@@ -115,67 +111,23 @@ def router(trials: Trials, readouts: Readouts, audit: Audit) -> APIRouter:
                 )
             else:
                 raise Rejected(f"Expected a number of units above 0, got {units}", at="$.units")
-        return _json({"units" if effect is not None else "effect": answer})
+        return json({"units" if effect is not None else "effect": answer})
 
     @routes.get("/v1/audit")
     def changes(subject: str | None = None, limit: int = 100) -> Response:
         if not 1 <= limit <= MOST_CHANGES:
             raise Rejected(f"Expected 1 ≤ limit ≤ {MOST_CHANGES}", at="$.limit")
-        return _json({"changes": [msgspec.to_builtins(one) for one in audit.changes(subject, limit)]})
+        return json({"changes": [msgspec.to_builtins(one) for one in audit.changes(subject, limit)]})
 
     def _read(name: str, status: int = 200) -> Response:
         trial, version = trials.get(name)
-        return _json(told(trial), etag=str(version), status=status)
+        return json(told(trial), etag=str(version), status=status)
 
     return routes
 
 
-def who_of(request: Request) -> str:
-    """Who asks: as the door knows them; a key also says on whose behalf, and without keys they say so themselves."""
-    known: str | None = request.scope.get(guarding.WHO)
-    said = "".join(c for c in request.headers.get(WHO, "").strip()[:128] if c.isprintable())
-    if known is None:
-        return said or NOBODY
-    return f"{said} ({known})" if said and known.startswith("key:") else known
-
-
-def seen_of(request: Request) -> int | None:
-    """The version a change was made of. Raises Rejected."""
-    match = request.headers.get("if-match", "").strip('" ')
-    if not match:
-        return None
-    if not match.isdigit():
-        raise Rejected(
-            f"Expected the ETag of a read, got {match[:40]!r}", at="$.headers.if-match", status=412, code="stale"
-        )
-    return int(match)
-
-
-async def body_of(request: Request) -> bytes:
-    """Raises Rejected(408 | 413): by its header before it is read, where that says so."""
-    said = request.headers.get("content-length", "")
-    if said.isdigit() and int(said) > LARGEST_BODY:
-        raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > LARGEST_BODY:
-                    raise Rejected(f"Expected at most {LARGEST_BODY} bytes", code="too_large", status=413)
-                chunks.append(chunk)
-    except TimeoutError:
-        raise Rejected(f"The body took more than {BODY_SECONDS:g} s", code="slow", status=408) from None
-    return b"".join(chunks)
-
-
 def _course(body: bytes) -> Course:
-    try:
-        step = msgspec.json.decode(body, type=Course)
-    except msgspec.ValidationError as error:
-        raise Rejected(str(error)) from None
-    except msgspec.DecodeError as error:
-        raise Rejected(str(error), code="undecodable", status=400) from None
+    step = decoded(body, Course)
     if (step.shares is None) == (step.action is None):
         raise Rejected("Expected either shares or an action")
     if step.action not in (None, "start", "stop"):
@@ -188,8 +140,3 @@ def _line(trial: Trial) -> dict[str, Any]:
     document = trial.document
     kept = {name: plain[name] for name in ("status", "shares", "start", "stop", "reason", "managed")}
     return {"experiment": document.experiment, "surface": document.surface, "layer": document.layer, **kept}
-
-
-def _json(content: Any, *, etag: str = "", status: int = 200) -> Response:
-    headers = {"etag": f'"{etag}"'} if etag else {}
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -13,16 +13,12 @@ from starlette.concurrency import run_in_threadpool
 
 from policies.errors import Rejected
 from policies.releases import WATCHED, Release, Released, Terms
+from services.control.answering import OBJECT, body_of, decoded, json, seen_of, who_of
 from services.control.estimating import Estimating, refusal
-from services.control.experiments import body_of, seen_of, who_of
 from services.control.readouts import Readouts
 from services.converging import converging
 from services.promoting import Promotions
 from services.releases import Releases
-
-_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
-}
 
 
 class Step(Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,9 +45,9 @@ def router(promotions: Promotions, estimating: Estimating, readouts: Readouts, b
     def status(surface: str) -> Response:
         return _read(surface)
 
-    @routes.post("/v1/releases/{surface}", openapi_extra=_BODY)
+    @routes.post("/v1/releases/{surface}", openapi_extra=OBJECT)
     async def change(surface: str, request: Request) -> Response:
-        step, who, seen = _step(await body_of(request)), who_of(request), seen_of(request)
+        step, who, seen = decoded(await body_of(request), Step), who_of(request), seen_of(request)
 
         def work() -> Response:
             _take(surface, step, who, seen)
@@ -61,11 +57,11 @@ def router(promotions: Promotions, estimating: Estimating, readouts: Readouts, b
 
     @routes.get("/v1/surfaces/{name}/value")
     def value(name: str) -> Response:
-        return _json(estimating.value(name))
+        return json(estimating.value(name))
 
     @routes.get("/v1/policies/{surface}/{policy}/convergence")
     def convergence(surface: str, policy: str) -> Response:
-        return _json(converging(bundles, promotions.compiled(surface), policy))
+        return json(converging(bundles, promotions.compiled(surface), policy))
 
     def _take(surface: str, step: Step, who: str, seen: int | None) -> None:
         if step.action == "start":
@@ -122,7 +118,7 @@ def router(promotions: Promotions, estimating: Estimating, readouts: Readouts, b
 
     def _read(surface: str) -> Response:
         released, version = promotions.get(surface)
-        return _json({**msgspec.to_builtins(released), **_evidence(released)}, etag=str(version))
+        return json({**msgspec.to_builtins(released), **_evidence(released)}, etag=str(version))
 
     def _evidence(released: Released) -> dict[str, Any]:
         release = released.release
@@ -133,17 +129,3 @@ def router(promotions: Promotions, estimating: Estimating, readouts: Readouts, b
         return {"canary": msgspec.to_builtins(readouts.canary(release))}
 
     return routes
-
-
-def _step(body: bytes) -> Step:
-    try:
-        return msgspec.json.decode(body, type=Step)
-    except msgspec.ValidationError as error:
-        raise Rejected(str(error)) from None
-    except msgspec.DecodeError as error:
-        raise Rejected(str(error), code="undecodable", status=400) from None
-
-
-def _json(content: Any, *, etag: str = "") -> Response:
-    headers = {"etag": f'"{etag}"'} if etag else {}
-    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")

@@ -31,7 +31,7 @@ from starlette.types import Scope
 
 from policies.errors import Rejected
 from services.access import ADMIN, Access
-from services.control.experiments import body_of
+from services.control.answering import body_of, json
 from services.guarding import SAFE, Headers
 
 COOKIE, CSRF = "slatewise_ops", b"x-csrf-token"
@@ -160,7 +160,7 @@ def router(sessions: Sessions) -> APIRouter:
         said: dict[str, Any] = {"who": None, "csrf": None, "ends": None, "open": not sessions.access.guarded}
         if found is not None:
             said |= {"who": found[0].who, "csrf": found[1], "ends": found[0].ends}
-        return Response(msgspec.json.encode(said), media_type="application/json")
+        return json(said)
 
     return routes
 

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 from policies import bundle as bundling
 from policies.errors import Corrupt, Rejected
 from services import timely
-from services.control import experiments
+from services.control import answering
 from services.control.app import Control, create_app
 from services.scoring import wire
 from services.scoring.app import create_app as create_scoring
@@ -272,7 +272,7 @@ WRITES = (
 def test_control_refuses_bodies_by_their_header_by_their_size_and_by_their_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(answering, "BODY_SECONDS", 0.05)
     settings = Settings.load({}, data=tmp_path / "data", admin_key=ADMIN_KEY)
     settings.data.mkdir()
     app = create_app(Control.of(settings))
@@ -293,7 +293,7 @@ def test_control_refuses_bodies_by_their_header_by_their_size_and_by_their_time(
             taking = {(m.upper(), p) for p, one in described.items() for m, o in one.items() if "requestBody" in o}
             assert len(taking) == len(WRITES)  # every route that takes a body
             for method, path in WRITES:
-                said = {"content-length": str(experiments.LARGEST_BODY + 1)}
+                said = {"content-length": str(answering.LARGEST_BODY + 1)}
                 read = 0
                 answer = await client.request(method, path, content=endless(100, 0), headers=said)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large"), path
