@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import structs
 
+from policies.counted import counted
 from policies.errors import Rejected
 from policies.features import Encoder
 from policies.reranking.rules import Key, Named, named
@@ -50,6 +51,7 @@ class OtherRules:
     surface: Surface
     _items: "KnownItems | None" = None
     _encoder: Encoder | None = None
+    _told: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # columns that a request may bring
     _rulers: dict[str, tuple[Ruler, Surface]] = field(default_factory=dict)
 
     def begin(self, logged: Mapping[str, Surface], items: "KnownItems | None", encoder: Encoder | None) -> None:
@@ -62,6 +64,8 @@ class OtherRules:
         self._items, self._encoder = items, encoder
         if encoder is not None:
             items.catalogue.attach(encoder)
+            counts = [encoder.item_columns[name] for name in counted(encoder.spec.items)]
+            self._told = np.setdiff1d(np.arange(encoder.item_size), np.r_[tuple(counts)] if counts else [])
         for version, document in logged.items():
             narrower = structs.replace(self.surface, rules=_still_to_ask(document, self.surface))
             self._rulers[version] = Ruler(narrower), document
@@ -95,10 +99,12 @@ class OtherRules:
         return one.settings.max_share if same and one.settings else self.surface.exploration.max_share
 
     def _as_known(self, matrix: F32, rows: I64, items: "KnownItems") -> bool:
-        """Whether features that came with a request, if any did, are those of the catalogue: rules may have read them."""
+        """Whether features that came with a request, if any did, are those of the catalogue: rules may have read them. What the
+        service counts is not in the catalogue, and no rule reads it."""
         if self._encoder is None or not matrix.shape[1]:
             return True
-        return np.array_equal(items.catalogue.matrix(self._encoder.schema)[rows], matrix)
+        known = items.catalogue.matrix(self._encoder.schema)[rows]
+        return np.array_equal(known[:, self._told], matrix[:, self._told])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from policies.surface import (
     Fairness,
     Logging,
     Quota,
+    Rate,
     Rule,
     Seen,
     Segment,
@@ -209,3 +210,17 @@ def test_decisions_with_features_of_their_own_are_set_aside(free: Settings) -> N
     with pytest.raises(Rejected) as refused:
         target.conditionals(replace(one, items=one.matrix + np.float32(0.1)))
     assert refused.value.code == "attributes_unknown"
+
+
+def test_counts_of_the_service_are_no_features_of_a_request(free: Settings) -> None:
+    features = made().features
+    rate = Rate(kind="click", per="shown", window="1h", prior=(1.0, 9.0), max=0.5)
+    encoder = Encoder(msgspec.structs.replace(features, items={**features.items, "ctr": rate}))
+    rules, known = OtherRules(made()), KnownItems(open_state(free), 0.0)
+    rules.begin({}, known, encoder)
+    rows = known.catalogue.rows(ITEMS)
+    matrix = known.catalogue.matrix(encoder.schema)[rows].copy()
+    matrix[:, encoder.item_columns["ctr"]] = 0.3
+    assert rules._as_known(matrix, rows, known)
+    matrix[:, encoder.item_columns["price"]] += np.float32(0.1)
+    assert not rules._as_known(matrix, rows, known)
