@@ -2,12 +2,18 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from services.telemetry import PREFIX
+from services.telemetry import METRICS, PREFIX
 
 Labels = Mapping[str, str]
+KEPT: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "spool_bytes": math.fsum,
+    "propensity_min": min,
+    "store_away": max,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,20 @@ class Exposition:
             for sample in family.samples:
                 found[sample.name.removeprefix(PREFIX)].append((sample.labels, float(sample.value)))
         return cls(dict(found))
+
+    @classmethod
+    def together(cls, parts: Sequence["Exposition"]) -> "Exposition":
+        """Of several processes: counters add up, and of a gauge that several tell one value is kept (`KEPT`, else the mean)."""
+        if len(parts) == 1:
+            return parts[0]
+        told: dict[str, dict[tuple[tuple[str, str], ...], list[float]]] = defaultdict(lambda: defaultdict(list))
+        for part in parts:
+            for name, samples in part.samples.items():
+                for labels, value in samples:
+                    told[name][tuple(sorted(labels.items()))].append(value)
+        return cls(
+            {name: [(dict(labels), _kept(name)(values)) for labels, values in of.items()] for name, of in told.items()}
+        )
 
     def total(self, name: str, **labels: str) -> float:
         """Sum of the samples with these labels; 0 when there are none."""
@@ -45,6 +65,11 @@ class Exposition:
         for found, value in self.samples.get(name, ()):
             if all(found.get(label) == wanted for label, wanted in labels.items()):
                 yield found, value
+
+
+def _kept(name: str) -> Callable[[Sequence[float]], float]:
+    gauge = name in METRICS and METRICS[name].kind == "gauge"
+    return KEPT.get(name, fmean if gauge else math.fsum)
 
 
 def quantile(buckets: Mapping[float, float], q: float, since: Mapping[float, float] | None = None) -> float | None:

@@ -32,6 +32,7 @@ ACKNOWLEDGE = ("spool", "log")
 DERIVE = ("auto", "off", "on")
 SWITCH = ("off", "on")
 NUMBERS = ("partitions", "workers", "spool_bytes", "publish_ms", "retention_seconds")
+LISTENERS = ("http", "control_http", "metrics_http")
 SECRETS, LEAST_SECRET = ("admin_key", "bundle_key"), 32
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # a part of counters' and files' names
 LOGS = ("sqlite", "kafka", "kafka+confluent")
@@ -43,6 +44,9 @@ class Settings:
     """What a process needs to know before it opens anything.
 
     http, control_http  host:port of the two listeners
+    metrics_http        host:port where learning and settling give out their metrics, each in a container of its own; empty:
+                        they share the data folder with scoring, which gives out those of all
+    metrics_from        host:port, …: where the ops page reads metrics, a host of several addresses at each; empty: at `http`
     data                folder of the embedded state, and of what a host keeps to itself: spool, shards, snapshots
     keys                folder of the server key and the tenants' salts, the same on every host; None: `data`
     config              folder of surface documents, applied when its content changes; None: what the state record holds
@@ -70,6 +74,8 @@ class Settings:
 
     http: str = "127.0.0.1:8080"
     control_http: str = "127.0.0.1:8081"
+    metrics_http: str = ""
+    metrics_from: str = ""
     data: Path = Path(".slatewise")
     keys: Path | None = None
     config: Path | None = None
@@ -115,7 +121,7 @@ class Settings:
         return cls(**found)._checked()
 
     def _checked(self) -> "Settings":
-        for name in ("http", "control_http"):
+        for name in LISTENERS if self.metrics_http else LISTENERS[:2]:
             host, _ = address(getattr(self, name), PREFIX + name.upper())
             if not _loopback(host) and not self.admin_key:
                 # nothing tells callers apart, so nothing but this machine may reach a listener
@@ -123,6 +129,7 @@ class Settings:
                     f"Expected a loopback address while no {PREFIX}ADMIN_KEY is configured, got {host}",
                     at=PREFIX + name.upper(),
                 )
+        _ = self.metrics_sources  # each an address
         for name in SECRETS:
             if 0 < len(getattr(self, name)) < LEAST_SECRET or not getattr(self, name).isascii():
                 raise Rejected(f"Expected at least {LEAST_SECRET} ASCII characters", at=PREFIX + name.upper())
@@ -186,6 +193,18 @@ class Settings:
     @property
     def control_address(self) -> tuple[str, int]:
         return address(self.control_http, PREFIX + "CONTROL_HTTP")
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where a process without routes gives out its metrics."""
+        return address(self.metrics_http, PREFIX + "METRICS_HTTP") if self.metrics_http else None
+
+    @property
+    def metrics_sources(self) -> dict[str, tuple[str, int]]:
+        """What to call it → (host, port), of all whose metrics the ops page reads."""
+        named = [one.strip() for one in self.metrics_from.split(",") if one.strip()]
+        found = {one: address(one, PREFIX + "METRICS_FROM") for one in named}
+        return found or {"scoring": self.http_address}
 
     @property
     def on_kafka(self) -> bool:

@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 
 from services.lifetime import PARENT
-from services.settings import Settings
+from policies.errors import Rejected
+from services.settings import PREFIX, Settings
 
 log = logging.getLogger("slatewise.supervisor")
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 10.0
@@ -49,10 +50,12 @@ def parts_of(settings: Settings) -> list[Part]:
 
 
 def prepare(settings: Settings) -> None:
-    """Make the data folder and apply the configuration, before any process starts. Raises ConfigInvalid."""
+    """Make the data folder and apply the configuration, before any process starts. Raises ConfigInvalid, Rejected."""
     from services.configuring import apply_folder, apply_quickstart  # a restart of a process needs none of this
     from services.wiring import open_state
 
+    if settings.metrics_http:
+        raise Rejected("Expected nothing: here scoring gives out the metrics of all", at=f"{PREFIX}METRICS_HTTP")
     settings.data.mkdir(parents=True, exist_ok=True)
     state = open_state(settings)
     if settings.config is not None:

@@ -222,11 +222,15 @@ class Telemetry:
                 _observe_all(self._child(name, labels), METRICS[name].buckets, taken)
 
     def text(self) -> bytes:
-        """Exposition text of this process, or of all that share its folder."""
+        """Exposition text of this process, or of all that share its folder, with what was counted up to now."""
+        self.flush()
+        return self.flushed()
+
+    def flushed(self) -> bytes:
+        """The same as of the last flush: for threads that count nothing themselves."""
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        self.flush()
         if SHARED not in os.environ:
             return generate_latest(self._registry)
         registry = CollectorRegistry()

@@ -79,6 +79,7 @@ class Control:
     guard: Guard
     forgetting: Forgetting
     impressions: Impressions
+    telemetry: Telemetry
     config_folder: Path | None = None
 
     @classmethod
@@ -116,7 +117,7 @@ class Control:
             beside=Together(*beside),
             canaries=Canaries(promotions, telemetry),
         )
-        overview = Overview(releases, configs, dead, settings.http)
+        overview = Overview(releases, configs, dead, settings.metrics_sources)
         return cls(
             releases,
             configs,
@@ -132,6 +133,7 @@ class Control:
             Guard(promotions, releases.events, overview.refused),
             Forgetting(settings, releases.state, salt),
             impressions,
+            telemetry,
             settings.config,
         )
 
@@ -181,6 +183,10 @@ def create_app(control: Control) -> FastAPI:
     @app.get("/healthz")
     def healthz() -> Response:
         return json({"status": "alive"})
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(control.telemetry.flushed(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/overview")
     def overview() -> Response:

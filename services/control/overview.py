@@ -2,9 +2,13 @@
 bundles and holds from the stores. Whatever is away is left out and named in `missing`."""
 
 import logging
+import math
+import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -21,15 +25,19 @@ log = logging.getLogger("slatewise.control")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every scrape
 RECENT_SECONDS = 30.0  # quantiles are of what happened in the last so many seconds
 TURN_SECONDS = 1.0
+STALE_SECONDS = 5 * TURN_SECONDS
 
 
 class Overview:
     """Follows log and metrics in a thread of its own, answers from memory."""
 
-    def __init__(self, releases: Releases, configs: Configs, dead: DeadLetters, scoring: str) -> None:
+    def __init__(
+        self, releases: Releases, configs: Configs, dead: DeadLetters, sources: Mapping[str, tuple[str, int]]
+    ) -> None:
         self._releases, self._configs, self._dead = releases, configs, dead
         self._window = Window(releases.events, configs)
-        self._http = httpx.Client(base_url=f"http://{scoring}", timeout=2.0)
+        self._sources, self._http = sources, httpx.Client(timeout=2.0)
+        self._answered = dict.fromkeys(sources, -math.inf)
         self._scrapes: deque[tuple[float, Exposition]] = deque()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overview", daemon=True)
@@ -53,7 +61,7 @@ class Overview:
             "surfaces": surfaces,
             "scoring": self._numbers() if fresh else None,
             "dead_letters": self._dead.count(),
-            "missing": [] if fresh else ["scoring"],
+            "missing": [name for name, at in self._answered.items() if time.time() - at >= STALE_SECONDS],
         }
 
     def refused(self, surface: str, policy: str) -> float:
@@ -65,9 +73,9 @@ class Overview:
 
     @property
     def scrape(self) -> Exposition | None:
-        """The newest numbers of scoring; None: it has not answered lately."""
+        """The newest numbers; None: nobody has answered lately."""
         latest = self._scrapes[-1] if self._scrapes else None
-        return latest[1] if latest is not None and time.time() - latest[0] < 5 * TURN_SECONDS else None
+        return latest[1] if latest is not None and time.time() - latest[0] < STALE_SECONDS else None
 
     def stream(self) -> dict[str, Any]:
         """How far each part of the stream is behind. Raises Unavailable."""
@@ -144,11 +152,24 @@ class Overview:
                 log.warning("overview", extra={"error": str(error)})
 
     def _scrape(self) -> None:
-        try:
-            text = self._http.get("/metrics").raise_for_status().text
-        except httpx.HTTPError:
-            return  # `report` names it missing
-        now = time.time()
-        self._scrapes.append((now, Exposition.parse(text)))
+        parts, now = [], time.time()
+        for name, source in self._sources.items():
+            for host in _addresses(*source):
+                with suppress(httpx.HTTPError):  # `report` names who is missing
+                    text = self._http.get(f"http://{host}:{source[1]}/metrics").raise_for_status().text
+                    parts.append(Exposition.parse(text))
+                    self._answered[name] = now
+        if not parts:
+            return
+        self._scrapes.append((now, Exposition.together(parts)))
         while len(self._scrapes) > 2 and self._scrapes[0][0] < now - RECENT_SECONDS:
             self._scrapes.popleft()
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    """Every address of a host: a headless service of Kubernetes has one a replica. None where the name is not known now."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return list(dict.fromkeys(f"[{to[0]}]" if family == socket.AF_INET6 else str(to[0]) for family, *_, to in found))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from policies.errors import Corrupt, Rejected, Unavailable
 from services.epochs import take_epoch
 from services.lifetime import stopping
+from services.scraped import scraped
 from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.wiring import open_experiences, open_log, open_settlements, open_state
@@ -48,8 +49,9 @@ def run(settings: Settings) -> None:
         )
     stop = stopping()
     share(settings.metrics_path)
-    state = open_state(settings)
-    Settling(state, open_log(settings), open_experiences(settings), settings).run(stop)
+    with scraped(settings):
+        state = open_state(settings)
+        Settling(state, open_log(settings), open_experiences(settings), settings).run(stop)
     log.info("stopped")
 
 

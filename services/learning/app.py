@@ -30,6 +30,7 @@ from services.lifetime import stopping
 from services.outcomes import Outcomes
 from services.releases import holds
 from services.retaining import Retaining
+from services.scraped import scraped
 from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.wiring import open_derived, open_log, open_state, open_uploads
@@ -239,6 +240,12 @@ def run(settings: Settings) -> None:
     """Learn until SIGTERM. Of two services the older stops learning, and stands by."""
     stop = stopping()
     share(settings.metrics_path)
+    with scraped(settings):
+        _learn(settings, stop)
+    log.info("stopped")
+
+
+def _learn(settings: Settings, stop: threading.Event) -> None:
     state, telemetry = open_state(settings), Telemetry()
     while not stop.is_set():
         try:
@@ -251,7 +258,6 @@ def run(settings: Settings) -> None:
                 raise
             log.warning("superseded", extra={"why": str(error)})
             stand_by(open_uploads(settings), open_log(settings), stop)
-    log.info("stopped")
 
 
 def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, stop: threading.Event) -> None:

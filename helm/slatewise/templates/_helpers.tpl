@@ -106,6 +106,12 @@ storageClassName: {{ . | quote }}
 resources: {requests: {storage: {{ .size }}}}
 {{- end }}
 
+{{/* Whose metrics the ops page reads. */}}
+{{- define "slatewise.metrics" -}}
+{{- $name := include "slatewise.name" . -}}
+{{ $name }}-scoring-pods:8080,{{ $name }}-learning:8082{{ if .Values.experiences }},{{ $name }}-settle:8082{{ end }}
+{{- end }}
+
 {{/* Where the shards run. */}}
 {{- define "slatewise.ray" -}}
 {{- $name := include "slatewise.name" . -}}
