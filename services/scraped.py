@@ -3,9 +3,8 @@
 On one machine they share the data folder with scoring, which gives out the metrics of all; then there is no listener here.
 """
 
-import threading
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from policies.errors import Rejected
 from services.settings import PREFIX, Settings

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from services.lifetime import PARENT
 from policies.errors import Rejected
+from services.lifetime import PARENT
 from services.settings import PREFIX, Settings
 
 log = logging.getLogger("slatewise.supervisor")

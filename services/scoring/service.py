@@ -105,6 +105,7 @@ class Scoring:
         self.state, self.claims, self.spool, self.keys = state, claims, spool, keys
         self.configs = configs or Configs(tenant)
         self.telemetry = telemetry or Telemetry()
+        self.telemetry.add("log_write_errors_total", by=0.0)  # born before the first error, which `rate` would not see
         self.admission = Admission(patience or Patience())
         self.patience = self.admission.patience
         self.catalogue = Catalogue()

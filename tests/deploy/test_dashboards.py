@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.test_prometheus import rules, unknown
+from tests.dashboards import rules
+from tests.deploy.test_prometheus import unknown
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 spec = importlib.util.spec_from_file_location("make_dashboards", GRAFANA / "make.py")

@@ -46,6 +46,32 @@ def test_every_service_of_compose_takes_the_settings_it_is_given(tmp_path: Path)
             assert found.ops_user_header == people, name
 
 
+def test_prometheus_and_the_ops_page_reach_every_process_that_counts() -> None:
+    """Each service of compose has a data folder of its own, so each gives out its own metrics."""
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    environ = {"SLATEWISE_ADMIN_KEY": "an-admin-key-of-more-than-32-characters"}
+    found = {
+        name: Settings.load({key: _filled(str(value), environ) for key, value in one["environment"].items()})
+        for name, one in compose.items()
+        if "build" in one and name != "forwarder"  # which counts nothing
+    }
+    listening = {
+        name: (own.metrics_address or (own.control_address if name == "control" else own.http_address))[1]
+        for name, own in found.items()
+    }
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    [targets] = prometheus["scrape_configs"][0]["static_configs"]
+    assert sorted(targets["targets"]) == sorted(f"{name}:{port}" for name, port in listening.items())
+    assert dict(found["control"].metrics_sources.values()) == {k: v for k, v in listening.items() if k != "control"}
+    folders = [
+        volume
+        for one in compose.values()
+        for volume in one.get("volumes", [])
+        if volume.endswith(":/var/lib/slatewise")
+    ]
+    assert len(folders) == len(set(folders)) + 1  # scoring and its forwarder
+
+
 def _filled(text: str, environ: dict[str, str]) -> str:
     """`${NAME:-default}` and `${NAME:?complaint}` as compose fills them in."""
 

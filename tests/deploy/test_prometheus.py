@@ -3,28 +3,16 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from services.telemetry import METRICS, PREFIX
+from services.telemetry import METRICS
+from tests.dashboards import SUFFIXES, read_by, rules
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
-SUFFIXES = ("_bucket", "_count", "_sum")
-
-
-def rules(file: str) -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load((DEPLOY / file).read_text())["groups"] for rule in group["rules"]]
-
-
-def read_by(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """(metric, labels it is narrowed by) of an expression, without the prefix."""
-    for name, braces in re.findall(rf"\b{PREFIX}(\w+)(?:\{{([^}}]*)\}})?", expression):
-        yield name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", braces))
 
 
 def unknown(expression: str) -> list[str]:

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from e2e.running import up, wait_for
 
 from services.client import Slatewise
 from services.experiences.settling import Settling
+from services.exposition import Exposition
 from services.settings import Settings
 from services.wiring import open_experiences, open_log, open_settlements, open_state
+from tests.dashboards import lacking, queries
 
 SURFACE = """
 surface: home
@@ -53,6 +56,8 @@ def test_every_decision_is_settled_once_though_the_process_is_killed(tmp_path: P
         running.kill("settle")
         for i in range(20):
             visit(f"after-{i}")
+        told = Exposition.parse(httpx.get(f"{running.url}/metrics", timeout=60.0).text)
+        assert lacking(queries(), told, only=["settle_lag_seconds", "settle_stopped"]) == {}
         settings = running.settings
         assert running.stop() == []
     # the log is over: what waits for its horizon is settled, and the window written, at a time that has come long ago

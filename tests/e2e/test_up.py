@@ -1,29 +1,36 @@
 """`slatewise up`, the whole loop over real processes: decide, feed back, learn, publish, swap, and end without a trace."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from e2e.browsing import DESKTOP, PHONE, browser
+from e2e.prometheus import scraping
 from e2e.running import SECONDS, Up, up, wait_for
 from playwright.sync_api import Page
 
 from policies.bundle import Manifest, read_manifest
 from services.cli import main
 from services.client import Slatewise
+from services.exposition import Exposition
 from services.wiring import open_bundles, open_log
 from streaming.events import Feedback, decode
+from tests.dashboards import carried, lacking, panels, queries, read_by, rules
 
 CANDIDATES = ["a", "b", "c"]
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with up(tmp_path_factory.mktemp("up"), workers="2") as started:
+    folder = tmp_path_factory.mktemp("up")
+    options = {"state": f"sqlite:///{folder}/data/state.sqlite", "derive": "on"}  # named, so that it may be away
+    with up(folder, workers="2", **options) as started:
         yield started
 
 
@@ -252,10 +259,17 @@ CLICKS = {"a": 0.2, "b": 0.5, "c": 0.5}  # so a visit earns .2 in order, .4 shuf
 VISITS, VISITORS = 2, 400
 
 
-@pytest.mark.slow
-def test_an_experiment_ends_by_its_guardrail_and_says_what_is_true(running: Up) -> None:
-    """Created by API, visited, read: the interval covers the difference that the visitors were given, and a guardrail (only
-    the first item is ever played) stops it without anybody's hand. All times are the events', not this machine's."""
+class Ended(NamedTuple):
+    """An experiment as its report and the audit tell it."""
+
+    report: dict[str, Any]
+    changes: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def shuffled(running: Up) -> Ended:
+    """Created by API, visited, and stopped by a guardrail (only the first item is ever played). All times are the events',
+    not this machine's."""
     rng = np.random.default_rng(11)
 
     def visit(scoring: httpx.Client, units: list[str]) -> None:
@@ -309,6 +323,13 @@ def test_an_experiment_ends_by_its_guardrail_and_says_what_is_true(running: Up) 
         wait_for(stopped, "the guardrail stops it")
         report = control.get("/v1/experiments/shuffled/report").json()
         changes = control.get("/v1/audit", params={"subject": "experiment/shuffled"}).json()["changes"]
+    return Ended(report, changes)
+
+
+@pytest.mark.slow
+def test_an_experiment_ends_by_its_guardrail_and_says_what_is_true(running: Up, shuffled: Ended) -> None:
+    """The interval covers the difference that the visitors were given, and nobody's hand stopped it."""
+    report, changes = shuffled
     assert [(change["who"], change["action"]) for change in changes] == [
         ("guardrail", "stop"),
         ("ann", "start"),
@@ -327,3 +348,108 @@ def test_an_experiment_ends_by_its_guardrail_and_says_what_is_true(running: Up) 
     said = CliRunner().invoke(main, arguments).output
     assert "stopped: guardrail play" in said
     assert "breached" in said
+
+
+WATCHED = {
+    "surface": "watched",
+    "slots": 2,
+    "horizon": "1s",
+    "correctable": "1m",
+    "features": {
+        "context": {"device": {"type": "category", "values": ["ios", "web"]}},
+        "items": {"genre": {"type": "category", "values": ["jazz", "rock"]}},
+    },
+    "objectives": {"click": {"kind": "click", "range": [0, 1]}},
+    "policies": {"watched-ts": {"algorithm": "linear_thompson", "objective": "click", "draws": 16}},
+    "live": "watched-ts",
+    "rules": [{"cap": 1, "by": "genre"}],  # there is one genre: it yields
+    "exploration": {"max_share": 0.5},
+    "logging": {"sample": 1.0},
+}
+LOOKED_AT = {**WATCHED, "surface": "looked-at", "rules": [], "examination": "estimated"}  # which no cap goes with
+ELSEWHERE = {  # what a service of this size never tells, and the test that has the part that does
+    "settle_lag_seconds": "a settling process: test_settling.py",
+    "settle_stopped": "a settling process: test_settling.py",
+    "train_stopped": "a trainer: test_training.py",
+    "train_metric_value": "a trainer: test_training.py",
+    "constraint_multiplier": "a trainer with constraints: test_training.py",
+    "residual_drift_ratio": "2,000 settled decisions of a policy: test_drifting.py",
+    "residual_mean_value": "2,000 settled decisions of a policy: test_drifting.py",
+    "release_steps_total": "a release in trouble: test_releases.py",
+}
+
+
+@pytest.mark.slow
+def test_dashboards_and_rules_are_answered_by_the_running_services(
+    running: Up, shuffled: Ended, tmp_path: Path
+) -> None:
+    """Every panel's query and every rule, by the services' own scrape and by a Prometheus that scrapes them."""
+    wait_for(running.is_operated, "the control service answers")
+    everything, shown = queries(), panels()
+    assert ELSEWHERE.keys() <= {
+        name for one in everything.values() for name, _ in read_by(one)
+    }  # the list is not longer
+    expected = {
+        where: [(one, legend) for one, legend in both if not ELSEWHERE.keys() & {name for name, _ in read_by(one)}]
+        for where, both in shown.items()
+    }
+    candidates = [{"id": name, "features": {"genre": "jazz"}} for name in CANDIDATES]
+    state = {"n": 0}
+    with (
+        httpx.Client(base_url=running.url, timeout=60.0) as scoring,
+        httpx.Client(base_url=running.control_url, timeout=60.0) as control,
+        scraping(tmp_path, running.settings.http) as prometheus,
+    ):
+        for document in (WATCHED, LOOKED_AT):
+            assert control.put(f"/v1/surfaces/{document['surface']}", json=document).status_code == 201
+        open_log(running.settings).append([(b"0" * 16, b"{not a record")])
+
+        def visit(visits: int) -> int:
+            state["n"] += 1
+            asked = [
+                {
+                    "surface": surface,
+                    "unit": f"u-{state['n']}-{i}",
+                    "context": {"device": "ios"},
+                    "candidates": candidates,
+                }
+                for i in range(visits)
+                for surface in ("watched", "looked-at")
+            ]
+            answers = scoring.post("/v1/decisions:batch", json={"requests": asked}).json()["responses"]
+            live = [one for one in answers if one.get("mode") == "live"]
+            heard = [{"decision_id": one["decision_id"], "kind": "click", "slot": 0} for one in live[::4]]
+            if heard:
+                assert scoring.post("/v1/feedback", json=heard).json()["accepted"] == len(heard)
+            return len(live)
+
+        wait_for(lambda: visit(1) == 2, "scoring knows the surfaces and their first bundles")
+        for _ in range(5):
+            visit(110)
+
+        def unanswered() -> list[str]:
+            visit(2)  # records move the log's clock
+            return [where for where, both in expected.items() if not all(prometheus.query(one) for one, _ in both)]
+
+        try:
+            wait_for(lambda: not unanswered(), "every panel shows something")
+        except AssertionError:
+            raise AssertionError(f"empty: {unanswered()}") from None
+        told = Exposition.parse(scoring.get("/metrics").text)
+        operated = Exposition.parse(control.get("/metrics").text)
+        for where, both in expected.items():
+            for one, legend in both:
+                assert set(re.findall(r"{{(\w+)}}", legend)) <= carried(one, told), (where, legend)
+        for both in shown.values():
+            for one, _ in both:
+                prometheus.query(one)  # also where it is empty here it is no error
+        assert [rule for rule in prometheus.rules() if rule["health"] != "ok" or rule.get("lastError")] == []
+        assert len(prometheus.rules()) == sum(len(rules(file)) for file in ("recording.rules.yml", "alerts.rules.yml"))
+    missing = lacking(everything, told)
+    assert {name for names in missing.values() for name in names} <= ELSEWHERE.keys(), missing
+    assert operated.samples.keys() == told.samples.keys()  # they share a folder
+    planted = {
+        "panel": 'rate(slatewise_decide_requests_total{surfaces="a"}[5m])',
+        "rule": "sum by (kind) (slatewise_spool_bytes)",
+    }
+    assert lacking(planted, told) == {"panel": ["decide_requests_total{surfaces}"], "rule": ["kind"]}

@@ -198,6 +198,42 @@ def test_with_acknowledgement_by_the_log_no_volume_is_kept(helm: str, tmp_path: 
     assert {"name": "SLATEWISE_ACK", "value": "log"} in container["env"]
 
 
+@pytest.mark.parametrize("name", VALUES)
+def test_prometheus_and_the_ops_page_reach_every_process_that_counts(helm: str, tmp_path: Path, name: str) -> None:
+    """Pods of ours are alone with their data folder: each gives out its own metrics, at a port that its service names."""
+    documents = rendered(helm, tmp_path, VALUES[name] | {"monitoring": {"serviceMonitor": True}})
+    (monitor,) = of_kind(documents, "ServiceMonitor")
+    [wanted] = monitor["spec"]["selector"]["matchExpressions"]
+    services = {one["metadata"]["name"]: one for one in of_kind(documents, "Service")}
+    scraped = {
+        one["metadata"]["labels"]["app.kubernetes.io/component"]: one["spec"]["ports"][0]["port"]
+        for one in services.values()
+        if one["metadata"]["labels"].get("app.kubernetes.io/component") in wanted["values"]
+    }
+    listening = {}
+    for who, pod in pods(documents):
+        for container in pod["containers"]:
+            if container.get("args", [""])[0] in ("scoring", "learning", "settle", "control"):
+                found = settings_of(container)
+                at = found.metrics_address or (found.control_address if who == "shop-control" else found.http_address)
+                assert at[0] == "0.0.0.0", who
+                assert container["ports"] == [{"name": "http", "containerPort": at[1]}], who
+                listening[container["name"]] = at[1]
+                if who == "shop-control":
+                    sources = dict(found.metrics_sources.values())
+    assert scraped == listening
+    assert {host: services[host]["spec"]["ports"][0]["port"] for host in sources} == sources
+    assert {services[host]["spec"]["selector"]["app.kubernetes.io/component"] for host in sources} == (
+        listening.keys() - {"control"}
+    )
+    closed = {
+        d["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]: d
+        for d in of_kind(documents, "NetworkPolicy")
+    }
+    for component in listening.keys() & closed.keys():
+        assert closed[component]["spec"]["ingress"][0]["ports"] == [{"port": "http"}]
+
+
 def test_rays_ports_are_open_to_the_learners_alone(helm: str, tmp_path: Path) -> None:
     for mode in ("kuberay", "plain"):
         documents = rendered(helm, tmp_path, {"learning": {"ray": {"mode": mode}}})
@@ -240,5 +276,6 @@ def test_rules_and_dashboards_are_those_of_deploy(helm: str, tmp_path: Path) -> 
     assert {json.loads(text)["uid"] for text in boards["data"].values()} >= {"slatewise-overview"}
     (monitor,) = of_kind(documents, "ServiceMonitor")
     assert monitor["metadata"]["labels"]["release"] == "p"
+    assert monitor["spec"]["endpoints"][0]["path"] == "/metrics"
     (ray,) = of_kind(documents, "RayCluster")
     assert ray["spec"]["gcsFaultToleranceOptions"] == {"redisAddress": "redis://gcs:6379"}

@@ -29,6 +29,8 @@ def test_a_child_process_gets_the_same_settings() -> None:
         ("HTTP", "127.0.0.1:99999"),
         ("HTTP", "0.0.0.0:8080"),
         ("CONTROL_HTTP", "example.org:80"),
+        ("METRICS_HTTP", "0.0.0.0:8082"),
+        ("METRICS_FROM", "scoring"),
         ("WORKERS", "two"),
         ("WORKERS", "0"),
         ("ACK", "never"),

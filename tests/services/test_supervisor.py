@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from policies.errors import Rejected
 from services.settings import Settings
-from services.supervisor import Part, Supervisor
+from services.supervisor import Part, Supervisor, prepare
 
 SECONDS = 60.0  # generous: nothing here depends on how fast the machine is
 
@@ -98,6 +99,14 @@ def test_a_process_that_cannot_start_is_tried_less_and_less_often(tmp_path: Path
     supervisor.stop.set()
     thread.join(SECONDS)
     assert took >= 0.2 + 0.4  # the pauses, each twice the one before
+
+
+def test_processes_that_share_a_scrape_do_not_listen_for_another(tmp_path: Path) -> None:
+    """All of them would want the same address."""
+    with pytest.raises(Rejected) as refused:
+        prepare(Settings.load({}, data=tmp_path / "data", metrics_http="127.0.0.1:8082"))
+    assert refused.value.at == "SLATEWISE_METRICS_HTTP"
+    assert not (tmp_path / "data").exists()
 
 
 def test_children_follow_a_supervisor_that_is_killed(tmp_path: Path) -> None:

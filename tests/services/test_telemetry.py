@@ -15,7 +15,9 @@ from scoring_setup import in_memory
 
 from policies.errors import Unavailable
 from policies.types import Slate
+from services.exposition import Exposition
 from services.keys import KEY_BYTES, Keys
+from services.loopback import free_port
 from services.scoring.admission import Patience, Recent
 from services.scoring.app import create_app
 from services.scoring.tallies import Calibration
@@ -64,6 +66,42 @@ def test_processes_that_share_a_folder_are_one_scrape(tmp_path: Path) -> None:
     assert f"{line} 1.0" in texts[0]
     assert f"{line} 2.0" in texts[1]
     assert 'slatewise_propensity_min{policy="p",surface="home"} 0.1' in texts[1]
+
+
+def test_a_process_without_routes_gives_out_its_metrics(tmp_path: Path) -> None:
+    """Learning and settling in containers of their own; a process by itself, for the client looks once for its folder."""
+    code = (
+        "import sys; from pathlib import Path; import httpx;"
+        "from policies.errors import Rejected; from services.scraped import scraped; from services.settings import Settings;"
+        "from services.telemetry import Telemetry, share; share(Path(sys.argv[1])); t = Telemetry();"
+        "at = Settings.load({}, metrics_http=sys.argv[2]);"
+        "t.add('dead_letters_total', 'version'); t.flush(); told = scraped(at); told.__enter__();"
+        "print(httpx.get(f'http://{sys.argv[2]}/metrics').text);"
+        "again = scraped(at)\ntry: again.__enter__()\nexcept Rejected as error: print(error.at)\ntold.__exit__(None, None, None)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path), f"127.0.0.1:{free_port()}"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert 'slatewise_dead_letters_total{reason="version"} 1.0' in said
+    assert said[-1] == "SLATEWISE_METRICS_HTTP"
+
+
+def test_several_processes_together_are_told_as_one() -> None:
+    def told(*, decisions: int, least: float, lag: float) -> Exposition:
+        telemetry = Telemetry()
+        telemetry.add("decide_requests_total", "home", "p", "live", "", by=decisions)
+        telemetry.observe("decide_latency_seconds", "home", value=0.001)
+        telemetry.set("propensity_min", "home", "p", value=least)
+        telemetry.set("selection_entropy_nats", "home", "p", value=lag)
+        telemetry.set("spool_bytes", value=7.0)
+        return Exposition.parse(telemetry.text().decode())
+
+    both = Exposition.together([told(decisions=3, least=0.2, lag=1.0), told(decisions=4, least=0.1, lag=2.0)])
+    assert both.total("decide_requests_total", policy="p") == 7.0
+    assert both.buckets("decide_latency_seconds")[0.001] == 2.0
+    assert [value for _, value in both.samples["propensity_min"]] == [0.1]
+    assert [value for _, value in both.samples["selection_entropy_nats"]] == [1.5]
+    assert both.total("spool_bytes") == 14.0
+    assert dict(both.samples["decide_requests_total"][0][0])["mode"] == "live"
 
 
 def test_no_process_imports_the_client_before_it_shares() -> None:

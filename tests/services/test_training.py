@@ -14,8 +14,9 @@ from policies import bundle as bundling
 from policies.errors import Rejected, Unavailable
 from policies.surface import Bool, FeatureSpec, Logging, Number, Objective, PolicySpec, Surface
 from services.cli import main
+from services.exposition import Exposition
 from services.learning.app import Learning, derived_is_read
-from services.learning.beside import Beside
+from services.learning.beside import Beside, tell
 from services.learning.inline import InlineShards
 from services.learning.shards import open_shards
 from services.learning.training import Course, Turn
@@ -35,6 +36,7 @@ from streaming.parquet_reading import experiences_of
 from streaming.partition import partition_of
 from streaming.publish import Publisher
 from streaming.replay import recompute
+from tests.dashboards import lacking, queries
 from tests.scoring_setup import decisions, in_memory, until
 from tests.training_setup import registered
 
@@ -167,6 +169,15 @@ def test_people_act_the_agent_learns_and_serves_and_a_restart_changes_nothing(tm
     key = next(iter(turns[-1].taught)).key if turns[-1].taught else next(t.taught[0].key for t in turns if t.taught)
     given = sum(report.transitions.get(key, 0) for turn in turns for report in turn.trained)
     assert given == 26  # every decision, once
+    for turn in turns:
+        for report in turn.trained:
+            for metrics in report.metrics.values():
+                metrics["multiplier_click"] = 0.5  # as trainers with constraints say theirs
+        tell(turn, house.telemetry)
+    told = Exposition.parse(house.telemetry.text().decode())
+    of_trainers = ["train_stopped", "train_metric_value", "constraint_multiplier"]
+    assert lacking(queries(), told, only=of_trainers) == {}
+    assert told.by("constraint_multiplier", "objective", surface="home", policy="agent") == {"click": 0.5}
     later = time.time() + 2e4
     house.course._next_publish = 0.0  # not in a while
     house.turn(later)
