@@ -3,12 +3,16 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import TensorProto, numpy_helper
 
 from policies import graphs
 from policies.algorithm import Problem
 from policies.algorithms.constrained_actor_critic.config import ConstrainedActorCritic, roles
 from policies.algorithms.constrained_actor_critic.network import DEAD, initial, served
 from policies.types import Arrays
+
+FLOAT, BOOL = int(TensorProto.FLOAT), int(TensorProto.BOOL)
+ONE = numpy_helper.from_array(np.ones(1, np.float32))
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -32,10 +36,9 @@ def graph(config: ConstrainedActorCritic, problem: Problem) -> "ModelProto":
         "one": np.ones((1, 1), np.float32),
         "nothing": np.zeros((1, d), np.float32),
         "heads": graphs.whole(p * g, d),
-        "root": np.array(np.sqrt(max(1, d)), np.float32),
         "columns": graphs.whole(1),
         "rows": graphs.whole(0),
-        "step": np.array(-1, np.int64),
+        "first": graphs.whole(0),
         "dead": np.array(DEAD, np.float32),
         "unit": np.array(1, np.float32),
         "per_policy": graphs.whole(p, 1, g * d),
@@ -43,24 +46,24 @@ def graph(config: ConstrainedActorCritic, problem: Problem) -> "ModelProto":
         "ones": np.ones((p, 1, 1), np.float32),
         "wants_shape": graphs.whole(p, d + config.embedding),
     }
-    # what the unit has lived through
+    # what the unit has lived through: everything (…, h + 1), so that whatever runs over interactions runs along memory
     padded = add("Concat", ["one", add("Unsqueeze", ["context", "rows"], "context_row")], "padded", axis=1)
     lived = add("Concat", ["nothing", "history"], "lived", axis=0)
-    size = add("ReduceMax", [add("Abs", [lived], "sizes"), "columns"], "size", keepdims=1)
-    live = add("Sign", [size], "live")  # (h + 1, 1)
-    rows = add("Squeeze", [add("Shape", [lived], "rows_of", start=0, end=1), "rows"], "count_of")
-    oldest = add("Add", [rows, "step"], "oldest")
-    ages = add("Cast", [add("Range", [oldest, "step", "step"], "ages_whole")], "ages", to=1)
-    age = add("Unsqueeze", [ages, "columns"], "age")
-    ask = add("Div", [add("Reshape", [add("MatMul", [padded, "query"], "asked"), "heads"], "ask_rows"), "root"], "ask")
-    raw = add("Sub", [add("Gemm", [lived, ask], "match", transB=1), add("Mul", [age, "slope"], "stale")], "raw")
-    logit = add("Add", [raw, add("Mul", [add("Sub", ["unit", live], "gone"), "dead"], "away")], "logit")
-    share = add("Mul", [add("Softmax", [logit], "attention", axis=0), live], "share")  # nothing seen: all zero
-    pooled = add("Reshape", [add("Gemm", [share, lived], "pooled_rows", transA=1), "per_policy"], "pooled")
+    says = add("Cast", [add("ReduceL1", [lived, "columns"], "size", keepdims=0)], "says", to=BOOL)
+    live = add("Cast", [says], "live", to=FLOAT)
+    each = add("ConstantOfShape", [add("Shape", [lived], "count_of", start=0, end=1)], "each", value=ONE)
+    ages = add("CumSum", [each, "first"], "ages", exclusive=1, reverse=1)  # 0 of the newest
+    stale = add("Gemm", ["slope", add("Unsqueeze", [ages, "rows"], "age")], "stale", transA=1, alpha=-1.0)
+    ask = add("Reshape", [add("MatMul", [padded, "query"], "asked"), "heads"], "ask")
+    match = add("Gemm", [ask, lived, stale], "match", transB=1, alpha=1 / max(1, d) ** 0.5)
+    share = add("Softmax", [add("Where", [says, match, "dead"], "logit")], "share", axis=1)
+    pooled = add(
+        "Reshape", [add("MatMul", [share, lived], "pooled_rows"), "per_policy"], "pooled"
+    )  # dead rows are zeros
     count = add("ReduceSum", [live, "rows"], "count", keepdims=1)
     total = add("ReduceSum", [lived, "rows"], "total", keepdims=1)
     mean = add("Div", [total, add("Max", [count, "unit"], "at_least_one")], "mean")
-    often = add("Log", [add("Add", [count, "unit"], "count_and_one")], "often")
+    often = add("Unsqueeze", [add("Log", [add("Add", [count, "unit"], "count_and_one")], "often_of"), "rows"], "often")
     common = add("Concat", [padded, mean, often], "common", axis=1)
     # what each policy makes of it
     of_all = add("Reshape", [add("MatMul", [common, "shared"], "of_all_row"), "hidden"], "of_all")
@@ -68,12 +71,12 @@ def graph(config: ConstrainedActorCritic, problem: Problem) -> "ModelProto":
     state = add("Concat", ["ones", add("Relu", [before], "units")], "state", axis=2)
     wants = add("Reshape", [add("MatMul", [state, "actor"], "wants_rows"), "wants_shape"], "wants")
     # what the candidates are
-    constants |= {"first": graphs.whole(0), "second": graphs.whole(1), "end": graphs.whole(1 + d)}
+    constants |= {"second": graphs.whole(1), "end": graphs.whole(1 + d)}
     bias = add("Slice", ["tower", "first", "second", "rows"], "tower_bias")
     tower = add("Slice", ["tower", "second", "end", "rows"], "tower_rows")
     learned = add("Relu", [add("Gemm", ["items", tower, bias], "tower_out")], "learned")
     known = add("Concat", ["items", learned], "known", axis=1)
-    log = add("LogSoftmax", [add("Gemm", [known, wants], "z", transB=1)], "log", axis=0)  # (n, P)
+    log = add("LogSoftmax", [add("Gemm", [wants, known], "z", transB=1)], "log", axis=1)  # (P, n)
 
     inputs: dict[str, tuple[int | str, ...]] = {"context": (c,), "items": ("n", d), "history": ("h", d)}
     if len(problem.weights) > 1:
@@ -90,6 +93,6 @@ def graph(config: ConstrainedActorCritic, problem: Problem) -> "ModelProto":
     else:
         constants["mixed"] = np.ones(1, np.float32)
         mixed = "mixed"
-    add("MatMul", [log, add("Unsqueeze", [mixed, "columns"], "mixture")], "scores")
+    add("Gemm", [log, add("Unsqueeze", [mixed, "columns"], "mixture")], "scores", transA=1)
     changing = served(initial(config, problem, p), p)
     return graphs.model("constrained_actor_critic", nodes, inputs, changing, constants=constants)
