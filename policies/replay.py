@@ -29,11 +29,13 @@ class Replay:
         """Rows in order; all columns have as many."""
         rows = len(next(iter(columns.values())))
         skipped = max(0, rows - self.capacity)
-        places = (self.added + np.arange(skipped, rows)) % self.capacity
+        start = (self.added + skipped) % self.capacity
+        first = min(rows - skipped, self.capacity - start)  # so many before the ring begins anew
         for name, value in columns.items():
             self._fit(name, value)
             held = self._columns[name]
-            held[places] = self._padded(name, value[skipped:], held.shape[1:])
+            new = self._padded(name, value[skipped:], held.shape[1:])
+            held[start : start + first], held[: len(new) - first] = new[:first], new[first:]
         self.added += rows
 
     def rows(self, chosen: I64) -> Arrays:

@@ -275,3 +275,29 @@ def test_candidates_beyond_the_kept_are_stood_for() -> None:
     totals = (sampled * (~is_drawn)).sum(axis=1) * np.exp(cut["log_left_out"])
     assert totals.std() > 0
     assert abs(totals.mean() - whole) <= 4 * totals.std() / np.sqrt(2_000)
+
+
+def test_rows_that_say_nothing_are_no_rows() -> None:
+    """Of five rows the newest three, padded in front where there are fewer; what is not alive is zeros whatever it held, and a
+    number that is not finite counts only where it is alive."""
+    from policies.algorithms.constrained_actor_critic import rows_fast
+
+    history = np.arange(1, 31, dtype=np.float32).reshape(2, 5, 3)
+    history[0, 3] = 0.0  # alive, and says nothing
+    history[1, 4] = np.nan
+    alive = np.ones((2, 5), bool)
+    alive[0, 2] = False
+    kept, live, sound = rows_fast.lives(history, alive, 3)
+    np.testing.assert_array_equal(kept[0], [[0, 0, 0], [0, 0, 0], [13, 14, 15]])
+    np.testing.assert_array_equal(live, [[0, 0, 1], [1, 1, 1]])
+    assert sound.tolist() == [True, False]
+    alive[1, 4] = False
+    padded, live, sound = rows_fast.lives(history, alive, 7)
+    assert sound.all()
+    assert not padded[:, :2].any()
+    assert not padded[1, 6].any()
+    np.testing.assert_array_equal(live[1], [0, 0, 1, 1, 1, 1, 0])
+    whole = history[:, :2]
+    assert rows_fast.lives(whole, alive[:, :2], 2)[0] is whole  # as it should be already: not copied
+    for bad in (np.nan, np.inf, -np.inf):
+        assert rows_fast.finite(np.array([[0.0, -0.0], [1e38, bad]], np.float32)).tolist() == [True, False]

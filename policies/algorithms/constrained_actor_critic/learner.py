@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
@@ -24,32 +26,32 @@ class Network(TorchRLModule):  # type: ignore[misc]  # ray ships no types
         self.policies: int = self.model_config["policies"]
 
     def states(self, rows: slice, context: Tensor, history: Tensor, live: Tensor) -> Tensor:
-        """(Q', B, 1 + U), see `network.states`; live (B, H) is 1 where a row of the history says anything."""
+        """(Q', B, U) without the leading 1, see `network.states`; live (B, H) is 1 where a row of the history says anything.
+        Rows that say nothing are zeros, so whatever attends to them pools nothing."""
         query, slope, shared, seen = (getattr(self, name)[rows] for name in ("query", "slope", "shared", "seen"))
         b, h, d = history.shape
         q, g, c1, _ = query.shape
         padded = torch.cat([torch.ones(b, 1), context], dim=1)
         asks = padded @ (query.permute(2, 0, 1, 3).reshape(c1, q * g * d) / d**0.5)
         ages = torch.arange(h - 1, -1, -1, dtype=history.dtype)
-        logits = torch.bmm(asks.reshape(b, q * g, d), history.transpose(1, 2)) - slope.reshape(q * g, 1) * ages
-        share = torch.softmax(logits + ((1 - live) * DEAD)[:, None], dim=2) * live[:, None]
+        away = ((1 - live) * DEAD)[:, None] - slope.reshape(q * g, 1) * ages
+        share = torch.softmax(torch.baddbmm(away, asks.reshape(b, q * g, d), history.transpose(1, 2)), dim=2)
         pooled = torch.bmm(share, history).reshape(b, q, g * d).transpose(0, 1)  # (Q', B, g d)
         count = live.sum(dim=1, keepdim=True)
         common = torch.cat([padded, history.sum(dim=1) / count.clamp(min=1), torch.log1p(count)], dim=1)
         of_all = (common @ shared.permute(1, 0, 2).reshape(common.shape[1], -1)).reshape(b, q, -1).transpose(0, 1)
-        hidden = torch.relu(of_all + torch.bmm(pooled, seen))
-        return torch.cat([torch.ones(q, b, 1), hidden], dim=2)
+        return torch.relu(torch.baddbmm(of_all, pooled, seen))
 
     def logits(self, state: Tensor, items: Tensor) -> Tensor:
         """z (B, P, n) of candidates (B, n, d)."""
-        wants = torch.bmm(state, self.actor).transpose(0, 1)  # (B, P, d + e)
+        wants = _affine(state, self.actor).permute(1, 2, 0)  # (B, d + e, P)
         learned = torch.relu(torch.nn.functional.linear(items, self.tower[1:].T, self.tower[0]))
         d = items.shape[2]
-        return torch.bmm(wants[:, :, :d], items.transpose(1, 2)) + torch.bmm(wants[:, :, d:], learned.transpose(1, 2))
+        return torch.baddbmm(torch.bmm(items, wants[:, :d]), learned, wants[:, d:]).transpose(1, 2).contiguous()
 
     def values(self, state: Tensor) -> Tensor:
         """V (B, P)."""
-        return torch.bmm(state, self.critic)[:, :, 0].T
+        return _affine(state, self.critic)[:, :, 0].T
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         p = self.policies
@@ -63,6 +65,11 @@ class Network(TorchRLModule):  # type: ignore[misc]  # ray ships no types
         p = self.policies
         state = self.states(slice(0, p), batch["context"], batch["history"], batch["lived"])
         return {"z": self.logits(state, batch["candidates"])}
+
+
+def _affine(state: Tensor, weights: Tensor) -> Tensor:
+    """[1, state] weights for each of Q: (Q, B, U), (Q, 1 + U, m) → (Q, B, m)."""
+    return torch.baddbmm(weights[:, :1], state, weights[:, 1:])
 
 
 class SteadyLearner(TorchLearner):  # type: ignore[misc]  # ray ships no types
@@ -82,7 +89,16 @@ class SteadyLearner(TorchLearner):  # type: ignore[misc]  # ray ships no types
         if not self._skipped:
             super().apply_gradients(gradients_dict)
 
-    def update(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = super().update(*args, **kwargs)
-        measured = np.append(self._measured.detach().numpy(), self._skipped)
-        return {**(found or {}), "measured": measured}
+    def update(self, *, training_data: TrainingData, **_: Any) -> dict[str, Any]:
+        """One gradient step on the batch, without what RLlib measures, splits and averages around its own."""
+        training_data.validate()
+        training_data.solve_refs()
+        self._weights_seq_no += 1
+        batches = training_data.batch.policy_batches
+        self._update({name: {key: _tensor(value) for key, value in batch.items()} for name, batch in batches.items()})
+        return {"measured": np.append(self._measured.detach().numpy(), self._skipped)}
+
+
+def _tensor(value: NDArray[Any]) -> Tensor:
+    """The array's own memory; of what Ray lent for reading, a copy."""
+    return torch.from_numpy(np.require(value, requirements=("C", "W")))

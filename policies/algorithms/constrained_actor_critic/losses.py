@@ -24,6 +24,7 @@ from torch import Tensor
 LARGEST = 2.995732  # log 20: where exponents are clipped
 LOOKED_AT = 64  # decisions whose entropy is told when nothing is learned from it
 GONE = -1e9  # logit of what cannot be drawn
+LEAST = 1e-300  # share of the likeliest below which float64 ends: 690 nats
 CONTROLS = ("scale", "deviation", "bound", "multiplier")  # columns (B, P) that the trainer sets: all rows the same
 PER_POLICY = ("reward", "square", "advantage", "kl", "critic", "value", "target", "clipped", "entropy", "actor")
 
@@ -118,7 +119,7 @@ def conditionals(z: Tensor, allowed: Tensor, slate: Tensor, left_out: Tensor) ->
 
     z (B, P, n), allowed (B, n), slate (B, k) candidate rows or −1; left_out (B,) log of how many undrawn candidates each undrawn
     one stands for. What is left at slot t are the undrawn and the items of slots t and later: a sum from the back, in
-    which nothing cancels.
+    which nothing cancels; in float64, whose exponents reach as far as logits do that anything is learned from.
     """
     rows = slate.clamp(min=0)
     drawable = (slate >= 0) & torch.gather(allowed, 1, rows)  # pins take no one's place
@@ -127,5 +128,7 @@ def conditionals(z: Tensor, allowed: Tensor, slate: Tensor, left_out: Tensor) ->
     rest = torch.logsumexp(z.masked_fill(~undrawn[:, None], GONE), dim=2, keepdim=True) + left_out[:, None, None]
     chosen = torch.gather(z, 2, rows[:, None].expand(-1, z.shape[1], -1))  # (B, P, k)
     waiting = torch.where(drawable[:, None], chosen, GONE)
-    total = torch.logcumsumexp(torch.cat([rest, waiting.flip(2)], dim=2), dim=2)[:, :, 1:].flip(2)
-    return (chosen - total).transpose(1, 2)
+    parts = torch.cat([rest, waiting.flip(2)], dim=2).double()
+    top = parts.detach().amax(dim=2, keepdim=True)
+    total = ((parts - top).exp().cumsum(dim=2)[:, :, 1:].clamp(min=LEAST).log() + top).flip(2)
+    return (chosen - total.float()).transpose(1, 2)

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.algorithm import Problem
-from policies.algorithms.constrained_actor_critic import network
+from policies.algorithms.constrained_actor_critic import network, rows_fast
 from policies.algorithms.constrained_actor_critic.config import ConstrainedActorCritic, Roles, roles
 from policies.one_thread import one_thread
 from policies.replay import Replay
 from policies.rllib import Group
 from policies.sequences import Transitions
-from policies.types import F64, Arrays
+from policies.types import F64, Arrays, Mask
 
 FORGETS = 0.01  # share of a new minibatch in the running moments, once a hundred have been seen
 KAPPA = (1e-3, 1e3)
@@ -97,22 +97,21 @@ class ActorCriticTrainer:
         """What learners read, float32, and how many transitions were refused because a number in them is not finite."""
         parts, most = self.roles, max(1, self.problem.history)
         columns: dict[str, NDArray[Any]] = {name: getattr(batch, name) for name in READ}
+        good: Mask = np.ones(len(batch), np.bool_)
         for name, alive in (("history", batch.lived), ("next_history", batch.next_lived)):
-            kept = np.zeros((len(batch), most, columns[name].shape[2]), np.float32)
-            seen = columns[name][:, -most:]
-            np.multiply(seen, alive[:, -most:, None], out=kept[:, most - seen.shape[1] :])
-            columns[name], columns[name.replace("history", "lived")] = kept, (kept != 0).any(axis=2)
+            seen = np.asarray(columns[name], np.float32)
+            columns[name], columns[name.replace("history", "lived")], sound = rows_fast.lives(seen, alive, most)
+            good &= sound
         with np.errstate(all="ignore"):  # what is not finite is refused below
             columns["rewards"] = batch.rewards[:, :, list(parts.places)] * parts.signs
             columns["log_propensities"] = np.log(batch.propensities)
             for name, value in columns.items():
                 if name not in ("allowed", "slate"):
                     columns[name] = np.ascontiguousarray(value, np.float32)
-            columns |= self._sampled(columns)
-            good = np.ones(len(batch), bool)
-            for value in columns.values():
-                if value.dtype == np.float32:
-                    good &= np.isfinite(value.reshape(len(batch), -1).sum(axis=1))  # a sum carries them, in one pass
+        columns |= self._sampled(columns)
+        for name, value in columns.items():
+            if value.dtype == np.float32 and name not in FRONT:
+                good &= rows_fast.finite(value)
         bad = int((~good).sum())
         if bad:
             columns = {name: value[good] for name, value in columns.items()}
@@ -121,31 +120,14 @@ class ActorCriticTrainer:
     def _sampled(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Candidates of N decisions cut to the drawn and `undrawn` others, `slate` renumbered; `log_left_out` (N,) is the log of
         how many each of the others stands for. Which ones is a function of how many transitions came before."""
-        slate, allowed = columns["slate"], columns["allowed"]
-        n, k, most = allowed.shape[1], slate.shape[1], self.config.undrawn
-        if n <= k + most:
+        slate, allowed, most = columns["slate"], columns["allowed"], self.config.undrawn
+        if allowed.shape[1] <= slate.shape[1] + most:
             return {"log_left_out": np.zeros(len(slate), np.float32)}
-        rng, every = np.random.default_rng([self.config.seed, 1, self._replay.added]), np.arange(len(slate))[:, None]
-        order = rng.random(allowed.shape, np.float32)
-        order[~allowed] = 2.0
-        there = np.where(slate >= 0, slate, n)
-        ranks = np.concatenate(
-            [order, np.zeros((len(slate), 1), np.float32)], axis=1
-        )  # a place for slots that are none
-        ranks[every, there] = -1.0 - np.arange(k)
-        taken = np.argpartition(ranks[:, :n], k + most - 1, axis=1)[:, : k + most]
-        places = np.zeros((len(slate), n + 1), np.int64)
-        places[every, taken] = np.arange(k + most)
-        drawn = np.zeros((len(slate), n + 1), bool)
-        drawn[every, there] = True
-        undrawn = allowed & ~drawn[:, :n]
-        kept = np.take_along_axis(undrawn, taken, axis=1).sum(axis=1)
-        return {
-            "candidates": columns["candidates"][every, taken],
-            "allowed": np.take_along_axis(allowed, taken, axis=1),
-            "slate": np.where(slate >= 0, places[every, there], -1),
-            "log_left_out": np.log(np.maximum(undrawn.sum(axis=1), 1) / np.maximum(kept, 1)).astype(np.float32),
-        }
+        rng = np.random.default_rng([self.config.seed, 1, self._replay.added])
+        seeds = rng.integers(2**63 - 1, size=len(slate))
+        cut, may, places, undrawn, kept = rows_fast.chosen(columns["candidates"], allowed, slate, most, seeds)
+        left_out = np.log(np.maximum(undrawn, 1) / np.maximum(kept, 1)).astype(np.float32)
+        return {"candidates": cut, "allowed": may, "slate": places, "log_left_out": left_out}
 
     def _update(self) -> F64 | None:
         """One minibatch; what was measured, (measures, P), or None when the step was not finite and not taken."""
