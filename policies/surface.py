@@ -115,22 +115,38 @@ class PolicySpec(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Segment(Struct, frozen=True, forbid_unknown_fields=True):
-    """Requests whose context meets a condition, such as `country == 'de'`, and their exploration cap."""
+    """Requests whose context meets a condition, such as `country == 'de'`, and their exploration cap; `lend_up_to` as there."""
 
     when: str
     max_share: float
+    lend_up_to: float | UnsetType = UNSET
 
 
 class Exploration(Struct, frozen=True, forbid_unknown_fields=True):
-    """The surface's exploration cap: expected non-greedy share of every slot. The first segment that is met has its own."""
+    """The surface's exploration cap: expected non-greedy share of every slot. The first segment that is met has its own.
+
+    lend_up_to  what of the cap slots left unused lets others explore up to this share (`reranking.exploration_budget`), by
+                segment; UNSET: nothing is lent, the cap holds slot by slot
+    """
 
     max_share: float = 1.0
     segments: list[Segment] = []
+    lend_up_to: float | UnsetType = UNSET
 
     @property
     def least_share(self) -> float:
         """The smallest cap that any request meets."""
         return min([self.max_share, *(segment.max_share for segment in self.segments)])
+
+    @property
+    def lending(self) -> dict[str, tuple[float, float]]:
+        """Segment, empty outside of all → (max_share, lend_up_to), of those that lend."""
+        every = [("", self.max_share, self.lend_up_to), *((s.when, s.max_share, s.lend_up_to) for s in self.segments)]
+        found: dict[str, tuple[float, float]] = {}
+        for segment, cap, up_to in every:
+            if not isinstance(up_to, UnsetType):
+                found.setdefault(segment, (cap, up_to))
+        return found
 
 
 class Seen(Struct, frozen=True, forbid_unknown_fields=True):

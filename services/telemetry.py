@@ -82,6 +82,19 @@ METRICS = {
     "exploration_cap_used_ratio": Metric(
         "gauge", ("surface", "segment"), "Expected share of slots that is not greedy, over the cap: at 1 it always acts"
     ),
+    "exploration_lent_share": Metric(
+        "gauge", ("surface", "segment"), "Expected share of slots that is not greedy beyond the cap, out of leases"
+    ),
+    "exploration_left_slots": Metric(
+        "gauge",
+        ("surface", "segment"),
+        "What the cap left unused in the last ten minutes and may still be lent, in slots",
+    ),
+    "exploration_leases_total": Metric(
+        "counter",
+        ("surface", "segment", "outcome"),
+        "Asked for a lease of what the exploration cap left, once a second",
+    ),
     "rule_relaxations_total": Metric("counter", ("surface", "rule"), "Slots for which a rule was passed over"),
     "rule_skips_total": Metric("counter", ("surface", "rule"), "Decisions for which a rule could not be asked"),
     "exposure_share": Metric("gauge", ("surface", "group"), "Share of slots a group of items was shown in"),

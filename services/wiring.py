@@ -14,12 +14,19 @@ from policies.errors import Rejected
 from services.settings import PREFIX, Settings, path_of, scheme_of
 from streaming.adapters.files import FileBundles
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
-from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLog, SqliteState
+from streaming.adapters.sqlite import (
+    SqliteCheckpoints,
+    SqliteClaims,
+    SqliteDeadLetters,
+    SqliteLeases,
+    SqliteLog,
+    SqliteState,
+)
 from streaming.copies import Copies
 from streaming.estimates import Estimates
 from streaming.forward import Forwarder
 from streaming.kept import KeptBundles, KeptState
-from streaming.ports import Bundles, Checkpoints, Claims, Counters, DeadLetters, Log, Profiles, State
+from streaming.ports import Bundles, Checkpoints, Claims, Counters, DeadLetters, Leases, Log, Profiles, State
 from streaming.retention import TrimmedLetters, TrimmedLog
 from streaming.settle import Settlements
 from streaming.signed import SignedBundles
@@ -84,6 +91,16 @@ def open_derived(settings: Settings, partitions: int) -> tuple[Counters, Profile
     settings.data.mkdir(parents=True, exist_ok=True)
     counters = SqliteCounters(settings.data / "counters.sqlite", partitions)
     return counters, SqliteProfiles(settings.data / "profiles.sqlite", partitions)
+
+
+def open_leases(settings: Settings) -> Leases:
+    """What is lent of budgets that shards derive."""
+    if settings.on_redis:
+        from streaming.adapters.redis import RedisLeases
+
+        return RedisLeases(_redis(settings))
+    settings.data.mkdir(parents=True, exist_ok=True)
+    return SqliteLeases(settings.data / "leases.sqlite")
 
 
 def open_feed(

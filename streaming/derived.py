@@ -7,6 +7,7 @@
               tenant/surface/group/genre/jazz/…       the same of the items with a category's value
     counters  tenant/surface/exposure/<by>/<group>/…    looks that a group of items was delivered, entitled to and drawn, and what it is
                                                     worth, Σ r/p (`streaming.exposed`)
+    counters  tenant/surface/exploration/<segment>/<window>/…   what of the exploration cap was left, and used beyond it (`streaming.strayed`)
     profiles  a unit's last interactions: (at, item, kind, value), oldest first, as feedback in force says
 
 and what people were shown, where rules ask for it (`streaming.shown`), and what features have counted (`streaming.counted`).
@@ -30,7 +31,7 @@ import numpy as np
 
 from policies.surface import Category
 from policies.types import F64, Arrays
-from streaming import exposed
+from streaming import exposed, strayed
 from streaming.counted import KEPT_WINDOWS, SUFFIX, counts_key, moves, with_moves
 from streaming.index import id_hash
 from streaming.join import Touched
@@ -96,6 +97,12 @@ class Derived:
                 for kind, by in exposed.moved(one).items():
                     name = counter_name(one.join.drawn.tenant, one.terms.surface, *kind)
                     self._add(name, exposed.MEASURES, by)
+            if counting and one.join.drawn is not None and one.join.drawn.strayed is not None:
+                place = one.join.drawn.tenant, one.terms.surface
+                for window, by in strayed.moved(one).items():
+                    self._add(counter_name(*place, *window), strayed.MEASURES, by)
+                    for measure in strayed.MEASURES:
+                        self.counters.take(counter_name(*place, *strayed.gone(window), measure))
             asked = one.terms.compiled.surface.rules or one.terms.windows
             if asked and (one.present != one.present_before or not counting):
                 self._expose(one, counting)

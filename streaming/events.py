@@ -118,6 +118,17 @@ class Exposed(Struct, frozen=True, gc=False, array_like=True):
     of: tuple[int, ...]
 
 
+class Strayed(Struct, frozen=True, gc=False, array_like=True):
+    """What a decision explored, on surfaces that lend what is left of it (`policies.reranking.exploration_budget`).
+
+    segment      whose cap it was drawn under, empty of those in none
+    shares (k',) of each filled slot, what was expected not to be the greedy item; above the cap only by a lease
+    """
+
+    segment: str
+    shares: tuple[float, ...]
+
+
 class Shortlisted(Struct, frozen=True, omit_defaults=True):
     """The candidates of a decision were a shortlist of a larger catalogue (`policies.shortlist`).
 
@@ -161,6 +172,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     interleaved  who filled which slot, of slates that two policies filled: `policy` names both, `bundle` is empty, `propensities` are
                  of both together, exact as of any slate
     exposed      what groups of items were delivered and entitled to, on surfaces with a fairness of exposure
+    strayed      what of the exploration cap was used, on surfaces that lend what is not; `max_share` is then what it was raised to
     dropped      unshown candidates left out to keep the record under its size limit
     """
 
@@ -211,6 +223,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     skipped: dict[str, str] = {}
     interleaved: Interleaved | None = None
     exposed: Exposed | None = None
+    strayed: Strayed | None = None
     dropped: int = 0
     tenant: str = "default"
     generation: int = 1

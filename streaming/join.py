@@ -87,7 +87,7 @@ class Touched(NamedTuple):
     """A decision that heard something in this batch, and what was taught of it before and after (see `Join`), and counted of
     what was said (`joined.said_of`).
 
-    `join` goes on changing with the next batch.
+    `came`: its record was in this batch, the first of its id. `join` goes on changing with the next batch.
     """
 
     terms: Terms
@@ -98,6 +98,7 @@ class Touched(NamedTuple):
     rewards: bytes
     said_before: Said = NOTHING
     said: Said = NOTHING
+    came: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class Joiner:
         self._settling, self._watching = settling, watching
         self._terms: dict[str, Terms] = {}
         self._dirty: dict[int, Join] = {}
+        self._came: set[int] = set()  # rows of decisions that this batch brought
         self._spreads: dict[int, Spread] = {}  # of decisions that heard something in this batch, as it was before
         self._said: dict[int, Said] = {}  # likewise, where features want it counted and somebody watches
         self._given: list[Join] = []  # out, by a settling joiner, since the last commit
@@ -340,6 +342,7 @@ class Joiner:
             return self._dead(applied, record, "conflict", key, surface)
         join.at, join.until = max(at, record.appended) if self._settling else at, until
         self._dirty[join.row] = join
+        self._came.add(join.row)
         self._longest = max(self._longest, terms.correctable)
         self._rows.expect(join.row, until + terms.correctable, clock, self._longest)
         if terms.wait:
@@ -490,7 +493,8 @@ class Joiner:
                     said = said_of(join, terms, present)
                     known = self._said.get(join.row)  # None: it has heard nothing in this batch
                     before = said_of(join, terms, join.present) if known is None else known
-                touched = Touched(terms, join, join.present, join.rewards, present, rewards, before, said)
+                came = join.row in self._came
+                touched = Touched(terms, join, join.present, join.rewards, present, rewards, before, said, came)
                 applied.touched.append(touched)
             later = terms.corrected and self._spread(join, terms, present, spreads)
             if later or rewards != join.rewards or present != join.present:
@@ -503,6 +507,7 @@ class Joiner:
                 groups.setdefault(drawn.config, []).append(taught)
                 join.present, join.rewards = present, rewards
         self._dirty, self._spreads, self._said = {}, {}, {}
+        self._came.clear()
         for config, group in groups.items():
             terms = self._terms[config]
             changes = changes_of(terms, group)

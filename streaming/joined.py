@@ -26,7 +26,7 @@ from policies.rewards import Heard
 from policies.types import F64, Changes
 from streaming.configuration import Compiled, CompiledPolicy
 from streaming.counted import NOTHING, Asked, Said, asked
-from streaming.events import VERSION, Exposed, Feedback
+from streaming.events import VERSION, Exposed, Feedback, Strayed
 from streaming.shown import item_windows
 
 SHOWN = "shown"
@@ -54,6 +54,7 @@ class Drawn(Struct, frozen=True, gc=False, tag_field="type", tag="decision", kw_
     weight: float = 1.0
     defer: bool = False
     exposed: Exposed | None = None
+    strayed: Strayed | None = None
     tenant: str = "default"
     v: int = 1
 

@@ -120,6 +120,17 @@ class Claims(Protocol):
         """Take away every claim whose id or value names a unit; how many. All claims are looked at. Raises Unavailable."""
 
 
+class Leases(Protocol):
+    """Small values by name that several change by turns: what is lent of a budget. One that is lost is one that never was."""
+
+    def read(self, names: Sequence[str]) -> list[bytes]:
+        """Each name's value; empty for one that is not there. Raises Unavailable."""
+
+    def exchange(self, name: str, held: bytes, value: bytes) -> bool:
+        """Put `value` where `held` is, in one step (empty: where nothing is); whether it was. Raises Unavailable, when it may
+        have been done."""
+
+
 class Mark(NamedTuple):
     """How far a partition's derived values go: every record before `offset`, by its owner of `epoch`. Greater is newer."""
 

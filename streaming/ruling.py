@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from msgspec import UnsetType
+
 from policies.counted import counted
 from policies.errors import Rejected
 from policies.reranking.diversity import MAX_WEIGHT
@@ -36,7 +38,15 @@ def faults(surface: Surface) -> Iterator[Fault]:
         path: Path = ("exploration", "segments", i)
         if not 0 < segment.max_share <= 1:
             yield (*path, "max_share"), f"max_share is {segment.max_share:g}", "a number above 0 and at most 1"
+        yield from _lending(path, segment.max_share, segment.lend_up_to)
         yield from _condition((*path, "when"), segment.when, surface.features.context, closed=True)
+    yield from _lending(("exploration",), surface.exploration.max_share, surface.exploration.lend_up_to)
+
+
+def _lending(path: Path, cap: float, up_to: float | UnsetType) -> Iterator[Fault]:
+    if not isinstance(up_to, UnsetType) and not cap < up_to <= 1:
+        expected = f"a number above max_share {cap:g} and at most 1"
+        yield (*path, "lend_up_to"), f"lend_up_to is {up_to:g}", expected
 
 
 def _rule(path: Path, rule: Rule, surface: Surface) -> Iterator[Fault]:

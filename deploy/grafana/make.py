@@ -94,7 +94,13 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
                 "Exploration cap used",
                 "percentunit",
                 [(f"slatewise_exploration_cap_used_ratio{{{SURFACE}}}", "{{surface}} {{segment}}")],
-                "What was expected not to be greedy, over what may be; at 100% the cap always acts.",
+                "What was expected not to be greedy, over what may be; at 100% the cap always acts, beyond it is lent.",
+            ),
+            Panel(
+                "Exploration left to be lent",
+                "none",
+                [(f"slatewise_exploration_left_slots{{{SURFACE}}}", "{{surface}} {{segment}}")],
+                "Slots' worth that the cap left unused in the last ten minutes; of surfaces that lend.",
             ),
             Panel("Smallest propensity", "none", [(f"slatewise_propensity_min{{{SURFACE}}}", "{{surface}}/{{policy}}")]),
             Panel(

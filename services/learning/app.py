@@ -317,9 +317,13 @@ def _reign(settings: Settings, state: State, telemetry: Telemetry, epoch: int, s
 
 
 def derived_is_read(configs: Configs) -> bool:
-    """Whether a policy that can be drawn from, a rule or a feature reads what shards derive. Deriving begins with the next reign."""
+    """Whether a policy that can be drawn from, a rule, a feature or a lease reads what shards derive. Deriving begins with the next
+    reign."""
     return any(
-        compiled.reads_history or remembers(compiled.surface) or asked(compiled.surface) is not None
+        compiled.reads_history
+        or remembers(compiled.surface)
+        or asked(compiled.surface) is not None
+        or compiled.surface.exploration.lending
         for compiled in configs.answering()
     )
 

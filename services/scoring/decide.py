@@ -25,13 +25,37 @@ from services.scoring.query import Query
 from services.scoring.ruling import Ruled
 from services.scoring.shortlisting import shortlisted
 from services.scoring.wire import DecisionAnswer, DecisionRequest, SlotAnswer
-from streaming.events import MAX_RECORD_BYTES, Decision, Exposed, Goal, Inside, Interleaved, Sample, Shadow, encode
+from streaming.events import (
+    MAX_RECORD_BYTES,
+    Decision,
+    Exposed,
+    Goal,
+    Inside,
+    Interleaved,
+    Sample,
+    Shadow,
+    Strayed,
+    encode,
+)
 from streaming.evidence import ItemHashes
 
 _item_hashes = ItemHashes()
 MATRIX_BYTES = 32_768  # of candidates that every decision of a trained surface logs: 100 of 80 features
 TEAM_DRAFT = "team_draft"  # the head that a record of two policies names
 SUPPORT_ROWS = 64  # … and so many of them where that is more
+
+
+NOTHING_LENT: "Mapping[str, Lends]" = {}
+
+
+class Lends(Protocol):
+    """What a segment's exploration cap may be raised by."""
+
+    def on(self, settings: DrawSettings, slots: int) -> DrawSettings:
+        """Settings of a slate of so many slots that are drawn."""
+
+    def took(self, slate: Slate, cap: float) -> None:
+        """A slate was drawn that might have had more than the cap."""
 
 
 class Scores(Protocol):
@@ -75,6 +99,7 @@ class Drawn:
 
     relaxed  constraint → slots for which it was passed over
     segment  of the exploration caps, empty of a request that is in none
+    cap      max_share before what a lease added to it (`settings` has it after); None where nothing is ever lent
     """
 
     served: Served
@@ -89,6 +114,7 @@ class Drawn:
     relaxed: Mapping[str, list[int]] = field(default_factory=dict)
     interleaved: Interleaved | None = None
     segment: str = ""
+    cap: float | None = None
 
 
 @dataclass(slots=True)
@@ -149,22 +175,34 @@ def drawn_from(
     rate: float,
     goal: Goal | None = None,
     full: bool = False,
+    leases: Mapping[str, Lends] = NOTHING_LENT,
 ) -> Drawn:
-    """Draw a slate. `rate` is the sampled share, decided by the decision's id before the draw. Raises Corrupt."""
+    """Draw a slate. `rate` is the sampled share, decided by the decision's id before the draw. Raises Corrupt.
+
+    leases  segment of the exploration caps → what its cap may be raised by, of those that lend
+    """
     u = uniforms(key, decision_id, "slate", query.slots)
     sampled = rate > 0.0 and float(uniforms(key, decision_id, "sample", 1)[0]) < rate
     settings, ruled = served.settings, query.ruled
+    if ruled is not None and ruled.max_share is not None:
+        settings = capped(settings, ruled.max_share)
+    cap, lease = settings.max_share, leases.get("" if ruled is None else ruled.segment)
+    if lease is not None:
+        settings = lease.on(settings, query.slots - len(query.pins or ()))
     if ruled is None:
         slate = draw(scores, query.slots, u, settings, pins=query.pins, full=sampled or full)
-        return Drawn(served, scores, slate, u, sampled, settings, goal)
-    if ruled.max_share is not None:
-        settings = capped(settings, ruled.max_share)
-    acting = ruled.on(scores)
-    ready = acting.ready(len(query.ids), query.slots)
-    full = full or sampled or ruled.fair is not None  # what groups were delivered is a sum over whole distributions
-    slate = draw(scores, query.slots, u, settings, pins=query.pins, full=full, **ready.arguments)
-    relaxed = relaxed_of(slate, acting)
-    return Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, relaxed, None, ruled.segment)
+        drawn = Drawn(served, scores, slate, u, sampled, settings, goal)
+    else:
+        acting = ruled.on(scores)
+        ready = acting.ready(len(query.ids), query.slots)
+        full = full or sampled or ruled.fair is not None  # what groups were delivered is a sum over whole distributions
+        slate = draw(scores, query.slots, u, settings, pins=query.pins, full=full, **ready.arguments)
+        relaxed = relaxed_of(slate, acting)
+        drawn = Drawn(served, scores, slate, u, sampled, settings, goal, acting, ready, relaxed, None, ruled.segment)
+    if lease is None:
+        return drawn
+    lease.took(slate, cap)
+    return replace(drawn, cap=cap)
 
 
 @lru_cache(256)
@@ -280,6 +318,7 @@ def record_of(
         exposed=None
         if query.ruled is None or query.ruled.fair is None
         else _exposed(query.ruled.fair, slate, answer.decision_id),
+        strayed=None if drawn.cap is None else Strayed(drawn.segment, tuple(slate.explored.tolist())),
     )
 
 

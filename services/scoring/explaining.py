@@ -61,7 +61,8 @@ def rules_explained(drawn: Drawn, query: Query) -> RulesExplained | None:
 def exploration_explained(drawn: Drawn) -> ExplorationExplained:
     """The exploration cap of the request, and what of it was used."""
     slate, cap = drawn.slate, drawn.settings.max_share
-    return ExplorationExplained(cap, drawn.segment, slate.explored.tolist(), slate.alphas.tolist())
+    lent = 0.0 if drawn.cap is None else cap - drawn.cap
+    return ExplorationExplained(cap, drawn.segment, slate.explored.tolist(), slate.alphas.tolist(), lent)
 
 
 def _inside(drawn: Drawn, pins: dict[int, int], n: int, k: int) -> tuple[list[tuple[str, Mask]], F64]:

@@ -21,11 +21,12 @@ from services.scoring.app import VERSION, create_app
 from services.scoring.countings import Countings
 from services.scoring.exposures import Exposures
 from services.scoring.histories import Histories
+from services.scoring.leases import Lending
 from services.scoring.listening import GRACE_SECONDS, Server, configured
 from services.scoring.service import Scoring
 from services.settings import Settings
 from services.telemetry import configure_logs, forget_process, share
-from services.wiring import open_claims, open_copies, open_derived, open_log, open_spool
+from services.wiring import open_claims, open_copies, open_derived, open_leases, open_log, open_spool
 from streaming.kept import PAUSE_SECONDS, Reaching
 
 log = logging.getLogger("slatewise.scoring")
@@ -79,6 +80,9 @@ def open_scoring(settings: Settings) -> Scoring:
         copies=copies,
         exposures=Exposures(lambda: open_derived(settings, open_log(settings).partitions), settings.tenant),
         countings=Countings(lambda: open_derived(settings, open_log(settings).partitions)[0], settings.tenant),
+        leases=Lending(
+            lambda: (open_derived(settings, open_log(settings).partitions)[0], open_leases(settings)), settings.tenant
+        ),
         histories=Histories(lambda: open_derived(settings, open_log(settings).partitions)[1]),
     )
 

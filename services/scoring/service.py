@@ -7,7 +7,7 @@ threads, and hand over finished values.
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, islice
 from time import perf_counter
@@ -28,6 +28,7 @@ from services.scoring.claiming import Claimed, pack, request_hash, unpack
 from services.scoring.countings import Countings, Told
 from services.scoring.decide import (
     Drawn,
+    Lends,
     Made,
     Served,
     answer_of,
@@ -44,6 +45,7 @@ from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.interleaving import drawn_together
 from services.scoring.lately import MOST_ITEMS
+from services.scoring.leases import Lending
 from services.scoring.live import Follower, Live, LiveSurface
 from services.scoring.query import Query
 from services.scoring.shadowing import Shadowing
@@ -78,6 +80,7 @@ class Scoring:
     histories    what units did before; None: nobody knows
     exposures    what was shown before, for rules; None: nobody knows
     countings    what was counted of items, for features (of units it comes with `histories`); None: nobody knows
+    leases       what surfaces left of their exploration caps, lent; None: never
     access       whose keys may ask for what; None: no key but those that the record has
     copies       what this replica starts from while the stores are away; None where they lie on the same disk
     """
@@ -98,6 +101,7 @@ class Scoring:
         histories: Histories | None = None,
         exposures: Exposures | None = None,
         countings: Countings | None = None,
+        leases: Lending | None = None,
         tenant: str = "default",
         access: Access | None = None,
         clock: Callable[[], float] = time.time,
@@ -112,6 +116,7 @@ class Scoring:
         self.live = Live()
         self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
         self.histories, self.exposures, self.countings = histories, exposures, countings
+        self.leases = leases or Lending(tenant=tenant)
         self.access = access or Access(tenant)
         self._goals = Goals(claims, tenant, keys.server)
         self._follower = Follower(bundles, self.configs, self.telemetry)
@@ -349,7 +354,7 @@ class Scoring:
             except Exception:  # whatever a policy's graph can raise: there is always an answer
                 log.exception("policy_failed", extra={"decision_id": decision_id, "policy": policy.policy})
                 reason = "error"
-        drawn, scored = self._drawn(surface.fallback, surface, query, decision_id, session)
+        drawn, scored = self._drawn(surface.fallback, surface, query, decision_id, session, borrows=False)
         return drawn, reason, scored
 
     def _drawn(
@@ -360,6 +365,7 @@ class Scoring:
         decision_id: str,
         session: str,
         full: bool = False,
+        borrows: bool = True,
     ) -> tuple[Drawn, float]:
         if served.pair is not None:
             return drawn_together(served, query, decision_id, self.keys.server, surface.rate), perf_counter()
@@ -369,7 +375,9 @@ class Scoring:
             inputs["goal"] = one_hot(goal.id, served.goals)
         scores = served.scores(inputs)
         scored = perf_counter()
-        return drawn_from(served, query, scores, decision_id, self.keys.server, surface.rate, goal, full), scored
+        leases: Mapping[str, Lends] = self.leases.on(surface.surface) if borrows else self.leases.off(surface.surface)
+        server, rate = self.keys.server, surface.rate
+        return drawn_from(served, query, scores, decision_id, server, rate, goal, full, leases), scored
 
     def _shadowed(self, beside: Shadowing, decision_id: str, waited: float, deadline_ms: float | None) -> bool:
         """Whether the candidate is drawn beside this decision: chance, and nothing that the draw could tell. It is the first
@@ -514,6 +522,10 @@ class Scoring:
             self.countings.refresh(self.clock(), at_once=bool(expected))
         except Unavailable as error:  # what rules ask for may be elsewhere; decisions say what is not known
             log.warning("away", extra={"what": "counts of items", "error": str(error)})
+
+    def renew(self) -> None:
+        """Every second, in a thread: what is lent of exploration caps. Raises Unavailable."""
+        self.leases.renew([found.surface for found in self.live.surfaces.values()], self.clock(), self.telemetry)
 
     def swap(self, live: Live) -> None:
         """Serve from a value; on the event loop."""

@@ -6,7 +6,7 @@ goes wrong with it reaches a caller.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,6 +86,8 @@ def _along(served: Served, scores: F32, query: Query, drawn: Drawn) -> F64:
         if ruled.max_share is not None:
             settings = capped(settings, ruled.max_share)
         ready = ruled.on(scores).ready(len(query.ids), query.slots)
+    if drawn.cap is not None:  # raised by the same lease, had it been drawn from
+        settings = replace(settings, max_share=drawn.settings.max_share)
     slate = drawn.slate
     try:
         return conditionals(

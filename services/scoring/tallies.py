@@ -7,6 +7,7 @@ from operator import ne
 
 import numpy as np
 
+from policies.reranking.exploration_budget import beyond
 from policies.types import Slate
 from services.scoring.decide import Drawn, Served
 from services.scoring.wire import DecisionAnswer
@@ -36,19 +37,25 @@ class Tally:
 
 
 class Explored:
-    """Of one segment of one surface: slots that were drawn, what share of them was expected not to be greedy, and what was allowed."""
+    """Of one segment of one surface: slots that were drawn, what share of them was expected not to be greedy, what was allowed
+    without a lease, and what was explored out of one. `lends`: it has leases."""
 
-    __slots__ = ("allowed", "expected", "slots")
+    __slots__ = ("allowed", "expected", "lends", "lent", "slots")
 
     def __init__(self) -> None:
-        self.slots, self.expected, self.allowed = 0, 0.0, 0.0
+        self.slots, self.expected, self.allowed, self.lent, self.lends = 0, 0.0, 0.0, 0.0, False
 
     def add(self, drawn: Drawn) -> None:
         shares = drawn.slate.explored.tolist()
         free = len(shares) - sum(drawn.slate.pinned.tolist())
         self.slots += free
         self.expected += sum(shares)
-        self.allowed += free * drawn.settings.max_share
+        if drawn.cap is None:
+            self.allowed += free * drawn.settings.max_share
+        else:
+            self.allowed += free * drawn.cap
+            self.lent += beyond(shares, drawn.cap)
+            self.lends = True
 
 
 class Calibration:
@@ -119,6 +126,8 @@ class Tallies:
             if of.slots:
                 self._telemetry.set("exploration_expected_share", name, segment, value=of.expected / of.slots)
                 self._telemetry.set("exploration_cap_used_ratio", name, segment, value=of.expected / of.allowed)
+                if of.lends:
+                    self._telemetry.set("exploration_lent_share", name, segment, value=of.lent / of.slots)
         told, self._tallies = self._tallies, {}
         for (name, policy), tally in told.items():
             tally.served.recent.refresh()

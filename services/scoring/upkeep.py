@@ -4,6 +4,7 @@
     state    every 100 ms: items and configuration
     spool    every 50 ms: to the disk
     exposures  every second: what was shown before, where rules ask for it
+    leases   every second: what is lent of exploration caps
     copies   every 5 s: what a replica starts from when its stores are away
     tick     on the event loop every 100 ms: expiry, running percentiles, metrics
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from policies.errors import SlatewiseError
 from services.scoring.exposures import REFRESH_SECONDS
+from services.scoring.leases import RENEW_SECONDS
 from services.scoring.live import Live
 from services.scoring.service import Scoring
 
@@ -52,6 +54,7 @@ class Upkeep:
             ("state", self._follow_state, STATE_SECONDS),
             ("spool", self._flush, SYNC_SECONDS),
             ("exposures", lambda _: self._scoring.refresh(), REFRESH_SECONDS),
+            ("leases", lambda _: self._scoring.renew(), RENEW_SECONDS),
         ]
         if self._scoring.copies is not None:
             works.append(("copies", lambda _: self._scoring.keep_copies(), KEEP_SECONDS))

@@ -142,12 +142,14 @@ class ExplorationExplained(Struct, omit_defaults=True):
     segment    condition of the segment whose cap it is
     explored   of each filled slot, the share that was; where the cap acted it is `max_share`
     alphas     of each filled slot, what the cap left of the policy's own exploration: below 1 where it acted
+    lent       what of `max_share` is above the cap of the segment, by a lease of what other requests left
     """
 
     max_share: float
     segment: str = ""
     explored: list[float] = []
     alphas: list[float] = []
+    lent: float = 0.0
 
 
 class ExperimentArm(Struct):

@@ -124,6 +124,20 @@ class MemoryClaims:
         return len(found)
 
 
+class MemoryLeases:
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+
+    def read(self, names: Sequence[str]) -> list[bytes]:
+        return [self._values.get(name, b"") for name in names]
+
+    def exchange(self, name: str, held: bytes, value: bytes) -> bool:
+        if self._values.get(name, b"") != held:
+            return False
+        self._values[name] = value
+        return True
+
+
 class MemoryDeadLetters:
     def __init__(self) -> None:
         self._letters: dict[tuple[int, int], tuple[int, DeadLetter]] = {}

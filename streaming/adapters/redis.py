@@ -1,6 +1,7 @@
-"""The production adapters on Redis: claims, pointers, counters, profiles. Redis holds only what can be rebuilt.
+"""The production adapters on Redis: claims, leases, pointers, counters, profiles. Redis holds only what can be rebuilt.
 
     claims    lost with Redis: a retry is then drawn afresh, and says so (`semantics.md` 6)
+    leases    lost with Redis: what was lent before is lent no more (`policies.reranking.exploration_budget`)
     pointers  the bundle store has them; Redis tells of them sooner (`redis_bundles`)
     counters, profiles   the shards have them, and write them again after a flush (`redis_tables`)
 
@@ -19,7 +20,7 @@ from streaming.adapters.redis_bundles import RedisBundles
 from streaming.adapters.redis_connection import RedisConnection, connect
 from streaming.adapters.redis_tables import RedisCounters, RedisProfiles
 
-__all__ = ["RedisBundles", "RedisClaims", "RedisConnection", "RedisCounters", "RedisProfiles", "connect"]
+__all__ = ["RedisBundles", "RedisClaims", "RedisConnection", "RedisCounters", "RedisLeases", "RedisProfiles", "connect"]
 
 LOOKED_AT = 500  # claims of one trip, some 4 MB
 
@@ -65,6 +66,37 @@ class RedisClaims:
     def _set(self, client: Any, tenant: str, decision_id: str, value: bytes) -> Any:
         key = self._client.name("claim", f"{len(tenant)}", tenant, decision_id)  # the length keeps tenants apart
         return client.set(key, value, nx=True, get=True, px=self._life_ms)
+
+
+# KEYS: value   ARGV: held, value, milliseconds   1: exchanged
+_EXCHANGE = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
+
+class RedisLeases:
+    """One trip each. What nobody changes for a day goes by itself."""
+
+    def __init__(self, client: RedisConnection, *, life_seconds: float = 86_400.0) -> None:
+        self._client, self._life_ms = client, round(life_seconds * 1000)
+
+    def read(self, names: Sequence[str]) -> list[bytes]:
+        def values(client: Any) -> list[bytes]:
+            with client.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.get(self._key(name))
+                return [value or b"" for value in pipeline.execute()]
+
+        return self._client.ask(values) if names else []
+
+    def exchange(self, name: str, held: bytes, value: bytes) -> bool:
+        words = (held, value, self._life_ms)
+        return bool(self._client.ask(lambda client: client.eval(_EXCHANGE, 1, self._key(name), *words)))
+
+    def _key(self, name: str) -> str:
+        return self._client.name("lease", name)
 
 
 def _escaped(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The embedded adapters on SQLite: log, state, claims, dead letters; checkpoints are in `sqlite_checkpoints`.
+"""The embedded adapters on SQLite: log, state, claims, leases, dead letters; checkpoints are in `sqlite_checkpoints`.
 
 Every file may be opened by several processes at once.
 """
@@ -15,7 +15,7 @@ from streaming.adapters.sqlite_file import NOW_SECONDS, SqliteFile
 from streaming.partition import partitions_of
 from streaming.ports import DeadLetter, Position, Record, Versioned
 
-__all__ = ["SqliteCheckpoints", "SqliteClaims", "SqliteDeadLetters", "SqliteLog", "SqliteState"]
+__all__ = ["SqliteCheckpoints", "SqliteClaims", "SqliteDeadLetters", "SqliteLeases", "SqliteLog", "SqliteState"]
 
 _record = partial(tuple.__new__, Record)  # a third of the time of `Record._make`
 _SWEEP_EVERY = 256  # claims between two removals of expired ones
@@ -204,6 +204,29 @@ class SqliteClaims:
         row = (tenant, decision_id, value, now + self._life_seconds)
         db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", row)
         return None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SqliteLeases:
+    """A commit survives the process and not the power: the log tells what was spent meanwhile."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        schema = "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, value BLOB NOT NULL)"
+        self._file = SqliteFile(path, schema, synchronous="NORMAL", wait_seconds=0.25)
+
+    def read(self, names: Sequence[str]) -> list[bytes]:
+        query = "SELECT value FROM leases WHERE name = ?"
+        return [row[0] if (row := next(iter(self._file.read(query, (name,))), None)) else b"" for name in names]
+
+    def exchange(self, name: str, held: bytes, value: bytes) -> bool:
+        with self._file.write() as db:
+            if held:
+                changed = db.execute("UPDATE leases SET value = ? WHERE name = ? AND value = ?", (value, name, held))
+            else:
+                changed = db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?)", (name, value))
+            return changed.rowcount == 1
 
     def close(self) -> None:
         self._file.close()

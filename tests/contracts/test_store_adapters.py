@@ -3,6 +3,7 @@
 import struct
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ from hypothesis import strategies as st
 
 from policies.errors import Corrupt, Rejected, Unavailable
 from streaming.adapters.files import FileBundles
-from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryClaims, MemoryDeadLetters, MemoryState
-from streaming.adapters.redis import RedisClaims
-from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteState
-from streaming.ports import Bundles, Checkpoints, Claims, Commit, DeadLetter, DeadLetters, State, Versioned
+from streaming.adapters.memory import (
+    MemoryBundles,
+    MemoryCheckpoints,
+    MemoryClaims,
+    MemoryDeadLetters,
+    MemoryLeases,
+    MemoryState,
+)
+from streaming.adapters.redis import RedisClaims, RedisLeases
+from streaming.adapters.sqlite import SqliteCheckpoints, SqliteClaims, SqliteDeadLetters, SqliteLeases, SqliteState
+from streaming.ports import Bundles, Checkpoints, Claims, Commit, DeadLetter, DeadLetters, Leases, State, Versioned
 from tests import kafka_setup
 from tests.contracts.adapter_suite import Adapter, Check, Suite, run
 from tests.redis_setup import close_opened, eventually, namespace, opened, told
@@ -33,6 +41,13 @@ claims: Suite[Any] = Suite(
         Adapter("MemoryClaims", lambda _: MemoryClaims(), durable=False),
         Adapter("SqliteClaims", lambda folder: SqliteClaims(folder / "claims.sqlite")),
         Adapter("RedisClaims", lambda folder: RedisClaims(opened(namespace(folder))), own_clock=True),
+    ]
+)
+leases: Suite[Any] = Suite(
+    [
+        Adapter("MemoryLeases", lambda _: MemoryLeases(), durable=False),
+        Adapter("SqliteLeases", lambda folder: SqliteLeases(folder / "leases.sqlite")),
+        Adapter("RedisLeases", lambda folder: RedisLeases(opened(namespace(folder)))),
     ]
 )
 letters: Suite[Any] = Suite(
@@ -251,6 +266,45 @@ def processes_share_claims(adapter: Adapter[Claims], folder: Path) -> None:
     one, other = adapter.open(folder), adapter.open(folder)
     assert one.claim("default", "d1", b"one", 0.0) is None
     assert other.claim("default", "d1", b"other", 0.0) == b"one"
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+@leases.check
+def a_value_is_exchanged_where_it_is_still_the_one_that_was_read(adapter: Adapter[Leases], folder: Path) -> None:
+    opened = adapter.open(folder)
+    assert opened.read(["a", "b", "a"]) == [b"", b"", b""]
+    assert opened.read([]) == []
+    assert not opened.exchange("a", b"one", b"two")
+    assert opened.exchange("a", b"", b"\x00one")
+    assert not opened.exchange("a", b"", b"two")
+    assert not opened.exchange("a", b"one", b"two")
+    assert opened.exchange("b", b"", b"other")
+    assert opened.exchange("a", b"\x00one", b"two")
+    assert opened.read(["b", "a"]) == [b"other", b"two"]
+
+
+@leases.check
+def one_of_those_that_race_for_a_value_gets_it(adapter: Adapter[Leases], folder: Path) -> None:
+    opened, racers, rounds = adapter.open(folder), 4, 5
+    for n in range(rounds):
+        [held] = opened.read(["a"])
+        with ThreadPoolExecutor(racers) as racing:
+            done = [racing.submit(opened.exchange, "a", held, b"%d by %d" % (n, i)) for i in range(racers)]
+        won = [i for i, one in enumerate(done) if one.result()]
+        assert opened.read(["a"]) == [b"%d by %d" % (n, won[0])]
+        assert len(won) == 1
+
+
+@leases.check_durable
+def processes_share_leases(adapter: Adapter[Leases], folder: Path) -> None:
+    one, other = adapter.open(folder), adapter.open(folder)
+    assert one.exchange("a", b"", b"one")
+    assert other.read(["a"]) == [b"one"]
+    assert not other.exchange("a", b"", b"other")
+    assert other.exchange("a", b"one", b"other")
+    assert one.read(["a"]) == [b"other"]
 
 
 # --- dead letters ----------------------------------------------------------------------------------------------------
@@ -577,6 +631,11 @@ def test_state(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
 
 @claims.parametrize()
 def test_claims(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
+    run(adapter, check, tmp_path)
+
+
+@leases.parametrize()
+def test_leases(adapter: Adapter[Any], check: Check, tmp_path: Path) -> None:
     run(adapter, check, tmp_path)
 
 

@@ -47,6 +47,7 @@ from streaming.events import (
     Sample,
     Shadow,
     Shortlisted,
+    Strayed,
     encode,
 )
 from streaming.experiences import Experience, Experiences
@@ -182,6 +183,7 @@ def everything(configs: Configs) -> Decision:
         relaxed={"quota:new": [1]},
         skipped={"seen": "store away"},
         exposed=Exposed(("jazz", "rock"), (0.6, 0.4), (0.5, 0.5), (1.0, 0.0), (0, 1)),
+        strayed=Strayed("device == 'web'", (0.25, 0.0)),
         interleaved=Interleaved(
             ("softmax", "linucb"),
             ("1" * 32, "2" * 32),

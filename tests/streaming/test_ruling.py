@@ -51,6 +51,19 @@ def test_what_is_right_is_kept_through_every_form() -> None:
     assert from_json(msgspec.json.encode(canonical(surface))) == surface
 
 
+def test_what_is_lent_is_by_segment_and_no_part_of_a_version_that_lends_nothing() -> None:
+    """So versions from before there was such a thing are named as they were."""
+    lent = RIGHT.replace("max_share: 0.1\n", "max_share: 0.1\n  lend_up_to: 0.4\n")
+    [surface] = parse(lent, "home.yaml")
+    assert surface.exploration.lending == {"": (0.1, 0.4)}  # devices with a cap of their own neither lend nor borrow
+    assert from_json(msgspec.json.encode(canonical(surface))) == surface
+    [surface] = parse(lent.replace("max_share: 0.05", "max_share: 0.05, lend_up_to: 0.06"), "home.yaml")
+    assert surface.exploration.lending == {"": (0.1, 0.4), "device == 'ios'": (0.05, 0.06)}
+    [plain] = parse(RIGHT, "home.yaml")
+    assert plain.exploration.lending == {}
+    assert b"lend" not in msgspec.json.encode(canonical(plain))
+
+
 @pytest.mark.parametrize(
     ("was", "now", "line", "path", "message"),
     [
@@ -95,6 +108,21 @@ def test_what_is_right_is_kept_through_every_form() -> None:
         ("device == 'ios'", "country == 'de'", 23, "exploration.segments[0].when", "no context feature 'country'"),
         ("device == 'ios'", "device == 'android'", 23, "exploration.segments[0].when", "has no value 'android'"),
         ("max_share: 0.05", "max_share: 0", 23, "exploration.segments[0].max_share", "max_share is 0"),
+        (
+            "max_share: 0.05",
+            "max_share: 0.05, lend_up_to: 0.05",
+            23,
+            "exploration.segments[0].lend_up_to",
+            "above max_share",
+        ),
+        (
+            "max_share: 0.05",
+            "max_share: 0.05, lend_up_to: a lot",
+            23,
+            "exploration.segments[0].lend_up_to",
+            "got 'a lot'",
+        ),
+        ("max_share: 0.1", "max_share: 0.1\n  lend_up_to: 1.5", 22, "exploration.lend_up_to", "lend_up_to is 1.5"),
     ],
 )
 def test_a_mistake_is_named_by_line_and_path(was: str, now: str, line: int, path: str, message: str) -> None:
