@@ -32,9 +32,9 @@ import numpy as np
 from policies.surface import Category
 from policies.types import F64, Arrays
 from streaming import exposed, strayed
+from streaming.applied import Touched
 from streaming.counted import KEPT_WINDOWS, SUFFIX, counts_key, moves, with_moves
 from streaming.index import id_hash
-from streaming.join import Touched
 from streaming.joined import SHOWN, WHOLE, Terms, in_force
 from streaming.ledger import Ledger
 from streaming.profiles import read_acts, write_profile

@@ -10,8 +10,8 @@ from msgspec import Struct
 from policies.errors import Corrupt
 from policies.rewards import Heard
 from policies.types import F64
+from streaming.applied import Settled
 from streaming.events import Decision, decode
-from streaming.join import Settled
 from streaming.joined import SHOWN, WHOLE, Drawn, Version, in_force, presence, read_drawn
 from streaming.ports import Log, Outbox
 from streaming.rows import GAP

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from streaming.join import Touched
+from streaming.applied import Touched
 
 Group = tuple[str, str, str]  # exposure, what it is by, the group: parts of a counter's name
 LOOKS = ("delivered", "entitled", "drawn")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from policies.errors import Corrupt, Unavailable
 from policies.types import Arrays
+from streaming.applied import Touched
 from streaming.derived import Derived
-from streaming.join import Touched
 from streaming.ledger import Ledger, V
 from streaming.ports import Counters, Mark, Profiles
 

@@ -9,7 +9,7 @@ settled_to   what waited there is due at this time or later, and everything due 
 import msgspec
 from msgspec import Struct
 
-from streaming.join import Extra
+from streaming.applied import Extra
 from streaming.ports import Commit
 
 

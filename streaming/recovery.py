@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from policies.errors import Corrupt, Rejected, Unavailable
-from streaming.join import Extra
+from streaming.applied import Extra
 from streaming.ports import Commit, Loaded
 from streaming.uploads import Checkpoint, Uploads
 

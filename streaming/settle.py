@@ -23,9 +23,10 @@ import msgspec
 import numpy as np
 
 from policies.errors import Corrupt, Rejected
+from streaming.applied import Settled
 from streaming.configuration import Configs
 from streaming.experiences import encode_row, row_of
-from streaming.join import AHEAD_SECONDS, Joiner, Settled
+from streaming.join import AHEAD_SECONDS, Joiner
 from streaming.losses import goes_on_at
 from streaming.places import Kept, Place, decode_kept, encode_kept
 from streaming.ports import Checkpoints, Commit, Loaded, Log, Outbox, Record

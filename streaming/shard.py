@@ -21,10 +21,11 @@ import numpy as np
 from policies.algorithm import Learner
 from policies.errors import Corrupt
 from policies.types import Arrays
+from streaming.applied import Applied
 from streaming.configuration import Configs
 from streaming.derived import derived_of
 from streaming.feed import Feed
-from streaming.join import Applied, Joiner
+from streaming.join import Joiner
 from streaming.losses import goes_on_at
 from streaming.ports import Checkpoints, Commit, DeadLetter, DeadLetters, Log, Moves, Record, Watched
 from streaming.recovery import Held, beginning, better_upload, encode_held, read_held

@@ -10,7 +10,7 @@ surface version it was made under, whatever the record says. Windows that nobody
 from collections.abc import Mapping, Sequence
 
 from policies.reranking.exploration_budget import WINDOWS, beyond, window_of
-from streaming.join import Touched
+from streaming.applied import Touched
 
 MEASURES = ("unused", "over")
 Window = tuple[str, str, str]  # exploration, the segment, the window's number: parts of a counter's name

@@ -18,11 +18,11 @@ from services.scoring.ruling import Ruler
 from services.scoring.service import Scoring
 from services.scoring.wire import DecisionAnswer, Item, encode
 from streaming.adapters.memory_tables import MemoryCounters
+from streaming.applied import Touched
 from streaming.configuration import ConfigInvalid, compile_surface, parse
 from streaming.derived import Derived
 from streaming.events import Decision
 from streaming.events import encode as encoded
-from streaming.join import Touched
 from streaming.joined import Join, Terms, read_drawn
 from streaming.ports import Mark, Versioned
 from streaming.replay import recompute

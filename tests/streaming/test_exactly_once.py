@@ -21,9 +21,10 @@ from policies.corrected import CorrectedLearner
 from policies.errors import Corrupt
 from policies.types import Arrays, Changes
 from streaming.adapters.memory import MemoryCheckpoints, MemoryDeadLetters
+from streaming.applied import Applied
 from streaming.events import Feedback, encode
 from streaming.index import Index
-from streaming.join import Applied, Joiner
+from streaming.join import Joiner
 from streaming.joined import Drawn, Join, Terms, Version
 from streaming.ports import Commit, DeadLetter, Record
 from streaming.rows import Rows

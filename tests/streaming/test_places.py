@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from streaming.adapters.memory import MemoryCheckpoints
+from streaming.applied import Extra
 from streaming.events import encode
-from streaming.join import Extra, Joiner
+from streaming.join import Joiner
 from streaming.places import Kept, beginning, encode_kept
 from streaming.ports import Commit
 from streaming.settle import Settler

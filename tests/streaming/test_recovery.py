@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 import streaming.shard
 from policies.errors import Corrupt, Rejected, Unavailable
 from streaming.adapters.memory import MemoryBundles, MemoryCheckpoints, MemoryLog
+from streaming.applied import Applied, Extra
 from streaming.configuration import Compiled
 from streaming.events import encode
-from streaming.join import Applied, Extra, Joiner
+from streaming.join import Joiner
 from streaming.ports import Commit, DeadLetter
 from streaming.recovery import Held, encode_held
 from streaming.rows import Rows

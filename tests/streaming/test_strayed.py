@@ -8,10 +8,10 @@ from msgspec.structs import replace
 from policies.reranking.exploration_budget import WINDOW_SECONDS, WINDOWS
 from policies.surface import Exploration, Segment
 from streaming import strayed
+from streaming.applied import Touched
 from streaming.configuration import Compiled
 from streaming.derived import counter_name
 from streaming.events import Decision, Strayed
-from streaming.join import Touched
 from streaming.shard import Shard
 from tests.streaming.joining import EPOCH0, UNIT, Abort, Ports, TallyConfigs, decision, drain, feedback, surface
 from tests.streaming.test_derived import Stores, alike, everything
