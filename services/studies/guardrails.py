@@ -15,7 +15,19 @@ import numpy as np
 
 from policies.types import F64
 from policies.worlds.session_world import SessionWorld, Value
-from services.studies.guardrails_ways import CONFIG, FIRST, JUDGED, SIGNS, Learned, Size, Way, behaviour, learn, ways
+from services.studies.guardrails_ways import (
+    CONFIG,
+    FIRST,
+    JUDGED,
+    SIGNS,
+    Behaviour,
+    Learned,
+    Size,
+    Way,
+    behaviour,
+    learn,
+    ways,
+)
 from services.studies.study import Study, interval, with_interval
 
 SEEDS = 5
@@ -36,7 +48,7 @@ def play(size: Size, seed: int) -> Played:
     world = SessionWorld(seed)
     first = behaviour(world, seed, people=min(250, size.people * 2))
     judge = (size.judged, size.life, JUDGED)
-    stood = world.simulate(first, *judge)[0]
+    stood = world.simulate(first.policy, *judge)[0]
     thresholds = stood.per_decision
     learned = {name: learn(world, way, first, thresholds, size, seed) for name, way in ways(thresholds).items()}
     return Played(world.simulate(world.uniform, *judge)[0], world.reference_value(*judge), stood, learned)
@@ -88,6 +100,39 @@ def told(played: list[Played], size: Size, held_anyway: list[list[Any]]) -> Stud
             "… (95%)",
         ],
         rows,
+    )
+
+    study.table(
+        "Two-stage, against the behaviour: what each stage's policy would be worth if it were drawn from",
+        ["policy", "watch a person", "likes a slate", "hates a slate", "watch a slate"],
+        [
+            [
+                name,
+                *(percent(x) for x in np.array([[*gain(v, p.behaviour), longer(v, p.behaviour)] for v, p in pairs]).T),
+            ]
+            for name, pairs in stages(played).items()
+        ],
+    )
+    study.table(
+        "Two-stage at the end of learning",
+        [
+            "policy",
+            "KL to the logged policy, nats a slot",
+            "its price κ",
+            "entropy of the first slot, nats",
+            "π/β above the clip",
+            "critic's gap, standard deviations",
+        ],
+        [
+            [
+                name,
+                *(
+                    with_interval(np.array([p.learned["two-stage"].metrics[f"{what}_{name}"] for p in played]))
+                    for what in ("kl", "kl_price", "entropy", "clipped_share", "value_gap")
+                ),
+            ]
+            for name in ("watch", "like", "hate")
+        ],
     )
 
     tails = []
@@ -164,6 +209,19 @@ def missed(mean: F64) -> str:
     return "Two-stage: " + (f"missed in the mean: {'; '.join(short)}." if short else "met in the mean.")
 
 
+def stages(played: list[Played]) -> dict[str, list[tuple[Value, Played]]]:
+    """Two-stage's policies with their values, seed by seed: those of stage 1, and what stage 2 made of them."""
+    found = [p.learned["two-stage"] for p in played]
+    named = {f"stage 1: {name}": [one.alone[name] for one in found] for name in found[0].alone}
+    named["stage 2: watch"] = [one.value for one in found]
+    return {name: list(zip(values, played, strict=True)) for name, values in named.items()}
+
+
+def longer(value: Value, than: Value) -> float:
+    """Relative change of watch a slate."""
+    return float(value.per_decision[0] / than.per_decision[0] - 1)
+
+
 def gain(value: Value, than: Value) -> F64:
     """(3,) relative change: watch a person, likes and hates a slate, each turned so that more is better."""
     rates = (value.per_decision / than.per_decision - 1)[1:] * SIGNS[1:]
@@ -184,7 +242,7 @@ def infeasible(size: Size, seed: int) -> list[list[Any]]:
         CONFIG, mode="lagrangian", thresholds=thresholds, window=500, multiplier_max=2.0, multiplier_rate=2.0
     )
     few = replace(size, rounds=min(12, size.rounds), judged=100)
-    learned = learn(world, Way(config), world.uniform, found, few, seed)
+    learned = learn(world, Way(config), Behaviour(world.uniform), found, few, seed)
     rows: list[list[Any]] = []
     for place, name in ((1, "like"), (2, "hate")):
         said = learned.metrics

@@ -1,6 +1,6 @@
 """What `guardrails` compares: a behaviour, ways of learning from it, and how a policy is judged. See there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -20,6 +20,7 @@ from policies.worlds.session_world import HISTORY, OBJECTIVES, Glance, Policy, S
 WEIGHTS = {"watch": 0.05, "like": 0.75, "hate": -1.5}  # of the behaviour: 15 seconds are worth a like, 30 cost a hate
 FLOOR = 0.02
 FIRST = 3  # rounds that the behaviour makes the data of
+EPOCHS = 3  # over the log of the behaviour's own learning, before: what `slatewise train` does
 CONFIG = ConstrainedActorCritic(
     floor=FLOOR,
     minibatch=256,
@@ -28,6 +29,8 @@ CONFIG = ConstrainedActorCritic(
     learning_rate=4e-3,
     multiplier_rate=1.0,
 )
+STRENGTHS = {"like": 0.15, "hate": 0.15}  # λ of two-stage
+WINDOW = 2_000  # decisions that the Lagrangian's thresholds are judged on
 JUDGED = 9_001  # seed of the people that values are of
 
 
@@ -51,16 +54,26 @@ def problem(world: SessionWorld, weights: dict[str, float] | None = None) -> Pro
 # the behaviour
 
 
-def behaviour(world: SessionWorld, seed: int, people: int = 250) -> Policy:
-    """A linear Thompson policy after four rounds of learning, the first from uniform slates; it learns no further."""
+@dataclass(frozen=True)
+class Behaviour:
+    """A policy that learns no further, and the log of its learning, round by round."""
+
+    policy: Policy
+    log: Sequence[Transitions] = ()
+
+
+def behaviour(world: SessionWorld, seed: int, people: int = 250) -> Behaviour:
+    """A linear Thompson policy after four rounds of learning, the first from uniform slates."""
     config, asked = linear_thompson.LinearThompson(floor=FLOOR, draws=64), problem(world, WEIGHTS)
     learner = ridge.RidgeLearner(asked, np.inf)  # nothing forgotten
     policy: Policy = world.uniform
+    log: list[Transitions] = []
     for number in range(4):
         lived = world.simulate(policy, people, 15, seed + number)[1]
+        log.append(lived)
         learner.learn(changes(lived))
         policy = thompson(config, asked, learner.arrays(), number)
-    return policy
+    return Behaviour(policy, log)
 
 
 def changes(lived: Transitions) -> Changes:
@@ -108,16 +121,19 @@ def thompson(config: linear_thompson.LinearThompson, asked: Problem, sums: Array
 # the agents
 
 
-def agent(config: ConstrainedActorCritic, asked: Problem, arrays: Arrays) -> Policy:
-    """The policy that the published arrays are, drawn as the service draws it, for many people at once."""
+def agent(config: ConstrainedActorCritic, asked: Problem, arrays: Arrays, one: int = 0) -> Policy:
+    """The policy that the published arrays are, drawn as the service draws it, for many people at once.
+
+    one  which of its policies: 0 is the main one, the others are the auxiliaries in their order
+    """
     parts = roles(config, asked)
     made = constrained_actor_critic.publish(config, asked, arrays, 0.0, 0).arrays
     w = network.unserved(made, config, len(parts))
-    main = network.actor({**w, "critic": w["actor"]}, 0)
+    chosen = network.actor(w, one)
 
     def policy(seen: Glance, u: F64) -> tuple[I64, F64]:
         context, history, items = (a.astype(float) for a in (seen.context, seen.history, seen.items))
-        return drawn(network.logits(main, 1, context, history, items)[0], u, config.floor, config.temperature)
+        return drawn(network.logits(chosen, 1, context, history, items)[0], u, config.floor, config.temperature)
 
     return policy
 
@@ -183,7 +199,7 @@ def smallest(gram: F64, steps: int = 200) -> F64:
 
 
 def ways(thresholds: F64) -> dict[str, Way]:
-    lagrangian = msgspec.structs.replace(CONFIG, mode="lagrangian", window=2_000)
+    lagrangian = msgspec.structs.replace(CONFIG, mode="lagrangian", window=WINDOW)
     held = {"like": float(thresholds[1]), "hate": float(thresholds[2])}
     alone = msgspec.structs.replace(lagrangian, keep=[])
     weights = np.array(list(WEIGHTS.values()))
@@ -195,27 +211,31 @@ def ways(thresholds: F64) -> dict[str, Way]:
             alone, lambda lived, held: summed(lived, scaled * (held["prices"] + np.array([1, 0, 0]))), ascend
         ),
         "Pareto weighting": Way(lagrangian, None, balance),
-        "two-stage": Way(msgspec.structs.replace(CONFIG, strengths={"like": 0.15, "hate": 0.15})),
+        "two-stage": Way(msgspec.structs.replace(CONFIG, strengths=STRENGTHS)),
         "Lagrangian": Way(msgspec.structs.replace(lagrangian, thresholds=held)),
     }
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Of one way and seed: the final policy's value, values of the rounds (rounds, 3) a slate, the last metrics."""
+    """Of one way and seed: the final policy's value, values of the rounds (rounds, 3) a slate, the last metrics, and what
+    the auxiliary policies would be worth if they were drawn from."""
 
     value: Value
     rounds: F64
     metrics: dict[str, float]
+    alone: dict[str, Value]
 
 
-def learn(world: SessionWorld, way: Way, first: Policy, thresholds: F64, size: Size, seed: int) -> Learned:
+def learn(world: SessionWorld, way: Way, first: Behaviour, thresholds: F64, size: Size, seed: int) -> Learned:
     single = way.rewarded is not None
     asked = replace(problem(world), objectives={"sum": ALONE}, weights={"sum": 1.0}) if single else problem(world)
     config = msgspec.structs.replace(way.config, seed=seed)
     trainer = constrained_actor_critic.trainer(config, asked)
     held = {"prices": np.zeros(3)}
-    policy, rounds, metrics = first, list[F64](), dict[str, float]()
+    policy, rounds, metrics = first.policy, list[F64](), dict[str, float]()
+    for lived in [*first.log] * EPOCHS:
+        trainer.train(way.rewarded(lived, held) if way.rewarded else lived)
     for number in range(size.rounds):
         _, lived = world.simulate(policy, size.people, size.steps, seed + 100 + number)
         rounds.append(lived.rewards.sum(axis=1).mean(axis=0))
@@ -224,4 +244,9 @@ def learn(world: SessionWorld, way: Way, first: Policy, thresholds: F64, size: S
             way.after(trainer, lived, thresholds, held)
         if number + 1 >= FIRST:
             policy = agent(config, asked, trainer.arrays())
-    return Learned(world.simulate(policy, size.judged, size.life, JUDGED)[0], np.array(rounds), metrics)
+    judge = (size.judged, size.life, JUDGED)
+    alone = {
+        name: world.simulate(agent(config, asked, trainer.arrays(), one + 1), *judge)[0]
+        for one, name in enumerate(roles(config, asked).names[1:] if config.mode == "two_stage" else ())
+    }
+    return Learned(world.simulate(policy, *judge)[0], np.array(rounds), metrics, alone)

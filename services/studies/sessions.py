@@ -1,9 +1,11 @@
 """`slatewise study sessions`: agents end to end on the real stack, with their trainer killed in the middle.
 
 People of `session_world` ask for slates over HTTP and say over HTTP what they did. Kafka carries it, shards and the trainer on Ray learn
-from it, bundles are published, pass the gate and are swapped in while people go on. An experiment splits the people between
-three policies: uniform slates (the floor), the behaviour of `guardrails` (a linear Thompson policy, which learns too) and a
-constrained actor-critic that begins with random weights. All of them learn from everybody, as far as they learn.
+from it, bundles are published, pass the gate and are swapped in while people go on. First everybody gets the slates of the behaviour of
+`guardrails` (a linear Thompson policy, which learns too): agents begin with random weights and learn from its log, and nobody
+is asked to bear with them yet. Then an experiment splits the people between four policies: uniform slates (the floor), the
+behaviour, a two-stage constrained actor-critic, and one in Lagrangian mode whose thresholds are the behaviour's likes and
+hates as simulated beforehand. All of them learn from everybody, as far as they learn.
 
 In the middle the trainer's process is killed with SIGKILL. At the end its recorded order is gone through again, from nothing
 and beside it, and what it had come to is compared to the last bit: weights, both moments of the optimiser, replay, open sequences.
@@ -22,15 +24,17 @@ from typing import Any
 import numpy as np
 
 from policies.types import F64
-from policies.worlds.session_world import NAMED, SessionWorld
+from policies.worlds.session_world import NAMED, OBJECTIVES, SessionWorld
 from services.client import Slatewise
 from services.learning.retracing import Trained
+from services.studies.guardrails_ways import JUDGED, STRENGTHS, behaviour
 from services.studies.sessions_people import Lived, Shown, crowd
-from services.studies.sessions_site import ARMS, STRENGTHS, SURFACE, Site
+from services.studies.sessions_site import AGENTS, ARMS, SURFACE, Site
 from services.studies.study import Study
 from streaming.retraining import differences
 
-LATER = 1_000_000  # number of the first cohort that is not counted
+LATER = 1_000_000  # number of the first cohort that is not counted, after the time was over
+BEFORE = 2_000_000  # … and of the first that comes before the experiment
 WORLD = 1  # one of those `guardrails` reports, none that anything was chosen on
 Z95 = 1.959964
 OPTIMISER = ("mean.", "square.", "step.")  # how Adam's state is named among a trainer's arrays
@@ -38,8 +42,10 @@ OPTIMISER = ("mean.", "square.", "step.")  # how Adam's state is named among a t
 
 @dataclass(frozen=True)
 class Size:
-    """`seconds` of people, in `blocks`; the trainer is killed after `killed` of them. Horizon and session timeout are the surface's."""
+    """`before` seconds of people who all get the behaviour's slates, then `seconds` of people, in `blocks`; the trainer is killed after
+    `killed` of them. Horizon and session timeout are the surface's."""
 
+    before: float = 90.0
     seconds: float = 400.0
     people: int = 75
     steps: int = 20
@@ -50,7 +56,7 @@ class Size:
     timeout: float = 15.0
 
 
-QUICK = Size(seconds=4.0, people=24, steps=5, blocks=2, killed=0.5, nodes=1, horizon=0.5, timeout=2.0)
+QUICK = Size(before=1.0, seconds=4.0, people=24, steps=5, blocks=2, killed=0.5, nodes=1, horizon=0.5, timeout=2.0)
 LOOK_SECONDS = 0.5
 RESUME_SECONDS = 120.0  # that people go on, if they must, until another trainer has published
 
@@ -112,13 +118,16 @@ class Watching:
 
 
 TITLES = {"watch": "Watch, seconds", "like": "Likes", "hate": "Hates"}
+NAMES = {"random": "random (floor)", "behaviour": "behaviour", "agent": "two-stage", "held": "Lagrangian"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind. `differs`: what was compared → names of arrays in which it is not the same."""
+    """What a run left behind. `before`: slates before the experiment; `thresholds`: of the Lagrangian; `differs`: what was compared → names of arrays in which it is not the same."""
 
+    before: Lived
     lived: Lived
+    thresholds: dict[str, float]
     death: Death
     final: Trained
     differs: dict[str, list[str]]
@@ -134,11 +143,15 @@ def run(quick: bool, seeds: int | None, data: Path | None) -> Study:
 def play(size: Size, seed: int) -> Run:
     """One run. Raises Unavailable, naming what the stack lacks; TimeoutError when something did not come back."""
     world, began = SessionWorld(seed), time.monotonic()
+    usual = world.simulate(behaviour(world, seed).policy, 1_500, 30, JUDGED)[0].per_decision
+    thresholds = dict(zip(NAMED[1:], usual[1:].round(3).tolist(), strict=True))
     with (
         tempfile.TemporaryDirectory(prefix="slatewise-sessions-", ignore_cleanup_errors=True) as folder,
-        Site.start(Path(folder), world, size.nodes, size.horizon, size.timeout) as site,
+        Site.start(Path(folder), world, size.nodes, size.horizon, size.timeout, thresholds) as site,
         Slatewise(site.host.url, timeout=60.0) as client,
     ):
+        before = crowd(client, world, size.people, size.steps, size.before, lambda: None, first=BEFORE)
+        site.split()
         watch = Watching(site, size.killed * size.seconds)
         lived = crowd(client, world, size.people, size.steps, size.seconds, watch)
         until, number = time.monotonic() + RESUME_SECONDS, LATER
@@ -159,7 +172,7 @@ def play(size: Size, seed: int) -> Run:
                 differences(final.statistics, uploaded.statistics) if same else site.replay(uploaded)
             ),
         }
-        return Run(lived, watch.death, final, differs, site.records(), time.monotonic() - began)
+        return Run(before, lived, thresholds, watch.death, final, differs, site.records(), time.monotonic() - began)
 
 
 # what a run says
@@ -232,12 +245,12 @@ def told(found: Run, size: Size) -> Study:
         for block in blocks:
             seen = [one.at for one in block]
             cells = [str(rates(of(block, arm))[place]) for arm in ARMS]
-            bundles = len({one.bundle for one in block if one.policy == "agent"})
+            bundles = len({one.bundle for one in block if one.policy in AGENTS})
             span = f"{min(seen):.0f} to {max(seen):.0f}" if seen else ""
             rows.append([span, len(block), bundles, *cells])
         study.table(
             f"{TITLES[name]} a slate, by time",
-            ["seconds", "slates", "bundles of the agent drawn from", "random (floor)", "behaviour", "agent"],
+            ["seconds", "slates", "bundles of the agents drawn from", *(NAMES[arm] for arm in ARMS)],
             rows,
         )
     late = [one for block in blocks[-max(1, size.blocks // 3) :] for one in block]
@@ -246,7 +259,7 @@ def told(found: Run, size: Size) -> Study:
     study.table(
         "The last third of the time",
         ["policy", "watch, seconds a person", "watch a slate", "likes a slate", "hates a slate", "slates"],
-        [[arm, *map(str, values), len(of(late, arm))] for arm, values in settled.items()],
+        [[NAMES[arm], *map(str, values), len(of(late, arm))] for arm, values in settled.items()],
     )
     study.table(
         "The last third, against the behaviour beside it",
@@ -258,9 +271,14 @@ def told(found: Run, size: Size) -> Study:
             "hates a slate (not above)",
         ],
         [
-            [arm, *(against(one, other) for one, other in zip(settled[arm], settled["behaviour"], strict=True))]
-            for arm in ("random", "agent")
+            [NAMES[arm], *(against(one, other) for one, other in zip(settled[arm], settled["behaviour"], strict=True))]
+            for arm in ("random", *AGENTS)
         ],
+    )
+    study.table(
+        "Lagrangian: the last fifth of the time, beside its thresholds",
+        ["objective", "threshold", "wanted", "a slate", "share of the threshold", "held in the mean"],
+        [row for name in found.thresholds for row in [held(found, name)]],
     )
     lines: list[list[Any]] = [
         ["killed, seconds since the beginning", death.at],
@@ -287,6 +305,17 @@ def told(found: Run, size: Size) -> Study:
     return study
 
 
+def held(found: Run, name: str) -> list[Any]:
+    """What the Lagrangian's arm had of an objective in the last fifth of the time, beside its threshold."""
+    shown, place, threshold = found.lived.shown, NAMED.index(name), found.thresholds[name]
+    since = 0.8 * max(one.at for one in shown)
+    had = rates([one for one in of(shown, "held") if one.at >= since])[place]
+    least = OBJECTIVES[name].better == "higher"
+    share = Mean(had.value / threshold, had.error / threshold)
+    kept = had.value >= threshold if least else had.value <= threshold
+    return [name, threshold, "at least" if least else "at most", str(had), str(share), bool(kept)]
+
+
 def whole_lives(shown: Sequence[Shown], since: float) -> list[Shown]:
     """Of people who came in this time: their lives from the first slate to the last."""
     came: dict[int, float] = {}
@@ -304,13 +333,13 @@ def meanwhile(found: Run) -> Counter[str]:
 def _notes(study: Study, found: Run, size: Size) -> None:
     lived, death = found.lived, found.death
     modes = Counter(one.mode for one in lived.shown)
-    bundles = len({one.bundle for one in lived.shown if one.policy == "agent"})
+    bundles = len({one.bundle for one in lived.shown if one.policy in AGENTS})
     cohorts = len({one.cohort for one in lived.shown})
     study.note(
         f"{len(lived.shown):,} slates of 4 out of 20, {lived.feedback:,} feedback accepted, {found.records:,} records in the log (people who "
         f"came after the time was over are in the log alone); answers by mode: "
         + ", ".join(f"{mode} {count:,}" for mode, count in sorted(modes.items()))
-        + f". {bundles} bundles of the agent were drawn from."
+        + f". {bundles} bundles of the agents were drawn from."
     )
     study.note(
         f"World {WORLD}, {cohorts} cohorts of {size.people} people, two cohorts at a time, at most {size.steps} slates a person; arms by hash of the "
@@ -319,8 +348,10 @@ def _notes(study: Study, found: Run, size: Size) -> None:
         "their returns. Intervals: 95 %, between people; one run, one world."
     )
     study.note(
-        f"Agent: two-stage with the settings of `guardrails` (strengths {STRENGTHS}), chosen there on other worlds; nothing was chosen "
-        "here. It begins with random weights and learns from all three arms; the behaviour learns beside it."
+        f"Agents: settings of `guardrails` (two-stage: strengths {STRENGTHS}), chosen there on other worlds; nothing was chosen here. They "
+        f"begin with random weights and learn from everybody: from {len(found.before.shown):,} slates of the behaviour in {size.before:g} "
+        "seconds before the experiment, then from all four arms; the behaviour learns beside them. The Lagrangian's thresholds are what "
+        "the behaviour of `guardrails` has in this world, simulated beforehand."
     )
     study.note(
         f"Stack: Kafka, Redis, a Ray cluster of {size.nodes} nodes, scoring, forwarder and learning, and the people themselves, on one "
@@ -330,26 +361,22 @@ def _notes(study: Study, found: Run, size: Size) -> None:
         f"Between death and the next checkpoint {max(death.entries - death.checkpoint, 0)} recorded entries were applied again. Replays read "
         "the order and the rows from the trainer's disk and the decisions from Kafka."
     )
-    study.note(missed(found, size))
+    for arm in AGENTS:
+        study.note(missed(found, size, arm))
+    study.note(
+        "What the intervals leave open is left open: one run of minutes is no ten seeds (`guardrails` has those)."
+    )
 
 
-def missed(found: Run, size: Size) -> str:
-    """What the agent is short of in the last third: above the behaviour in watch, not below it in likes, not above in hates."""
+def missed(found: Run, size: Size, arm: str) -> str:
+    """What an agent is short of in the last third: above the behaviour in watch, not below it in likes, not above in hates."""
     late = [one for block in in_blocks(found.lived.shown, size.blocks)[-max(1, size.blocks // 3) :] for one in block]
-    agent, behaviour = (rates(of(late, arm)) for arm in ("agent", "behaviour"))
-    gaps = [sign * (a.value / b.value - 1) for sign, a, b in zip((1, 1, -1), agent, behaviour, strict=True)]
+    agent, usual = (rates(of(late, name)) for name in (arm, "behaviour"))
+    gaps = [sign * (a.value / b.value - 1) for sign, a, b in zip((1, 1, -1), agent, usual, strict=True)]
     short = [f"{name} {100 * gap:+.1f} %" for name, gap in zip(NAMED, gaps, strict=True) if not gap >= 0]
     told = ", ".join(f"{name} {100 * gap:+.1f} %" for name, gap in zip(NAMED, gaps, strict=True))
-    return (
-        f"Agent against behaviour in the last third, turned so that more is better: {told}. "
-        + (
-            f"Missed in the mean: {', '.join(short)}."
-            if short
-            else "Main objective and guardrails are met in the mean."
-        )
-        + " Two-stage promises no threshold, and its strengths were chosen for an agent whose first data are the behaviour's alone; here it "
-        "begins with slates of its own random weights. What the intervals leave open is left open: one run of minutes is no five seeds "
-        "(`guardrails` has those)."
+    return f"{NAMES[arm]} against behaviour in the last third, turned so that more is better: {told}. " + (
+        f"Missed in the mean: {', '.join(short)}." if short else "Main objective and guardrails are met in the mean."
     )
 
 
@@ -365,7 +392,7 @@ def drawn(blocks: Sequence[Sequence[Shown]], death: Death) -> bytes:
         for arm in ARMS:
             means = [rates(of(block, arm))[place] for block in blocks]
             at = [float(np.mean([one.at for one in block])) if block else math.nan for block in blocks]
-            axis.errorbar(at, [m.value for m in means], [Z95 * m.error for m in means], capsize=2, label=arm)
+            axis.errorbar(at, [m.value for m in means], [Z95 * m.error for m in means], capsize=2, label=NAMES[arm])
         axis.axvline(death.at, color="grey", linestyle=":", label="trainer killed")
         axis.set_title(f"{TITLES[name]} a slate")
         axis.set_xlabel("seconds")

@@ -1,4 +1,4 @@
-"""The real stack as `slatewise stack` makes it, with one host on it, for a study: three policies, and an experiment between them.
+"""The real stack as `slatewise stack` makes it, with one host on it, for a study: four policies, and an experiment between them.
 
 Kafka, Redis, a Ray cluster ◄── scoring, forwarder, learning (shards and trainers on Ray), each a process of its own
 """
@@ -7,14 +7,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from policies.worlds.session_world import HISTORY, OBJECTIVES, SLOTS, SPEC, SessionWorld
+from policies.worlds.session_world import HISTORY, NAMED, OBJECTIVES, SLOTS, SPEC, SessionWorld
 from services.chaos.house import Host, actors, wait_for
 from services.client import Slatewise
 from services.learning.regaining import regained
@@ -22,24 +22,31 @@ from services.learning.retracing import Trained, retraced, trained
 from services.loopback import free_port
 from services.settings import Settings
 from services.stack.command import standing
-from services.studies.guardrails_ways import CONFIG, WEIGHTS
+from services.studies.guardrails_ways import CONFIG, STRENGTHS, WEIGHTS, WINDOW
 from services.supervisor import parts_of, prepare
 from services.trials import Trials
 from services.wiring import open_bundles, open_log, open_state, open_training
 from streaming.configuration import Configs
 
-SURFACE, EXPERIMENT = "sessions", "three-policies"
-ARMS = {"random": 0.15, "behaviour": 0.3, "agent": 0.55}  # arm, which is also its policy's name → share of the people
+SURFACE, EXPERIMENT = "sessions", "four-policies"
+AGENTS = {"agent": "two_stage", "held": "lagrangian"}  # policy → its mode
+ARMS = {
+    "random": 0.1,
+    "behaviour": 0.3,
+    "agent": 0.3,
+    "held": 0.3,
+}  # arm, which is also its policy's name → share of the people
 PARTS = ("scoring", "forwarder", "learning")  # no control service: nobody looks on, and two processors are few
 PARTITIONS = 2
-STRENGTHS = {"like": 0.15, "hate": 0.15}  # as in `guardrails`, where they were chosen on other worlds
 
 
-def documents(horizon: float, timeout: float) -> list[dict[str, Any]]:
-    """The surface and the experiment. Objectives are weighed as the behaviour of `guardrails` weighs them."""
+def documents(horizon: float, timeout: float, thresholds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The surface and the experiment. Objectives are weighed as the behaviour of `guardrails` weighs them; agents have its settings."""
     weights = {name: abs(weight) / OBJECTIVES[name].scale for name, weight in WEIGHTS.items()}
-    chosen = ("floor", "minibatch", "replay", "replay_ratio", "learning_rate")
-    agent = {name: getattr(CONFIG, name) for name in chosen} | {"strengths": STRENGTHS}
+    chosen = ("floor", "minibatch", "replay", "replay_ratio", "learning_rate", "entropy", "multiplier_rate")
+    agent = {"algorithm": "constrained_actor_critic", "objective": NAMED[0]} | {
+        name: getattr(CONFIG, name) for name in chosen
+    }
     surface = {
         "surface": SURFACE,
         "slots": SLOTS,
@@ -53,7 +60,8 @@ def documents(horizon: float, timeout: float) -> list[dict[str, Any]]:
         "policies": {
             "random": {"algorithm": "uniform"},
             "behaviour": {"algorithm": "linear_thompson", "objectives": weights, "floor": CONFIG.floor, "draws": 64},
-            "agent": {"algorithm": "constrained_actor_critic", "objective": "watch", **agent},
+            "agent": {**agent, "strengths": STRENGTHS},
+            "held": {**agent, "mode": "lagrangian", "thresholds": dict(thresholds), "window": WINDOW},
         },
         "live": "behaviour",
     }
@@ -81,11 +89,19 @@ class Site:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, folder: Path, world: SessionWorld, nodes: int, horizon: float, timeout: float) -> Iterator["Site"]:
-        """A site that answers with all three policies, its trainer on Ray; the stack outlives its host, and ends here."""
+    def start(
+        cls,
+        folder: Path,
+        world: SessionWorld,
+        nodes: int,
+        horizon: float,
+        timeout: float,
+        thresholds: Mapping[str, float],
+    ) -> Iterator["Site"]:
+        """A site with all four policies, its trainer on Ray, that answers with the behaviour; the stack outlives its host, and ends here."""
         config = folder / "config"
         config.mkdir(parents=True)
-        for one in documents(horizon, timeout):
+        for one in documents(horizon, timeout, thresholds):
             (config / f"{next(iter(one.values()))}.yaml").write_bytes(msgspec.json.encode(one))  # JSON is YAML
         with standing(folder, nodes) as urls:
             http = {name: f"127.0.0.1:{free_port()}" for name in ("http", "control_http")}
@@ -98,12 +114,15 @@ class Site:
                 with Slatewise(site.host.url, timeout=60.0) as client:
                     client.put_items(world.catalogue)
                 wait_for(site.trainers, "the trainer sits on Ray")
-                wait_for(lambda: set(site.bundles()) >= {f"{SURFACE}/{name}" for name in ARMS}, "three policies")
-                Trials.of(settings).start(EXPERIMENT, "study")
+                wait_for(lambda: set(site.bundles()) >= {f"{SURFACE}/{name}" for name in ARMS}, "four policies")
                 yield site
             finally:
                 site.host.supervisor.stop.set()
                 site.host.thread.join()
+
+    def split(self) -> None:
+        """Begin the experiment: until now everybody got the live policy's slates."""
+        Trials.of(self.settings).start(EXPERIMENT, "study")
 
     def trainers(self) -> list[int]:
         """Processes of the trainers' actor."""

@@ -17,8 +17,8 @@ from policies.algorithms.constrained_actor_critic import ConstrainedActorCritic,
 from policies.algorithms.constrained_actor_critic.config import roles
 from policies.errors import Rejected
 from policies.sequences import Transitions
-from policies.types import F32, F64, DrawSettings
-from policies.worlds.session_world import OBJECTIVES, SessionWorld
+from policies.types import F32, F64, I64, DrawSettings
+from policies.worlds.session_world import OBJECTIVES, Glance, SessionWorld, drawn
 
 WORLD = SessionWorld(3)
 PROBLEM = Problem(WORLD.encoder, dict(OBJECTIVES), {"watch": 0.05, "like": 0.0, "hate": 0.0}, WORLD.slots, history=20)
@@ -162,6 +162,31 @@ def held_to(threshold: float, mode: str = "lagrangian") -> ConstrainedActorCriti
 def with_options(config: ConstrainedActorCritic, **changes: Any) -> ConstrainedActorCritic:
 
     return msgspec.structs.replace(config, **changes)
+
+
+def test_arms_further_apart_than_the_bound_do_not_silence_the_auxiliaries() -> None:
+    """A log of two policies whom nobody is near to within the bound: π_like still learns what is liked, above what was logged."""
+
+    def keen(seen: Glance, u: F64) -> tuple[I64, F64]:
+        return drawn(0.5 * seen.expected[:, :, 0], u)
+
+    config = msgspec.structs.replace(
+        CONFIG, attention=1, minibatch=128, replay=6_000, replay_ratio=4.0, learning_rate=1e-2
+    )
+    trainer = constrained_actor_critic.trainer(config, PROBLEM)
+    logs = [WORLD.simulate(policy, 150, 10, 3)[1] for policy in (WORLD.uniform, keen)]
+    for _ in range(3):
+        for log in logs:
+            said = trainer.train(log)
+    assert said["kl_like"] > config.bound, "or the case is not the one meant"
+    w = network.actor({name: trainer.arrays()[name].astype(np.float32) for name in network.WEIGHTS}, 1)
+    seen = WORLD.people(800, 9).glance(np.arange(800), np.random.default_rng(2))
+    z = network.logits(w, 1, seen.context.astype(float), seen.history.astype(float), seen.items.astype(float))[0]
+    share = np.exp(z - z.max(axis=1, keepdims=True))
+    liked = ((share / share.sum(axis=1, keepdims=True)) * seen.expected[:, :, 1]).sum(axis=1).mean()
+    keenly = drawn(0.5 * seen.expected[:, :, 0], np.random.default_rng(1).random((800, 1)))[0]
+    logged = [seen.expected[:, :, 1].mean(), np.take_along_axis(seen.expected[:, :, 1], keenly, axis=1).mean()]
+    assert liked > 1.1 * max(logged)
 
 
 def test_multipliers_move_only_when_the_interval_excludes_the_threshold() -> None:

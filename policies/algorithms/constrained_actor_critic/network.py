@@ -24,7 +24,8 @@ from policies.algorithms.constrained_actor_critic.config import ConstrainedActor
 from policies.types import F32, F64, Arrays
 
 DEAD = -1e9  # logit of a history row that says nothing: exp of it is 0 beside any other
-WEIGHTS = ("query", "slope", "shared", "seen", "tower", "actor", "critic")
+ACTS = ("query", "slope", "shared", "seen", "tower", "actor")  # what policies are made of
+WEIGHTS = (*ACTS, "critic")
 
 
 def shapes(config: ConstrainedActorCritic, problem: Problem, policies: int) -> dict[str, tuple[int, ...]]:
@@ -114,12 +115,12 @@ def scores(w: Mapping[str, NDArray[np.floating]], mixed: F64, context: F64, hist
 def actor(w: Mapping[str, NDArray[np.floating]], p: int) -> dict[str, NDArray[np.floating]]:
     """The weights of one policy alone."""
     one = slice(p, p + 1)
-    return {name: w[name] if name == "tower" else w[name][one] for name in WEIGHTS if name != "critic"}
+    return {name: w[name] if name == "tower" else w[name][one] for name in ACTS}
 
 
 def served(weights: Mapping[str, NDArray[np.generic]], policies: int) -> Arrays:
     """Of all weights those a graph reads: the actors', laid out as its nodes want them."""
-    w = {name: np.asarray(weights[name], np.float32) for name in WEIGHTS}
+    w = {name: np.asarray(weights[name], np.float32) for name in ACTS}
     query = w["query"][:policies]
     p, g, c1, d = query.shape
     actor = w["actor"]
