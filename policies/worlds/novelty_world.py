@@ -1,18 +1,21 @@
 """People who want something new, or the old: by nature and by the day's mood; what serves that brings them back.
 
-A slate of k of n candidates is shown; for a person of taste τ, nature s ∈ {−1, 1} and today's mood m ∈ {−1, 1},
+A slate of k of n candidates is shown; for a person of taste τ, nature s ~ N(0, 1) and today's mood m ~ N(0, 1),
 
     novelty   of an item: 1 − its largest cosine to the last 10 items the person accepted, see `policies.novelty`
-    wish      w = pays · (1.5 s + 3 m)
-    accept    ~ Bernoulli(examined(t) · sigmoid(−1.2 + 1.5 τ·x + w (novelty − ½)))
+    wish      w = pays · 2.5 (s + m)
+    accept    ~ Bernoulli(examined(t) · sigmoid(−1.2 + 3 τ·x + w (novelty − ½)))
     delight   d ← d + accepted · w (novelty − ½), of the session
     leaves    after a decision ~ Bernoulli(0.2)
     returns   after leaving ~ Bernoulli(sigmoid(0.6 + 0.6 pays · d)), else gone for good
 
 The reward is the number of items accepted, never shaped. `pays` 0 is the world in which novelty does not matter.
 
-Nature    the context's `explorer`, a profile of the long run: s/2 + N(0, 0.35²), cut to [−1, 1], one a person
-Mood      the context's `mood`, one of two, tells today's with probability 0.85; a new one with every session
+Nature    the context's `explorer`, a profile of the long run: 0.4 s + N(0, 0.15²), cut to [−1, 1], one a person
+Mood      the context's `mood` tells today's in the same way; a new one with every session
+Weights   nature and mood weigh alike and are drawn from the same continuous law: who knows but one of them gets the sign of the wish
+          wrong for one person in four. (Were they two-valued, the larger alone would tell the sign, or, equally large, either
+          would: no policy that only orders items could gain by knowing the other.)
 Items     60 unit vectors near one of 12 topics; taste is a unit vector, the history tells it
 Luck      all drawn beforehand for (person, step, candidate): policies meet the same people (common random numbers)
 Switches  seconds are those of a person's clock, a step has 60 of them. Drift walks everybody's taste over the sphere; turnover replaces
@@ -21,6 +24,8 @@ Switches  seconds are those of a person's clock, a step has 60 of them. Drift wa
           `transitions` give what is known of them `horizon` seconds after each decision. Values are what people did
 Reference greedy on the expected acceptances plus `price` · the delight that is expected, with the truth before its eyes; the price
           chosen on seeds of its own: strong, not proven optimal
+Observer  scores by the same formula with what the context tells for s and m and the mean of the history, times a factor, for τ: what
+          is within reach of who sees no more than an agent does, but knows the formula. The factor is chosen on seeds of its own
 """
 
 from collections.abc import Callable
@@ -32,18 +37,18 @@ import numpy as np
 from policies.features import Encoder
 from policies.novelty import novelty
 from policies.sequences import U64, Transitions
-from policies.surface import Category, FeatureSpec, Number, Objective, Vector
+from policies.surface import FeatureSpec, Number, Objective, Vector
 from policies.types import F32, F64, I64, Mask, item_hashes
 from policies.worlds.actions import slate_of
 from policies.worlds.session_world import drawn, sigmoid
 from policies.worlds.switches import Heard, Switches, drifted, heard, replaced, settled
 
 ITEMS, TOPICS, SIZE, CANDIDATES, SLOTS, HISTORY = 60, 12, 8, 15, 2, 10
-LEAVES, NATURE, MOOD, TELLS = 0.2, 1.5, 3.0, 0.85
+LEAVES, TASTE, WISH = 0.2, 3.0, 2.5
+TELLS, BLURS = 0.4, 0.15  # how the context tells nature and mood: TELLS · it + N(0, BLURS²)
 STEP_SECONDS, GAP_SECONDS = 60.0, 86_400.0
-MOODS = ("known", "new")
 SPEC = FeatureSpec(
-    context={"explorer": Number(min=-1, max=1), "mood": Category(values=list(MOODS))},
+    context={"explorer": Number(min=-1, max=1), "mood": Number(min=-1, max=1)},
     items={"topic": Vector(size=SIZE, clip=1.0)},
 )
 OBJECTIVES = {"accept": Objective(kind="accept", range=(0, 1))}
@@ -178,6 +183,25 @@ class NoveltyWorld:
         found = [self.simulate(self.careful(price), 300, steps, seed + 10_000)[0].per_person for price in grid]
         return self.simulate(self.careful(grid[int(np.argmax(found))]), count, steps, seed)[0]
 
+    def observer_value(self, count: int, steps: int, seed: int) -> Value:
+        """Value of the best observer, its factor of taste chosen on other people than those it is reported on."""
+        grid = (0.25, 0.5, 1.0, 2.0)
+        found = [self.simulate(self.observer(taste), 300, steps, seed + 10_000)[0].per_person for taste in grid]
+        return self.simulate(self.observer(grid[int(np.argmax(found))]), count, steps, seed)[0]
+
+    def observer(self, taste: float) -> Policy:
+        likely = TELLS / (TELLS**2 + BLURS**2)  # E[s | told] = likely · told, but for the cut
+
+        def policy(seen: Glance, u: F64) -> Drawn:
+            told = self.pays * WISH * likely * seen.context.astype(float).sum(axis=1)
+            lived = (seen.history != 0).any(axis=2).sum(axis=1)
+            mean = seen.history.astype(float).sum(axis=1) / np.maximum(lived, 1)[:, None]
+            liked = np.einsum("und,ud->un", seen.items, TASTE * taste * mean)
+            order = np.argsort(-(liked + told[:, None] * novelty(seen.items, seen.history)), axis=1, kind="stable")
+            return without_goal(order[:, : self.slots], np.ones((len(order), self.slots)))
+
+        return policy
+
     def careful(self, price: float) -> Policy:
         def policy(seen: Glance, u: F64) -> Drawn:
             gain = seen.expected * (1 + price * seen.delight)
@@ -213,12 +237,9 @@ class People:
         rng = np.random.default_rng([seed, 12])
         self.world, self.seed, self.count, self.steps = world, seed, count, 0
         self.taste: F64 = unit(rng.normal(size=(count, SIZE)))
-        self.nature: F64 = rng.choice([-1.0, 1.0], size=count)
-        told = np.clip(self.nature / 2 + 0.35 * rng.normal(size=count), -1, 1)
-        self.contexts: F32 = np.stack(
-            [[world.encoder.context({"explorer": float(x), "mood": mood}) for mood in MOODS] for x in told.round(3)]
-        )
-        self.mood, self.says = self._moods(rng)
+        self.nature, explorer = self._told(rng)
+        self.mood, says = self._told(rng)
+        self.context: F32 = np.stack([explorer, says], axis=1)  # a number from −1 to 1 is encoded as itself, in order of names
         self.begins: Mask = np.ones(count, bool)
         self.goals: I64 = np.full(count, -1)
         self.goal_propensities: F64 = np.ones(count)
@@ -232,15 +253,15 @@ class People:
         self.accepted: F64 = np.zeros(count)
         self.ends = np.zeros(2)  # ends of sessions, returns among them
 
-    def _moods(self, rng: np.random.Generator) -> tuple[F64, I64]:
-        mood = rng.integers(2, size=self.count)
-        told = np.where(rng.random(self.count) < TELLS, mood, 1 - mood)
-        return np.asarray(2.0 * mood - 1, np.float64), np.asarray(told, np.int64)
+    def _told(self, rng: np.random.Generator) -> tuple[F64, F32]:
+        """Natures or moods of everybody, and what the context tells of them."""
+        true, blur = rng.normal(size=(2, self.count))
+        return true, np.clip(TELLS * true + BLURS * blur, -1, 1).astype(np.float32)
 
     @property
     def wish(self) -> F64:
         """(U,)"""
-        return np.asarray(self.world.pays * (NATURE * self.nature + MOOD * self.mood))
+        return np.asarray(self.world.pays * WISH * (self.nature + self.mood))
 
     @property
     def value(self) -> Value:
@@ -255,7 +276,7 @@ class People:
         pull = self.wish[who, None] * (novelty(items, self.history[who]) - 0.5)
         liked = np.einsum("und,ud->un", world.vectors[rows], self.taste[who])
         return Glance(
-            context=self.contexts[who, self.says[who]],
+            context=self.context[who],
             items=items,
             history=self.history[who],
             history_items=self.history_items[who],
@@ -264,7 +285,7 @@ class People:
             goal_propensities=self.goal_propensities[who],
             rows=rows,
             hashes=world.hashes[rows],
-            expected=sigmoid(-1.2 + 1.5 * liked + pull),
+            expected=sigmoid(-1.2 + TASTE * liked + pull),
             delight=pull,
         )
 
@@ -276,7 +297,7 @@ class People:
         seen = self.glance(who, rng)
         answers, choices = rng.random((self.count, k))[who], rng.random((self.count, k + 1))[who]
         leaving, returning = rng.random((2, self.count))[:, who]
-        mood, says = self._moods(rng)
+        mood, says = self._told(rng)
         made = policy(seen, choices)
 
         chances = np.take_along_axis(seen.expected, made.slate, axis=1) * world.examined
@@ -301,7 +322,7 @@ class People:
         self.begins[who] = ended
         self.delight[who[ended]] = 0.0
         again = who[back]
-        self.mood[again], self.says[again] = mood[again], says[again]
+        self.mood[again], self.context[again, 1] = mood[again], says[again]
         self.sessions[again] += 1
         gone = ended & ~back
         self.here[who[gone]] = False

@@ -14,6 +14,7 @@ from policies.algorithms.novelty_hierarchy.sessions import Columns, Waiting
 from policies.errors import Corrupt, Rejected
 from policies.novelty import lived_novelty, novelty
 from policies.sequences import Transitions
+from policies.types import Arrays
 from streaming.scorer import score
 from tests.contracts.algorithm_contract import CATALOGUE, ENCODER, START
 from tests.contracts.training_contract import PASTS, sequences
@@ -234,3 +235,57 @@ def test_the_manager_reads_what_it_is_told() -> None:
     names = ENCODER.context_names
     assert [name for name, r in zip(names, told, strict=False) if r] == [n for n in names if n.startswith("hour")]
     assert told[len(names) :].tolist() == [1.0] * (ENCODER.item_size + 2) + [0.0] * (ENCODER.item_size + 1)
+
+
+def test_the_policy_that_learns_is_the_one_that_is_drawn() -> None:
+    """At another temperature too: entropy is that of softmax(score / temperature), and ratios to what it would draw are one."""
+    import torch
+
+    from policies.algorithms.novelty_hierarchy import losses
+
+    trainer = novelty_hierarchy.trainer(CONFIG, PASTS)
+    batch = sequences(5)
+    batch = replace(batch, present=np.arange(batch.slate.shape[1]) == np.zeros((len(batch), 1)))  # one slot
+    columns, _ = trainer._columns(batch)  # type: ignore[attr-defined]  # what an update reads, without the update
+    w = {name: torch.from_numpy(value) for name, value in random_weights(6).items()}
+    phi = network.features(batch.context, np.where(batch.lived[:, :, None], batch.history, 0), CONFIG.recent)
+    scores = network.scores(random_weights(6), phi, batch.candidates, columns["new"], columns["goal"], CONFIG.strengths)
+    p = np.exp(scores / 0.4) / np.exp(scores / 0.4).sum(axis=1, keepdims=True)
+    chosen = np.take_along_axis(p, batch.slate, axis=1)
+    told = {n: torch.from_numpy(np.asarray(columns[n])) for n in columns if n not in ("unit", "session", "chosen")}
+    told |= {"log_propensities": torch.from_numpy(np.log(chosen)), "deviation": torch.ones(len(batch), 1)}
+    strengths = torch.tensor(CONFIG.strengths, dtype=torch.float32)
+    options = {"novel": 1.0, "discount": 0.8, "clip": 1.001, "entropy": 0.0}
+    found = losses.worker(w, told, strengths, **options, temperature=0.4)[1]
+    assert float(found["entropy"]) == pytest.approx(-(p * np.log(p)).sum(axis=1).mean(), rel=1e-4)
+    assert float(found["clipped_share"]) == 0.0
+    assert float(losses.worker(w, told, strengths, **options, temperature=1.0)[1]["clipped_share"]) > 0.1
+
+
+def test_what_is_served_is_the_mean_of_weights() -> None:
+    trainer = novelty_hierarchy.trainer(NoveltyHierarchy(minibatch=64, averaging=0.25), PASTS)
+    wanted: dict[str, np.ndarray] = {}
+    for seed in range(1, 5):
+        trainer.train(sequences(seed, 65))  # one update
+        arrays = trainer.arrays()
+        share = max(0.75, 1 / seed)
+        wanted = {n: (1 - share) * wanted.get(n, 0) + share * np.asarray(arrays[n], float) for n in network.SERVED}
+    served = novelty_hierarchy.publish(CONFIG, PASTS, arrays, START, 1).arrays
+    for name in network.SERVED:
+        np.testing.assert_allclose(served[name], wanted[name], atol=1e-6)
+    assert np.abs(served["worker_out"] - arrays["worker_out"]).max() > 1e-4
+
+
+def test_a_checkpoint_of_before_there_were_means_goes_on() -> None:
+    arrays = {n: a for n, a in goal_trained().items() if not n.startswith(network.AVERAGE)}
+    served = novelty_hierarchy.publish(CONFIG, PASTS, arrays, START, 1).arrays
+    assert all(np.array_equal(served[name], arrays[name]) for name in network.SERVED)
+    trainer = novelty_hierarchy.trainer(CONFIG, PASTS)
+    trainer.load(arrays)
+    assert np.array_equal(trainer.arrays()[f"{network.AVERAGE}own"], arrays["own"])
+
+
+def goal_trained() -> Arrays:
+    trainer = novelty_hierarchy.trainer(CONFIG, PASTS)
+    trainer.train(goal_pays(1, 1))
+    return trainer.arrays()

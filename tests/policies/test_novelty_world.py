@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from policies.novelty import novelty
-from policies.worlds.novelty_world import MOOD, NATURE, TELLS, NoveltyEnv, NoveltyWorld
+from policies.worlds.novelty_world import BLURS, TASTE, TELLS, WISH, NoveltyEnv, NoveltyWorld
 from policies.worlds.session_world import sigmoid
 
 WORLD, SILENT = NoveltyWorld(0), NoveltyWorld(0, pays=0.0)
@@ -23,12 +23,12 @@ def test_chances_are_the_formula() -> None:
     people = WORLD.people(300, 3)
     people.step(WORLD.uniform)
     wish, taste = people.wish, people.taste
+    np.testing.assert_allclose(wish, WISH * (people.nature + people.mood))
     lived = people.step(WORLD.uniform)
     new = novelty(lived.seen.items, lived.seen.history)
     liked = np.einsum("und,ud->un", WORLD.vectors[lived.seen.rows], taste[lived.who])
-    wanted = sigmoid(-1.2 + 1.5 * liked + wish[lived.who, None] * (new - 0.5))
+    wanted = sigmoid(-1.2 + TASTE * liked + wish[lived.who, None] * (new - 0.5))
     np.testing.assert_allclose(lived.seen.expected, wanted, rtol=1e-9)
-    assert set(np.round(np.abs(wish), 6)) == {MOOD + NATURE, MOOD - NATURE}
 
 
 def test_the_same_people_with_the_same_luck() -> None:
@@ -39,10 +39,40 @@ def test_the_same_people_with_the_same_luck() -> None:
     assert not np.array_equal(first.rewards, WORLD.people(200, 6).step(WORLD.uniform).rewards)
 
 
-def test_the_context_tells_the_mood_most_of_the_time() -> None:
-    people = WORLD.people(4_000, 2)
-    told = (people.says * 2 - 1 == people.mood).mean()
-    assert abs(told - TELLS) < 4 * np.sqrt(TELLS * (1 - TELLS) / 4_000)
+def test_the_context_tells_nature_and_mood_equally_well() -> None:
+    people, names = WORLD.people(4_000, 2), WORLD.encoder.context_names
+    assert [name.split(":")[0] for name in names] == ["explorer", "mood"]
+    given = WORLD.encoder.context({"explorer": 0.25, "mood": -0.5})
+    assert given.tolist() == [0.25, -0.5]  # a number from −1 to 1 is its own code: the world writes codes
+    for told, true in zip(people.context.T, (people.nature, people.mood), strict=True):
+        off = told - TELLS * true
+        inside = np.abs(TELLS * true) < 0.5  # nothing is cut there
+        assert abs(off[inside].std() - BLURS) < 4 * BLURS / np.sqrt(2 * inside.sum())
+
+
+def test_nature_and_mood_are_both_needed_and_weigh_alike() -> None:
+    """The sign of the wish, all that an order by novelty can use, is wrong for one in four who knows but one of them."""
+    people = WORLD.people(4_000, 4)
+    for known in (people.nature, people.mood):
+        wrong = (np.sign(known) != np.sign(people.wish)).mean()
+        assert abs(wrong - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4_000)
+
+
+def test_the_mood_is_another_in_every_session_and_nature_stays() -> None:
+    people = WORLD.people(400, 6)
+    mood, told, nature = people.mood.copy(), people.context.copy(), people.nature.copy()
+    lived = people.step(WORLD.uniform)
+    back = lived.who[lived.ended & ~lived.gone]
+    assert np.flatnonzero(people.mood != mood).tolist() == back.tolist()
+    assert np.flatnonzero(people.context[:, 1] != told[:, 1]).tolist() == back.tolist()
+    assert np.array_equal(people.nature, nature)
+    assert np.array_equal(people.context[:, 0], told[:, 0])
+
+
+def test_an_observer_is_between_the_floor_and_who_knows() -> None:
+    for world in (WORLD, SILENT):
+        floor = world.simulate(world.uniform, 300, 12, 2)[0].per_person
+        assert 1.1 * floor < world.observer_value(300, 12, 2).per_person < 0.95 * world.reference_value(300, 12, 2).per_person
 
 
 def test_delight_brings_people_back_only_where_novelty_pays() -> None:

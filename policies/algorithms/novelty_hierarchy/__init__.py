@@ -36,7 +36,7 @@ def trainer(config: NoveltyHierarchy, problem: Problem) -> Trainer:
 def publish(config: NoveltyHierarchy, problem: Problem, sums: Arrays, now: float, seed: int) -> Published:
     """Both actors' weights; of nothing learned, those of `network.initial`. Raises Corrupt('nonfinite')."""
     state = sums or network.initial(config, problem)
-    arrays: Arrays = {name: np.array(state[name], np.float32) for name in network.SERVED}
+    arrays: Arrays = {name: np.array(network.served(state, name), np.float32) for name in network.SERVED}
     if not all(np.isfinite(value.astype(float)).all() for value in arrays.values()):
         raise Corrupt("nonfinite", "the weights are not finite")
     diagnostics = {"own_novelty": float(np.asarray(arrays["own"], float)[0])}

@@ -31,6 +31,7 @@ class NoveltyHierarchy(Config, frozen=True):
     entropy       nats of the worker's entropy worth one standard deviation of advantage;  goal_entropy: of the manager's
     recent        share that every older interaction loses of its say in what the session has shown
     hidden        width of every layer;   minibatch, replay, replay_ratio: transitions an update reads, keeps, times each is read
+    averaging     share of itself that the mean of weights, which is what is served, keeps at an update; 0: the last weights are served
     epochs        sessions' stretches kept for the manager
     """
 
@@ -60,6 +61,7 @@ class NoveltyHierarchy(Config, frozen=True):
     minibatch: Annotated[int, Meta(ge=1)] = 512
     replay: Annotated[int, Meta(ge=1)] = 8_192
     replay_ratio: Positive = 1.0
+    averaging: Annotated[float, Meta(ge=0, lt=1)] = 0.98
     epochs: Annotated[int, Meta(ge=1)] = 4_096
     seed: int = 0
 

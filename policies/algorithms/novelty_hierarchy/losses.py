@@ -1,6 +1,7 @@
 """The torch side of `network.py`, and what is minimised.
 
-worker   δ = r̃ + γ V(s′) − V(s) within the session, r̃ = Σ over slots of r + shaping · novelty · [r > 0]
+worker   π = softmax(score / temperature), as it is served
+         δ = r̃ + γ V(s′) − V(s) within the session, r̃ = Σ over slots of r + shaping · novelty · [r > 0]
          A_t = slot's r̃ − the slate's mean + δ/k, in running standard deviations
          −Σ_t min(π/β, c) A_t log π(item_t | state, goal) − η H, π and β conditional on the slots before and the goal
 value    ½ δ²
@@ -45,6 +46,7 @@ def worker(
     discount: float,
     clip: float,
     entropy: float,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss, and what was measured. `deviation` in the batch is the advantage's running standard deviation."""
     goal, present, reward = batch["goal"], batch["present"], batch["shaped"]
@@ -56,7 +58,7 @@ def worker(
     advantage = reward - (reward.sum(dim=1) / slots)[:, None] + (delta.detach() / slots)[:, None]
     scaled = (advantage / batch["deviation"]).clamp(-10, 10)  # a reward beyond ten deviations says no more than ten
 
-    left = scores(w, batch["phi"], batch["items"], batch["new"], goal, strengths, novel)
+    left = scores(w, batch["phi"], batch["items"], batch["new"], goal, strengths, novel) / temperature
     left = left.masked_fill(batch["allowed"] == 0, FORBIDDEN)
     loss, spread, clipped = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for t in range(present.shape[1]):

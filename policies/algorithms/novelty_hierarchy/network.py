@@ -22,6 +22,7 @@ from policies.novelty import lived_novelty
 from policies.types import F32, F64
 
 SERVED = ("worker_in", "worker_out", "own", "manager_in", "manager_out")
+AVERAGE = "average."  # before the name of a served weight: its running mean over updates, which is what is served
 BODIES = ("worker", "manager", "value", "goals")
 Weights = Mapping[str, NDArray[Any]]
 
@@ -48,6 +49,11 @@ def initial(config: NoveltyHierarchy, problem: Problem) -> dict[str, F32]:
         value = rng.normal(size=shape) / np.sqrt(shape[0]) if name.endswith("_in") else np.zeros(shape)
         made[name] = value.astype(np.float32)
     return made
+
+
+def served(arrays: Weights, name: str) -> NDArray[Any]:
+    """A weight as it is served. Arrays of before there were means have none: their last weight is their best."""
+    return np.asarray(arrays.get(AVERAGE + name, arrays[name]))
 
 
 def features(context: NDArray[Any], history: NDArray[Any], recent: float) -> F64:

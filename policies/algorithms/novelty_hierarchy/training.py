@@ -2,7 +2,8 @@
 
 Minibatches are drawn from a generator of the update's number, so state is a function of the calls in their order and nothing
 random needs to be saved. Moments of rewards and returns run along and travel with the state. With every minibatch of the
-worker comes one of the manager, once a sixteenth of its own has been completed.
+worker comes one of the manager, once a sixteenth of its own has been completed. What is served is the running mean of the
+weights over updates (Polyak & Juditsky 1992): a policy gradient of rare acceptances is mostly noise, and Adam walks with it.
 """
 
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ class HierarchyTrainer:
         self.config, self.problem, self._told = config, problem, read(config, problem)
         self._weights = {n: _tensor(w).requires_grad_() for n, w in network.initial(config, problem).items()}
         self._adam = [{n: torch.zeros_like(w) for n, w in self._weights.items()} for _ in range(2)]
+        self._average = {n: self._weights[n].detach().clone() for n in network.SERVED}
         self._replay, self._stretches = Replay(config.replay), Replay(config.epochs)
         self._waiting = Waiting(
             config.manager_discount, config.next_session, config.goal_steps, config.return_seconds, config.waiting
@@ -80,6 +82,7 @@ class HierarchyTrainer:
         held: Arrays = {name: w.detach().numpy().copy() for name, w in self._weights.items()}
         for order, moments in enumerate(self._adam, 1):
             held |= {f"moment{order}.{name}": m.numpy().copy() for name, m in moments.items()}
+        held |= {f"{network.AVERAGE}{name}": w.numpy().copy() for name, w in self._average.items()}
         held |= self._replay.arrays() | self._waiting.arrays()
         held |= {f"stretches.{name}": value for name, value in self._stretches.arrays().items()}
         return held | {
@@ -97,6 +100,7 @@ class HierarchyTrainer:
             self._weights[name] = _tensor(arrays[name]).requires_grad_()
             for order, moments in enumerate(self._adam, 1):
                 moments[name] = _tensor(arrays[f"moment{order}.{name}"])
+        self._average = {name: _tensor(network.served(arrays, name)) for name in network.SERVED}
         mine = "stretches."
         self._replay.load(arrays)
         self._stretches.load({n.removeprefix(mine): a for n, a in arrays.items() if n.startswith(mine)})
@@ -174,6 +178,7 @@ class HierarchyTrainer:
             discount=self.config.discount,
             clip=self.config.clip,
             entropy=self.config.entropy,
+            temperature=self.config.temperature,
         )
         said = {name: float(value.detach()) for name, value in seen.items()}
         if self._step(loss, [name for name in self._weights if name not in MANAGER], "worker_steps"):
@@ -188,6 +193,9 @@ class HierarchyTrainer:
             loss, seen = losses.manager(self._weights, _tensors(rows), entropy=self.config.goal_entropy)
             self._step(loss, list(MANAGER), "manager_steps")
             said |= {name: float(value.detach()) for name, value in seen.items()}
+        with torch.no_grad():
+            for name, mean in self._average.items():
+                mean.lerp_(self._weights[name], max(1 - self.config.averaging, 1 / self._counts["updates"]))
         return {name: value for name, value in said.items() if np.isfinite(value)}
 
     def _step(self, loss: Tensor, names: list[str], count: str) -> bool:
