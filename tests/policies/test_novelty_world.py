@@ -72,7 +72,11 @@ def test_the_mood_is_another_in_every_session_and_nature_stays() -> None:
 def test_an_observer_is_between_the_floor_and_who_knows() -> None:
     for world in (WORLD, SILENT):
         floor = world.simulate(world.uniform, 300, 12, 2)[0].per_person
-        assert 1.1 * floor < world.observer_value(300, 12, 2).per_person < 0.95 * world.reference_value(300, 12, 2).per_person
+        assert (
+            1.1 * floor
+            < world.observer_value(300, 12, 2).per_person
+            < 0.95 * world.reference_value(300, 12, 2).per_person
+        )
 
 
 def test_delight_brings_people_back_only_where_novelty_pays() -> None:
