@@ -24,7 +24,7 @@ from streaming.settle import Settlements, Settler
 from streaming.shelf import Shelf, packed, unpacked
 from streaming.trainer import Training
 
-FOLDER = "training"
+FOLDER, VERSION = "training", 1  # the version of manifests: a newer one may mean something else by the rest
 MOST_ROWS = 100_000  # settled rows of a partition that an upload takes along, some 300 bytes each
 
 
@@ -53,7 +53,7 @@ class Manifest(Struct, frozen=True):
     entries: int
     arrays: str
     order: str
-    v: int = 1
+    v: int = VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,12 @@ class TrainingUploads:
 
     def _manifest(self, name: str) -> Manifest:
         try:
-            return msgspec.json.decode(self._shelf.get(name), type=Manifest)
+            found = msgspec.json.decode(self._shelf.get(name), type=Manifest)
         except msgspec.MsgspecError as error:
             raise Corrupt("upload", f"{name}: {error}") from None
+        if found.v != VERSION:
+            raise Corrupt("upload", f"{name}: version {found.v}, this build reads {VERSION}")
+        return found
 
 
 def take(

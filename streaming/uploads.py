@@ -19,6 +19,7 @@ from policies.types import Arrays
 from streaming.ports import Bundles
 from streaming.shelf import Shelf, packed, unpacked
 
+VERSION = 1  # of manifests; a newer one may mean something else by the rest
 MOST_FILES = 8  # files that hold the sums of a partition; then all are written into one again
 
 
@@ -56,7 +57,7 @@ class Manifest(Struct, frozen=True):
     ghosts: bytes
     examples: dict[str, int]
     files: dict[str, str]
-    v: int = 1
+    v: int = VERSION
 
 
 class Uploads:
@@ -115,6 +116,9 @@ class Uploads:
 
     def _manifest(self, name: str) -> Manifest:
         try:
-            return msgspec.json.decode(self._shelf.get(name), type=Manifest)
+            found = msgspec.json.decode(self._shelf.get(name), type=Manifest)
         except msgspec.MsgspecError as error:
             raise Corrupt("upload", f"{name}: {error}") from None
+        if found.v != VERSION:
+            raise Corrupt("upload", f"{name}: version {found.v}, this build reads {VERSION}")
+        return found

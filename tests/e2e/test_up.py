@@ -29,8 +29,7 @@ CANDIDATES = ["a", "b", "c"]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("up")
-    options = {"state": f"sqlite:///{folder}/data/state.sqlite", "derive": "on"}  # named, so that it may be away
-    with up(folder, workers="2", **options) as started:
+    with up(folder, workers="2", state=f"sqlite:///{folder}/data/state.sqlite") as started:  # named, it may be away
         yield started
 
 
@@ -293,7 +292,8 @@ def shuffled(running: Up) -> Ended:
         httpx.Client(base_url=running.url, timeout=60.0) as scoring,
         httpx.Client(base_url=running.control_url, timeout=60.0, headers={"x-slatewise-who": "ann"}) as control,
     ):
-        assert control.put("/v1/surfaces/trial", json=TRIAL_SURFACE).status_code == 201
+        for document in (TRIAL_SURFACE, WATCHED, LOOKED_AT):  # the others are for the dashboards: what they read begins
+            assert control.put(f"/v1/surfaces/{document['surface']}", json=document).status_code == 201
         created = control.post("/v1/experiments", json=TRIAL)
         assert created.status_code == 201, created.text
         step = {"action": "start"}
@@ -362,7 +362,10 @@ WATCHED = {
     "objectives": {"click": {"kind": "click", "range": [0, 1]}},
     "policies": {"watched-ts": {"algorithm": "linear_thompson", "objective": "click", "draws": 16}},
     "live": "watched-ts",
-    "rules": [{"cap": 1, "by": "genre"}],  # there is one genre: it yields
+    "rules": [
+        {"cap": 1, "by": "genre"},
+        {"seen": {"window": "1h"}},
+    ],  # of one genre: the cap yields; seen: shards derive
     "exploration": {"max_share": 0.5},
     "logging": {"sample": 1.0},
 }
@@ -400,8 +403,6 @@ def test_dashboards_and_rules_are_answered_by_the_running_services(
         httpx.Client(base_url=running.control_url, timeout=60.0) as control,
         scraping(tmp_path, running.settings.http) as prometheus,
     ):
-        for document in (WATCHED, LOOKED_AT):
-            assert control.put(f"/v1/surfaces/{document['surface']}", json=document).status_code == 201
         open_log(running.settings).append([(b"0" * 16, b"{not a record")])
 
         def visit(visits: int) -> int:

@@ -63,6 +63,7 @@ from streaming.settle import Settler
 from streaming.shard import Shard
 from streaming.spool import Spool, segment_path
 from streaming.trainer import Training
+from streaming.training_uploads import TrainingUploads, take
 from streaming.uploads import Uploads
 
 HERE = Path(__file__).parent
@@ -347,13 +348,14 @@ def make(folder: Path) -> None:
             log.append([(event.unit.encode(), encode(event))])
         shard, sums = _shard(configs, log, here / "shard.sqlite", FileBundles(here / "uploads"))
         experiences = _settled(configs, log, here / "settled.sqlite")
-        training, trained = _trained(configs, here / "settled.sqlite", log, here / "training.sqlite")
+        uploaded = FileBundles(here / "training-uploads")
+        training, trained = _trained(configs, here / "settled.sqlite", log, here / "training.sqlite", uploaded)
         _published(configs, sums | trained, here / "bundles")
         shard.close()
         training.close()
         for name in ("shard", "settled", "training"):
             _packed(folder / f"{name}.sqlite.gz", (here / f"{name}.sqlite").read_bytes())
-        for name in ("uploads", "bundles"):
+        for name in ("uploads", "training-uploads", "bundles"):
             _zipped(here / name, folder / f"{name}.zip")
     with writer(folder / "settled.parquet") as parquet:
         parquet.write_table(table_of(experiences))
@@ -396,17 +398,22 @@ def _settled(configs: Configs, log: MemoryLog, path: Path) -> list[Experience]:
 
 
 def _trained(
-    configs: Configs, outbox: Path, log: MemoryLog, path: Path
+    configs: Configs, settled: Path, log: MemoryLog, path: Path, uploaded: FileBundles
 ) -> tuple[SqliteCheckpoints, dict[str, bundling.Arrays]]:
     """Trainers after the first ten rows, with a second entry of the order that the checkpoint does not hold yet."""
-    store = SqliteCheckpoints(path)
-    source = Experiences(0, SqliteCheckpoints(outbox), log)
-    training = Training(store, [source], configs, epoch=3, identity="golden", limit=10)
+    store, outbox = SqliteCheckpoints(path), SqliteCheckpoints(settled)
+    training = Training(store, [Experiences(0, outbox, log)], configs, epoch=3, identity="golden", limit=10)
     training.step({})
     training.checkpoint()
     arrays = {key: {name: np.array(a) for name, a in training.arrays(key).items()} for key in training.policies}
     training.step({})
+    settler = Settler(0, log, outbox, configs, epoch=3)
+    settler.step(MEANING["settled_by"] + 60.0)  # type: ignore[arg-type] - a number; from its checkpoint to its place
+    taken = take(training, store, [settler], [outbox])
+    assert taken is not None
+    assert TrainingUploads(uploaded, 3).put("golden", training.checkpointed, taken, store)
     training.forget()
+    outbox.close()
     return store, arrays
 
 

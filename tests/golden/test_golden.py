@@ -49,6 +49,7 @@ from streaming.scorer import score
 from streaming.settle import Settler
 from streaming.shard import Shard
 from streaming.trainer import Training
+from streaming.training_uploads import TrainingUploads, go_on
 from streaming.uploads import Uploads
 from tests.golden.make import HERE, NOW, TOKEN, UNITS, everything
 
@@ -94,10 +95,10 @@ class Golden:
         assert found is not None
         return found
 
-    def log(self, *more: tuple[bytes, bytes]) -> MemoryLog:
-        """The log as it was, and what is said now."""
+    def log(self, *more: tuple[bytes, bytes], at: float = NOW + 140) -> MemoryLog:
+        """The log as it was, and what is said now, `at` a time."""
         times = iter(json.loads((self.files / "appended.json").read_bytes()))
-        log = MemoryLog(1, now=lambda: next(times, NOW + 140), identity="golden")
+        log = MemoryLog(1, now=lambda: next(times, at), identity="golden")
         for record in [*self.records, *more]:
             log.append([record])
         return log
@@ -299,6 +300,48 @@ def test_trainers_go_on_from_their_checkpoint_and_its_order(golden: Golden) -> N
     training.close()
 
 
+def test_trainers_go_on_from_their_upload_as_from_their_disk(golden: Golden) -> None:
+    """What a disk would have come to, bit for bit, and then what nobody had settled yet."""
+    store = SqliteCheckpoints(golden.sqlite("training"))
+    source = Experiences(0, SqliteCheckpoints(golden.sqlite("settled")), golden.log())
+    disk = Training(store, [source], golden.configs, epoch=4, identity="golden", limit=10)
+    disk.recover()
+
+    order, outbox, first = _regained(golden, golden.store("training-uploads"))
+    event = next(decode(v) for _, v in golden.records if b'"decision"' in v and f'{UNITS[1]}-1"'.encode() in v)
+    assert isinstance(event, Decision)
+    late = msgspec.structs.replace(event, decision_id=f"{UNITS[1]}-late", at=NOW + 400, session="s-late")
+    log = golden.log((UNITS[1].encode(), encode(late)), at=NOW + 400)
+    settler = Settler(0, log, outbox, golden.configs, epoch=5)
+    frontier = NOW
+    while (report := settler.step(NOW + 10_000)).records or report.settled:
+        frontier = report.frontier
+    assert outbox.numbers() == (first, 18)  # numbers go on: 17 were settled
+    training = Training(order, [Experiences(0, outbox, log)], golden.configs, epoch=5, identity="golden", limit=10)
+    assert training.recover() == 1
+    assert training.policies.keys() == disk.policies.keys()
+    for key in training.policies:
+        same({key: training.arrays(key)}, {key: disk.arrays(key)})
+    later = training.step({0: frontier})
+    assert later is not None
+    assert later.rows == 1
+    assert training.lag_rows() == {0: 0}
+    disk.forget()
+    training.close()
+
+
+def _regained(golden: Golden, store: FileBundles) -> tuple[SqliteCheckpoints, SqliteCheckpoints, int]:
+    """An empty disk that begins with an upload: the trainers' store, an outbox, and the first number in it."""
+    uploads = TrainingUploads(store, 5)
+    newest = uploads.newest()
+    assert newest is not None
+    assert (newest.log, newest.epoch, newest.entries) == ("golden", 3, 2)
+    upload = uploads.read(newest)
+    order, outbox = (SqliteCheckpoints(golden.scratch / f"new-{name}.sqlite") for name in ("order", "outbox"))
+    go_on(upload, order, [outbox], 5)
+    return order, outbox, upload.taken.outboxes[0][0]
+
+
 def test_parquet_says_what_the_outbox_says(golden: Golden) -> None:
     table = pq.read_table(golden.files / "settled.parquet")
     wanted = Experiences(0, SqliteCheckpoints(golden.sqlite("settled")), golden.log()).pull(0, 100)
@@ -399,6 +442,44 @@ def test_a_newer_upload_with_more_fields_is_read(golden: Golden) -> None:
     found = uploads.newest()
     assert found is not None
     same(uploads.read(found).statistics, Uploads(golden.store("uploads"), 0, 4).read(found).statistics)
+
+
+def test_a_newer_upload_of_another_version_is_refused(golden: Golden) -> None:
+    """Whose meaning changed: nothing is learned from it that it does not say."""
+    for name, pointer, uploads in (("uploads", "0", Uploads), ("training-uploads", "training", TrainingUploads)):
+        store = golden.store(name)
+        at, epoch = store.pointers()[pointer], 5
+        said = altered(store.get(at), v=2)
+        newer = f"{pointer}/{epoch}-{hashlib.blake2b(said, digest_size=16).hexdigest()}.json"
+        store.put(newer, said)
+        store.point(pointer, newer, epoch)
+        reader = Uploads(store, 0, 6) if uploads is Uploads else TrainingUploads(store, 6)
+        with pytest.raises(Corrupt, match="version 2") as refused:
+            reader.newest()
+        assert refused.value.reason == "upload"
+
+
+def test_a_newer_upload_of_trainers_with_more_fields_is_read(golden: Golden) -> None:
+    """More in the manifest, and more at the end of what was taken along, of its entries and of its settlers' places."""
+    store = golden.store("training-uploads")
+    manifest = msgspec.json.decode(store.get(store.pointers()["training"]))
+    head, first, entries, places, outboxes = msgspec.msgpack.decode(store.get(manifest["order"]))
+    entries = [msgspec.msgpack.encode([*msgspec.msgpack.decode(entry), "blue"]) for entry in entries]
+    taken = [head, first, entries, [[*place, "blue"] for place in places], outboxes, "blue"]
+
+    def put(data: bytes, suffix: str) -> str:
+        name = f"training/4-{hashlib.blake2b(data, digest_size=16).hexdigest()}.{suffix}"  # as its writer would name it
+        store.put(name, data)
+        return name
+
+    order = put(msgspec.msgpack.encode(taken), "order")
+    store.point("training", put(msgspec.json.encode({**manifest, "order": order, "mood": "blue"}), "json"), 4)
+    newer, outbox, _ = _regained(golden, store)
+    training = Training(
+        newer, [Experiences(0, outbox, golden.log())], golden.configs, epoch=5, identity="golden", limit=10
+    )
+    assert training.recover() == 1
+    training.close()
 
 
 def test_a_newer_checkpoint_says_more_at_the_end_or_is_refused(golden: Golden) -> None:
