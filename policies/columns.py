@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.counted import scaled_count, scaled_rate
+from policies.counted import scaling
 from policies.surface import Bool, Category, Count, Feature, Number, Rate, Vector, seconds
 from policies.types import F32, Value
 
@@ -165,12 +165,12 @@ class CountedColumn:
     kind: Any = float
 
     def __init__(self, name: str, feature: Count | Rate, place: int) -> None:
-        over = f"{feature.kind},{seconds(feature.window):g}s"
+        over = f"{feature.kind},{round(seconds(feature.window))}s"
         if isinstance(feature, Rate):
             a, b = map(float, feature.prior)
             over = f"{over}/{feature.per},{a!r}:{b!r}"
         self.names: tuple[str, ...] = (f"{name}:{over}..{float(feature.max)!r}",)
-        self.place, self.feature = place, feature
+        self.place, self.feature, self.scaled = place, feature, scaling(feature)
 
     def write(self, row: list[float], value: Value) -> None:
         if value is None:
@@ -187,10 +187,6 @@ class CountedColumn:
         scaled = self.scaled
         out[:, self.place] = [0.0 if value is None else scaled(value) for value in values]
         return True
-
-    def scaled(self, value: float) -> float:
-        feature = self.feature
-        return scaled_rate(value, feature) if isinstance(feature, Rate) else scaled_count(value, feature)
 
 
 Columns = (

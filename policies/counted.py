@@ -8,7 +8,7 @@ everything new, and nothing worse. A rate stays linear in p, so that a model tha
 A request may bring n or p itself, and so may a log that was made elsewhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import log1p
 
 from policies.surface import Count, Counted, Feature, Rate
@@ -26,7 +26,7 @@ def kinds_of(feature: Counted) -> tuple[str, ...]:
     return (feature.kind, feature.per) if isinstance(feature, Rate) else (feature.kind,)
 
 
-def value(feature: Counted, counts: tuple[float, ...]) -> float:
+def value(feature: Counted, counts: Sequence[float]) -> float:
     """The count or the smoothed rate. Counts of a window that slides may disagree by a hair: a rate stays within 0 and 1."""
     if isinstance(feature, Count):
         return max(counts[0], 0.0)
@@ -35,13 +35,13 @@ def value(feature: Counted, counts: tuple[float, ...]) -> float:
     return min((a + n) / (a + b + m), 1.0)
 
 
-def scaled_count(count: float, feature: Count) -> float:
-    """x of a count from 0."""
-    return min(log1p(min(count, feature.max)) / log1p(feature.max), 1.0)
-
-
-def scaled_rate(rate: float, feature: Rate) -> float:
-    """x of a rate from 0."""
+def scaling(feature: Counted) -> Callable[[float], float]:
+    """What makes x of a count or rate from 0, whatever can be known before made once."""
+    top = feature.max
+    if isinstance(feature, Count):
+        whole = log1p(top)
+        return lambda count: log1p(min(count, top)) / whole
     a, b = feature.prior
     usual = a / (a + b)
-    return min(max((min(rate, 1.0) - usual) / max(usual, feature.max - usual), -1.0), 1.0)
+    widest = max(usual, top - usual)
+    return lambda rate: min(max((min(rate, 1.0) - usual) / widest, -1.0), 1.0)

@@ -11,6 +11,7 @@ from services.bench.report import Report, typed
 PARTS = (
     "decide",
     "rules",
+    "counted",
     "catalogue",
     "http",
     "http-full",
@@ -64,6 +65,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         agents,
         algorithms,
         catalogue,
+        counted,
         decide,
         freshness,
         full,
@@ -87,6 +89,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
     return {
         "decide": lambda report: decide.measure(report, 1 if quick else 15),
         "rules": lambda report: ruled.measure(report, 1 if quick else 25),
+        "counted": lambda report: counted.measure(report, 1 if quick else 25),
         "catalogue": lambda report: catalogue.measure(report, *((5, 20_000) if quick else ())),
         "http": http_part,
         "http-full": lambda report: full.measure(report, *((1.0, 1, (1,)) if quick else (seconds, rounds))),

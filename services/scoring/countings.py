@@ -16,7 +16,7 @@ import numpy as np
 from policies.columns import CountedColumn
 from policies.counted import SHOWN, counted, kinds_of, value
 from policies.features import Encoder
-from policies.surface import Surface
+from policies.surface import Counted, Surface
 from policies.types import F32, I64, Features, Mask
 from services.scoring.lately import Lately
 from services.scoring.wire import Candidate, Columns
@@ -28,34 +28,31 @@ from streaming.shown import sliding, window_names, window_seconds
 REFRESH_SECONDS, STALE_SECONDS = 1.0, 10.0  # counts of items: read as often, believed as long after they were due
 SHARE = 0.05  # of a thread's time
 NAMES = 10_000  # in one read of counters
+REMIND = 16  # decisions of which one says what its candidates were, though all are counted
 
 
 class UnitCounts:
     """What a surface version has counted of units. False where that is nothing."""
 
     def __init__(self, surface: Surface) -> None:
-        self._surface = surface.surface
-        self._features = [
-            (
-                name,
-                feature,
-                [count_name(surface.surface, kind, window_seconds(feature.window)) for kind in kinds_of(feature)],
-            )
-            for name, feature in counted(surface.features.context).items()
-        ]
+        self._features: list[tuple[str, Counted, list[tuple[str, int]]]] = []
+        for name, feature in counted(surface.features.context).items():
+            window = window_seconds(feature.window)
+            kinds = [(count_name(surface.surface, kind, window), window) for kind in kinds_of(feature)]
+            self._features.append((name, feature, kinds))
         self.names = frozenset(name for name, _, _ in self._features)
 
     def __bool__(self) -> bool:
         return bool(self._features)
 
     def values(self, data: bytes, now: float) -> dict[str, float]:
-        """By feature, of a unit's counts at epoch seconds `now`."""
+        """By feature, of a unit's counts at epoch seconds `now`; a unit that is not known has no value, which is the same."""
+        if not data:
+            return {}
         counts = read_counts(data)
         return {
-            name: value(
-                feature, tuple(counted_lately(counts, one, window_seconds(feature.window), now) for one in names)
-            )
-            for name, feature, names in self._features
+            name: value(feature, [counted_lately(counts, one, window, now) for one, window in kinds])
+            for name, feature, kinds in self._features
         }
 
 
@@ -82,7 +79,7 @@ class ItemCounts:
         self._measures = tuple(
             sorted({(kind, window_seconds(f.window)) for f in features.values() for kind in kinds_of(f)})
         )
-        self._lately = Lately()
+        self._lately, self._asked = Lately(), 0
         self._known = _Known(_Rows(), np.zeros((1, len(features)), np.float32))
         self.until = float("-inf")  # what is known is believed as long
 
@@ -99,12 +96,16 @@ class ItemCounts:
         self._lately.want(ids)
 
     def of(self, ids: Sequence[str]) -> F32 | None:
-        """(n, F) of candidates; None while nothing is known. The next reading counts them all."""
-        self._lately.want(ids)
+        """(n, F) of candidates; None while nothing is known. The next reading counts those that are new."""
         if not self.known:
+            self._lately.want(ids)
             return None
         rows, values = self._known
-        return values.take(np.fromiter(map(rows.__getitem__, ids), np.int64, len(ids)), axis=0, mode="wrap")
+        places = np.fromiter(map(rows.__getitem__, ids), np.int64, len(ids))
+        self._asked += 1
+        if self._asked % REMIND == 0 or places.min(initial=0) < 0:  # what is asked for often stays
+            self._lately.want(ids)
+        return values.take(places, axis=0, mode="wrap")
 
     def read(self, counters: Counters, now: float) -> None:
         """Read what is wanted, at epoch seconds `now`; in a thread. Raises Unavailable, and nothing has changed."""
@@ -125,9 +126,8 @@ class ItemCounts:
         for column, part in enumerate(self._columns):
             window = window_seconds(part.feature.window)
             of = [counts[place[kind, window]] for kind in kinds_of(part.feature)]
-            values[:-1, column] = [
-                part.scaled(value(part.feature, one)) if any(one) else 0.0 for one in zip(*of, strict=True)
-            ]
+            every = zip(*of, strict=True)
+            values[:-1, column] = [part.scaled(value(part.feature, one)) if any(one) else 0.0 for one in every]
         rows = _Rows(zip(items, range(len(items)), strict=True))
         self._known = _Known(rows, values)
 

@@ -122,7 +122,7 @@ def test_load_sends_every_body_and_counts_refusals(
 
 
 @pytest.mark.parametrize(
-    "part", ["decide", "rules", "catalogue", "learn", "algorithms", "open", "settle", "publish", "peers"]
+    "part", ["decide", "rules", "counted", "catalogue", "learn", "algorithms", "open", "settle", "publish", "peers"]
 )
 def test_a_tiny_run_of_every_part_in_process(part: str, tmp_path: Path) -> None:
     words = ["--quick", "--part", part, "--out", str(tmp_path), "--json"]
