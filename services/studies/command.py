@@ -17,6 +17,10 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "services.studies.eide",
         "Eide's simulator: greedy and Thompson slates, flat and hierarchical, cold items.",
     ),
+    "counted": (
+        "services.studies.counted",
+        "An item's own click rate as a feature: where quality is known, unknown and fading.",
+    ),
     "delay": ("services.studies.delay", "Late feedback where items come and go: eager, wait and corrected."),
     "drift": ("services.studies.drift", "Drift of residuals: false alarms, delay, and what a reset is worth."),
     "examination": (
