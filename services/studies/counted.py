@@ -151,7 +151,7 @@ def lived(world: World, seed: int, decisions: int, algorithm: str, config: Confi
         inputs: Arrays = {"context": np.zeros(0, np.float32), "items": items, "weights": np.ones(1, np.float32)}
         if "item_rows" in made.inputs:
             inputs |= item_inputs(arrays, items, hashes[rows])
-        scores = made.reference(config, problem, arrays, inputs)
+        scores = made.reference(config, problem, arrays, inputs)  # type: ignore[arg-type]  # rows are whole numbers
         chances = world.chances(rows, now)
         drawn = np.array([draw(scores, SLOTS, rng.random(SLOTS), settings).items for _ in range(EVERY)])
         clicks = (rng.random(drawn.shape) < chances[drawn]).astype(np.float64)

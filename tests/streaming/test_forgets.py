@@ -168,6 +168,7 @@ def test_profiles_go_and_counters_stay() -> None:
     for unit in (UNIT, OTHER):
         derived.profiles.put(unit, b"x")
         derived.profiles.put(f"{unit}/shown", b"y")
+        derived.profiles.put(f"{unit}/counts", b"z")
     derived.counters.put("default/home/all/exposures", 3.0)
     derived.forget([UNIT])
     assert all(OTHER in name for name in derived.profiles.values())
