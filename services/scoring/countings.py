@@ -188,6 +188,8 @@ class Countings:
             made = ItemCounts(self._tenant, surface, encoder, self._clock)
             if held is not None and held[1].same_as(made):
                 made = held[1]
+            else:
+                self._next = float("-inf")
             held = self._items[surface.surface] = surface, made
         return held[1]
 

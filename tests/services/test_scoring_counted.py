@@ -13,6 +13,7 @@ import pytest
 from policies import bundle as bundling
 from policies.errors import Rejected, Unavailable
 from policies.surface import Category, Count, FeatureSpec, Frequency, Logging, Number, PolicySpec, Rate, Rule, Surface
+from services.learning.app import derived_is_read
 from services.learning.shards import open_shards
 from services.scoring.countings import STALE_SECONDS, Countings
 from services.scoring.histories import FRESH_SECONDS, Histories
@@ -379,6 +380,14 @@ class Wired:
 
         until(there, "the decision to reach the log")
         return found[0]
+
+
+def test_shards_derive_where_features_want_counts() -> None:
+    configs = Configs()
+    configs.add(surface())
+    assert not derived_is_read(configs)
+    configs.add(surface(features=FeatureSpec(context={"clicks": Count("click", 60)})))
+    assert derived_is_read(configs)
 
 
 def test_the_example_is_sound(tmp_path: Path) -> None:
