@@ -60,6 +60,9 @@ class Rooms(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+READERS = ("learning", "settle", "control")  # of the log, in batches
+
+
 def settings_options(command: Command) -> Command:
     """Flags of every process; each has an environment variable `SLATEWISE_…` of the same name."""
     for option in (
@@ -81,9 +84,12 @@ def _settings(flags: dict[str, Any]) -> "Settings":
 
 
 def _begin(flags: dict[str, Any], process: str) -> "Settings":
+    from services.allocating import steady
     from services.lifetime import follow_parent
     from services.telemetry import configure_logs
 
+    if process in READERS:
+        steady()
     settings = _settings(flags)
     configure_logs(process, settings.log_level)
     follow_parent()

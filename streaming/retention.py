@@ -14,12 +14,12 @@ import math
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from sys import intern
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,6 +27,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from policies.errors import Unavailable
+from policies.types import F64, Mask
 from streaming.ports import Bundles, Log
 
 HOUR = 3600.0
@@ -35,7 +36,10 @@ FILES = ("arrays", "graphs")
 SLICE = 16  # manifests removed before pointers and releases are read again: less than the second a rollback waits
 SLICE_RECORDS = 5_000  # of a log removed in one transaction, which writers wait for: some 20 ms
 MOST_FILES = 100_000  # removed in one go, some 10 MB of names
+LISTED = 1_000  # names looked at together
 WRITERS = 8  # an object store takes 30 ms to remove a file
+U64 = NDArray[np.uint64]
+Item = TypeVar("Item")
 _HASH = re.compile(rb"[0-9a-f]{32}")
 
 
@@ -139,7 +143,8 @@ class Retention:
         self.bundles = Guarded(bundles)
         self._grace_seconds = grace_seconds
         self._known: dict[str, Kept] = {}
-        self._unnamed: dict[str, float] = {}  # file → since when nothing names it
+        # files that nothing names, by the first 8 bytes of their hash, ascending, and since when: 16 bytes a file
+        self._unnamed, self._since = np.empty(0, np.uint64), np.empty(0)
         self._next_files = -math.inf
 
     def sweep(
@@ -203,17 +208,33 @@ class Retention:
                     swept.removed["manifests"] += 1
 
     def _sweep_files(self, swept: Swept, now: float, there: Mapping[str, list[str]], stop: Callable[[], bool]) -> None:
-        every = np.frombuffer(b"".join(kept.files for kept in self._known.values()), ">u8")
-        unnamed = [name for names in there.values() for name in _missing(names, np.unique(every))]
-        self._unnamed = {name: self._unnamed.get(name, now) for name in unnamed[:MOST_FILES]}
-        due = [name for name, since in self._unnamed.items() if now - since >= self._grace_seconds]
+        named = np.unique(np.frombuffer(b"".join(kept.files for kept in self._known.values()), ">u8").astype(np.uint64))
+        names: list[str] = []
+        hashes = [np.empty(0, np.uint64)]
+        for some in _slices((name for listed in there.values() for name in listed), LISTED):
+            found, of = _missing(some, named)
+            names += found
+            hashes.append(of)
+        names, unnamed = names[:MOST_FILES], np.concatenate(hashes)[:MOST_FILES]
+        since = np.where(_among(unnamed, self._unnamed), self._since_when(unnamed), now)
+        order = np.argsort(unnamed)
+        self._unnamed, self._since = unnamed[order], since[order]
+        due = np.flatnonzero(now - since >= self._grace_seconds).tolist()
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="retention") as threads:
-            for some in _slices(due, 100):
+            for places in _slices(due, 100):
                 if stop():
                     return
+                some = [names[place] for place in places]
                 for name, removed in zip(some, threads.map(self.bundles.remove_unwritten, some), strict=True):
                     swept.removed[name.partition("/")[0]] += removed
-                    del self._unnamed[name]
+                stays = ~np.isin(self._unnamed, unnamed[places])
+                self._unnamed, self._since = self._unnamed[stays], self._since[stays]
+
+    def _since_when(self, hashes: U64) -> F64:
+        """Of files that were unnamed before; anything of others."""
+        if not len(self._since):
+            return np.zeros(len(hashes))
+        return self._since[np.minimum(np.searchsorted(self._unnamed, hashes), len(self._since) - 1)]
 
 
 class TrimmedLog(Log, Protocol):
@@ -257,15 +278,24 @@ def _read(data: bytes) -> Kept:
     )
 
 
-def _missing(names: list[str], known: NDArray[np.uint64]) -> list[str]:
-    """Files `folder/<hash>.kind` whose hash is not among the first 8 bytes of those known."""
+def _missing(names: Sequence[str], known: U64) -> tuple[list[str], U64]:
+    """Files `folder/<hash>.kind` whose hash is not among the first 8 bytes of those known, ascending; and theirs."""
     hashes = [name.rpartition("/")[2].partition(".")[0] for name in names]
     ours = [(name, h[:16]) for name, h in zip(names, hashes, strict=True) if _HASH.fullmatch(h.encode())]
-    mine = np.frombuffer(bytes.fromhex("".join(h for _, h in ours)), ">u8")
-    return [name for (name, _), there in zip(ours, np.isin(mine, known).tolist(), strict=True) if not there]
+    mine = np.frombuffer(bytes.fromhex("".join(h for _, h in ours)), ">u8").astype(np.uint64)
+    missing = ~_among(mine, known)
+    return [name for (name, _), gone in zip(ours, missing.tolist(), strict=True) if gone], mine[missing]
 
 
-def _slices(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def _among(hashes: U64, known: U64) -> Mask:
+    """Whether each is among those known, which ascend."""
+    if not len(known):
+        return np.zeros(len(hashes), np.bool_)
+    found: Mask = known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
+    return found
+
+
+def _slices(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some

@@ -3,7 +3,9 @@
 Horizon and `correctable` of the surface are short, and so is the log's retention: what is kept of decisions for a while is kept for
 a shorter while, so that growth which stops by itself has stopped when the slope is taken. The slope is that of the resident memory of
 all processes, of each half-minute's median from the end of the warm-up on; its interval is by Student's t over slopes of ten
-pieces of the run, which are nearly independent of each other where single readings are not.
+pieces of the run, which are nearly independent of each other where single readings are not. Pages of mapped files (code, SQLite's
+shared index of its write-ahead log, metrics) are counted in it and said beside it: the system takes them back when it wants them, what
+a process has allocated it cannot.
 """
 
 import threading
@@ -37,7 +39,8 @@ class Memory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.times: list[float] = []
         self.total: list[float] = []
-        self.of: dict[str, list[tuple[float, float]]] = defaultdict(list)  # process → (time, MB)
+        self.mapped: list[float] = []  # of it pages of files
+        self.of: dict[str, list[tuple[float, float, float]]] = defaultdict(list)  # process → (time, MB, MB of files)
 
     def __enter__(self) -> "Memory":
         self._began = time.perf_counter()
@@ -50,16 +53,18 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._stop.wait(READ_SECONDS):
-            now, total = time.perf_counter() - self._began, 0.0
+            now, total, mapped = time.perf_counter() - self._began, 0.0, 0.0
             for process in [self._main, *self._main.children(recursive=True)]:
                 try:
-                    used, words = process.memory_info().rss / 2**20, process.cmdline()
+                    held, words = process.memory_info(), process.cmdline()
                 except psutil.Error:  # it has just ended
                     continue
-                total += used
-                self.of[_name(words)].append((now, used))
+                used, files = held.rss / 2**20, held.shared / 2**20
+                total, mapped = total + used, mapped + files
+                self.of[_name(words)].append((now, used, files))
             self.times.append(now)
             self.total.append(total)
+            self.mapped.append(mapped)
 
 
 def measure(study: Study, minutes: float) -> None:
@@ -78,9 +83,10 @@ def _soak(study: Study, service: Running, traffic: Traffic, peak: float, seconds
     with Memory(service.pid) as memory:
         found = paced(service.url, traffic, HALF * peak, CONNECTIONS, seconds)
     warm = WARM_SHARE * seconds
-    times, total = np.array(memory.times), np.array(memory.total)
+    times, total, mapped = np.array(memory.times), np.array(memory.total), np.array(memory.mapped)
     kept = times >= warm
     mean, low, high = slope(times[kept], total[kept])
+    own, own_low, own_high = slope(times[kept], (total - mapped)[kept])
     level = float(np.median(total[kept])) if kept.any() else float("nan")
     flat = low <= 0 or mean <= FLAT_SHARE * level
     refused = sum(one.status >= 400 for one in found.answers)
@@ -93,16 +99,24 @@ def _soak(study: Study, service: Running, traffic: Traffic, peak: float, seconds
             ("refused or failed, of answered", refused / max(1, len(found.answers)), None, None),
             ("decision p99, ms", found.p99(), None, None),
             ("memory of all processes, median, MB", level, None, None),
+            (
+                "  of it pages of mapped files",
+                float(np.median(mapped[kept])) if kept.any() else float("nan"),
+                None,
+                None,
+            ),
             ("slope after the first quarter, MB/hour", mean, f"≤ {FLAT_SHARE:.0%} of it, or not above 0", flat),
             ("  its 95% interval", f"{low:.4g} … {high:.4g}", None, None),
+            ("  slope without mapped files", own, None, None),
+            ("  its 95% interval, without", f"{own_low:.4g} … {own_high:.4g}", None, None),
         ],
     )
     rows: list[tuple[str | float, ...]] = []
     for name, readings in sorted(memory.of.items()):
-        at, used = np.array(readings).T
+        at, used, files = np.array(readings).T
         here = at >= warm
-        rows.append((name, float(used[0]), float(used[-1]), *slope(at[here], used[here])))
-    columns = ("process", "MB at the beginning", "MB at the end", "MB/hour", "low", "high")
+        rows.append((name, float(used[0]), float(used[-1]), float(files[-1]), *slope(at[here], used[here])))
+    columns = ("process", "MB at the beginning", "MB at the end", "of it mapped files", "MB/hour", "low", "high")
     study.table("Memory by process", columns, rows)
     study.note(
         f"Embedded `up`, one scoring worker, surface with horizon {SHORT['horizon']} and correctable {SHORT['correctable']}, retention "

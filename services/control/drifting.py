@@ -44,18 +44,18 @@ from streaming.watching import (
 
 log = logging.getLogger("slatewise.control")
 TELL_SECONDS = 5.0
-HELD_BUNDLES = 64  # some hundred kilobytes each
+HELD_SECONDS = 30.0  # that a bundle is kept which nobody has asked for: a fold asks twice a second
 WHO = "drift"  # in the audit
 MOST_SLOTS = 50  # whose examination is told
 MOST_FEATURES = 50  # of a surface that become labels; of the others the largest shift is told as `other`
 
 
 class Predicting:
-    """Bundles of the store, the last asked for kept, and those that could not be read."""
+    """Bundles of the store, those asked for lately kept: one a partition and policy; and those that could not be read."""
 
-    def __init__(self, releases: Releases) -> None:
-        self._releases = releases
-        self._held: OrderedDict[str, Bundle | str] = OrderedDict()
+    def __init__(self, releases: Releases, clock: Callable[[], float]) -> None:
+        self._releases, self._clock = releases, clock
+        self.held: OrderedDict[str, tuple[float, Bundle | str]] = OrderedDict()  # name → (asked at, …), oldest first
 
     def manifest(self, bundle: str) -> Manifest:
         return self._bundle(bundle).manifest
@@ -70,16 +70,16 @@ class Predicting:
         return found
 
     def _bundle(self, name: str) -> Bundle:
-        found = self._held.get(name)
+        _, found = self.held.pop(name, (0.0, None))
         if found is None:
             try:
                 found = self._releases.read(name)
             except (Rejected, Corrupt) as error:  # past its retention
                 found = str(error)
-            self._held[name] = found
-            while len(self._held) > HELD_BUNDLES:
-                self._held.popitem(last=False)
-        self._held.move_to_end(name)
+        now = self._clock()
+        self.held[name] = now, found
+        while next(iter(self.held.values()))[0] < now - HELD_SECONDS:
+            self.held.popitem(last=False)
         if isinstance(found, str):
             raise Corrupt("unknown_bundle", found)
         return found
@@ -102,7 +102,7 @@ class Drifting:
         self._releases, self._configs, self._watch = releases, configs, watch
         self._partitions = releases.events.partitions
         self._folding = Folding("drift lacks decisions", opened, self._partitions, read, written)
-        self._telemetry, self._predicting = telemetry or Telemetry(), Predicting(releases)
+        self._telemetry, self._predicting = telemetry or Telemetry(), Predicting(releases, time.monotonic)
         self._following = threading.Lock()
         self._next_telling = 0.0
 

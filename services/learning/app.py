@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from policies.bundle import FRESH
 from policies.delays import early
 from policies.errors import Rejected, Unavailable
 from services.epochs import stay, take_epoch
@@ -135,7 +136,9 @@ class Learning:
     def _note(self, report: StepReport) -> None:
         self._changed.update(map(lineage, report.learned))
         for surface, policy, accepted_at in report.fresh:
-            self._fresh[surface, policy].append(accepted_at)
+            times = self._fresh[surface, policy]
+            if len(times) < FRESH:  # what a manifest carries; a held policy is not published for a long time
+                times.append(accepted_at)
         for (surface, outcome), count in report.outcomes.items():
             self._telemetry.add("join_outcomes_total", surface, outcome, by=count)
         for reason, count in report.dead.items():

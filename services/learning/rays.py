@@ -26,6 +26,7 @@ import ray
 from ray.util import list_named_actors
 
 from policies.errors import Rejected, SlatewiseError, Unavailable
+from services.allocating import steady
 from services.learning.group import Group
 from services.learning.shards import RAY_NICENESS, Lost, open_shards
 from services.settings import Settings
@@ -52,6 +53,7 @@ class ShardGroup:
     """The actor: shards of some partitions, with a view of the configuration that it follows by itself."""
 
     def __init__(self, environment: dict[str, str], partitions: Sequence[int], owner: int) -> None:
+        steady()
         settings = Settings.load(environment)
         self._state, self._configs = open_state(settings), Configs(settings.tenant)
         self._configs.follow(self._state)

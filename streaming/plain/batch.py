@@ -38,6 +38,7 @@ from streaming.rows import Rows
 FRESH_EACH = 32  # acceptance times passed on for a surface version and batch: as many as a report uses
 NONE: U64 = np.zeros(0, np.uint64)
 PACK = 160  # bytes of a packed row besides its id, its feedback's names, presence and rewards
+ROOMY, PATIENCE = 4, 100  # a room of more than so many times what was needed by so many batches in a row is given back
 
 
 @dataclass(slots=True)
@@ -374,19 +375,25 @@ class Plain:
 
 
 class _Room:
-    """What `scan` fills, used again by the next batch: memory asked for anew costs more than the reading."""
+    """What `scan` fills, used again by the next batch: memory asked for anew costs more than the reading.
+
+    10 bytes a letter of the largest of the last batches: a backlog, 2,000 records of 3 kB each time, takes 60 MB while it is read.
+    """
 
     def __init__(self, records: int = 0, letters: int = 0) -> None:
-        self._records, self._letters = records, letters
+        self.records, self.letters = records, letters
+        self._roomy = 0  # batches in a row that needed a fraction of it
         self.ints, self.reals = np.empty((records, INTS), np.int64), np.empty((records, REALS))
         self.items, self.propensities = np.empty((letters // 3, 2), np.int64), np.empty(letters // 2)
         self.vectors: U8 = np.empty((letters + 3 & ~3) + 8, np.uint8)
 
     def fitting(self, records: int, letters: int) -> "_Room":
-        """This room, or a larger one."""
-        if records <= self._records and letters <= self._letters:
-            return self
-        return _Room(max(records, self._records), max(letters + letters // 4, self._letters))
+        """This room, or a larger one; a smaller one once most of this was not needed for a while."""
+        if records > self.records or letters > self.letters:
+            return _Room(max(records, self.records), max(letters + letters // 4, self.letters))
+        needed = records > self.records // ROOMY or letters > self.letters // ROOMY
+        self._roomy = 0 if needed else self._roomy + 1
+        return self if self._roomy < PATIENCE else _Room(2 * records, 2 * letters)
 
     def copy(self, sheet: Sheet) -> None:
         """Take over what a smaller room holds."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from policies.bundle import read as read_bundle
 from policies.errors import Unavailable
 from policies.surface import Category, FeatureSpec, Number, Objective, PolicySpec, Surface
 from services.audit import Audit
-from services.control.drifting import Drifting
+from services.control.drifting import HELD_SECONDS, Drifting, Predicting
 from services.control.readouts import Readouts
 from services.control.together import Together
 from services.exposition import Exposition
@@ -271,6 +272,23 @@ def test_a_bundle_that_is_gone_is_counted_and_asked_for_once(house: House) -> No
     house.settle()
     assert sum(read(state)["home"].unscored for state in house.states()) == 300
     assert house.told().total("residual_drift_ratio") == 0.0
+
+
+def test_bundles_that_nobody_asks_for_are_let_go() -> None:
+    asked: list[str] = []
+
+    def read_one(name: str) -> Any:
+        asked.append(name)
+        return SimpleNamespace(manifest=name)
+
+    now = 0.0
+    predicting = Predicting(SimpleNamespace(read=read_one), lambda: now)  # type: ignore[arg-type]  # as much as it reads
+    for second in range(500):  # one partition goes on to the next every second, another stays
+        now = float(second)
+        predicting.manifest(f"b{second}")
+        predicting.manifest("stays")
+        assert len(predicting.held) <= HELD_SECONDS + 2
+    assert asked.count("stays") == 1
 
 
 def test_examination_is_estimated_recorded_and_taught_from_then_on(tmp_path: Path) -> None:

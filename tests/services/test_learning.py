@@ -173,6 +173,20 @@ def test_a_held_policy_stays_and_follows_again(house: House) -> None:
     assert house.manifest().diagnostics["examples"] == 8
 
 
+def test_of_a_policy_that_is_held_no_more_times_are_kept_than_a_manifest_carries(house: House) -> None:
+    learning, engine = house.start()
+    house.state.put([(KIND, KEY, msgspec.json.encode({"home/home-ts": house.manifest().bundle}))])
+    learning.follow()
+    accepted = house.people(2 * bundling.FRESH)
+    turns(learning, engine)
+    assert len(learning._fresh["home", "home-ts"]) == bundling.FRESH
+    house.state.put([(KIND, KEY, msgspec.json.encode({}))])
+    learning.follow()
+    turns(learning, engine)
+    assert len(house.manifest().fresh) == bundling.FRESH
+    assert set(house.manifest().fresh) < set(accepted)
+
+
 def test_epochs_are_taken_once_each() -> None:
     state = MemoryState()
     assert [take_epoch(state) for _ in range(3)] == [OWNERS, 2 * OWNERS, 3 * OWNERS]

@@ -137,6 +137,32 @@ def test_a_busy_log_ends_alike_on_both_paths(read_limit: int, hot_limit: int) ->
     both(busy(), read_limit, hot_limit)
 
 
+def test_a_batch_in_another_room_ends_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rooms that change at every batch, and between its records and the kept decisions they name."""
+    monkeypatch.setattr(batch, "ROOMY", 1)
+    monkeypatch.setattr(batch, "PATIENCE", 1)
+    both(busy(), 40, 1000)
+
+
+def test_a_backlog_has_its_room_only_while_it_is_read() -> None:
+    def records(count: int) -> list[Record]:
+        return [Record(i, EPOCH0, b"u", encode(decision(PLAIN, f"d{i}", EPOCH0, k=1))) for i in range(count)]
+
+    plain = Plain(Rows(lambda row: None, lambda offset, limit: [], 0), lambda config: None)
+    few = records(20)
+    plain.read(few)
+    steady = plain._room.letters
+    plain.read(records(2_000))
+    assert plain._room.letters > 50 * steady
+    for _ in range(batch.PATIENCE):
+        plain.read(few)
+    assert plain._room.letters <= 2 * steady
+    kept = plain._room
+    for _ in range(2 * batch.PATIENCE):
+        plain.read(few)
+    assert plain._room is kept
+
+
 def test_most_of_a_stream_is_taken_by_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     ports, left = Ports(CONFIGS), []
     take = Plain.take

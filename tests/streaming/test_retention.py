@@ -1,6 +1,7 @@
 """Retention: what the rules keep is there, nothing that is named is ever missing, and everything else goes."""
 
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,21 @@ def test_a_file_whose_manifest_is_on_its_way_stays(store: Store) -> None:
     assert store.sweep(NOW + GRACE_SECONDS - 1)["arrays"] == 0
     assert store.sweep(NOW + GRACE_SECONDS)["arrays"] == 1
     store.whole()
+
+
+def test_what_is_doubted_takes_few_bytes_a_file() -> None:
+    store, count = Store(MemoryBundles()), 3_000
+    for number in range(count):
+        store.bundles.put(f"arrays/{number:032x}.npy", b"")
+    tracemalloc.start()
+    try:
+        store.sweep(NOW)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 64 * count  # names and a dict of them would be 250 bytes a file
+    assert store.sweep(NOW + GRACE_SECONDS - 1)["arrays"] == 0
+    assert store.sweep(NOW + GRACE_SECONDS)["arrays"] == count
 
 
 def test_a_file_that_is_named_again_starts_anew(store: Store) -> None:
