@@ -273,6 +273,14 @@ class Logging(Struct, frozen=True, forbid_unknown_fields=True):
     sample: float = 0.01
 
 
+class Hashed(Struct, frozen=True, forbid_unknown_fields=True):
+    """A long history in few rows: the `newest` interactions, and of those before one of each of `rows` groups of alike items
+    (`policies.hashed`). Up to `newest` + `rows` interactions all are kept."""
+
+    newest: int = 192
+    rows: int = 64
+
+
 class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     """One place where slates are shown.
 
@@ -281,6 +289,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     session_timeout  a unit's sequence of decisions ends when the log's time has passed this long without another one
     history          most of a unit's last interactions that policies read; 0: none
     history_kinds    kinds of feedback that are interactions; none named: all
+    history_hashed   how a long history is read and recorded, in few rows; UNSET: every interaction is a row
     untaught         policies that do not learn from decisions of this version: those of an experiment's other arms
     examination      how often slots are looked at (`policies.examination`): none (not asked), estimated, or of each slot
     examined         what was estimated, of each slot relative to the first: recorded beside the document (`streaming.adjusting`)
@@ -315,6 +324,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     ] = []  # policies that do not learn from decisions of this version: those of an experiment's other arms
     examination: Literal["none", "estimated"] | list[float] | UnsetType = UNSET
     examined: list[float] | UnsetType = UNSET
+    history_hashed: Hashed | UnsetType = UNSET
     resets: dict[str, list[float]] | UnsetType = UNSET
 
     @property
@@ -328,6 +338,12 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def session_timeout_seconds(self) -> float:
         return seconds(self.session_timeout, "$.session_timeout")
+
+    @property
+    def history_rows(self) -> int:
+        """Most rows that policies read of a history."""
+        hashed = self.history_hashed
+        return self.history if isinstance(hashed, UnsetType) else min(self.history, hashed.newest + hashed.rows)
 
     @property
     def feedback_kinds(self) -> frozenset[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from itertools import starmap
 from typing import NamedTuple
 
+from msgspec import UnsetType
+
 from policies.algorithm import Config
 from policies.errors import Rejected
 from policies.features import Encoder
@@ -37,6 +39,7 @@ def faults(surface: Surface, configs: Mapping[str, Config]) -> Iterator[Fault]:
         yield Fault(("slots",), f"{surface.slots} slots", f"an integer from 1 to {MAX_SLOTS}")
     if not 0 <= surface.history <= MAX_HISTORY:
         yield Fault(("history",), f"{surface.history} interactions", f"an integer from 0 to {MAX_HISTORY}")
+    yield from _hashed(surface)
     kinds = sorted(surface.feedback_kinds - {"shown"})
     for i, kind in enumerate(surface.history_kinds):
         if kind not in kinds:
@@ -83,6 +86,19 @@ def _names(surface: Surface) -> Iterator[Fault]:
             yield Fault(path, f"the name {name[:80]!r}", "1 to 64 letters, digits, dots, dashes and underscores")
         elif name == "shown" and path[-1] != "surface" and ("kind" in path or "kinds" in path):
             yield Fault(path, "the kind 'shown' is reserved: it is always there", "another name")
+
+
+def _hashed(surface: Surface) -> Iterator[Fault]:
+    hashed, at = surface.history_hashed, "history_hashed"
+    if isinstance(hashed, UnsetType):
+        return
+    if hashed.newest < 0:
+        yield Fault((at, "newest"), f"{hashed.newest} interactions", "an integer from 0")
+    if hashed.rows < 1:
+        yield Fault((at, "rows"), f"{hashed.rows} rows", "an integer from 1")
+    if hashed.newest + hashed.rows >= surface.history:
+        message = f"{hashed.newest} + {hashed.rows} rows are all of {surface.history} interactions: nothing is left to stand for"
+        yield Fault((at,), message, f"newest + rows below history, {surface.history}")
 
 
 def _durations(surface: Surface) -> Iterator[Fault]:

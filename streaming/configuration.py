@@ -129,7 +129,7 @@ def _compiled(surface: Surface, digest: str, tenant: str) -> Compiled:
         if surface.silence == "corrected" and "corrects" in made.traits:
             made, horizon = corrected(made), surface.horizon_seconds
         weights = _weights(surface, spec)
-        problem = Problem(encoder, dict(surface.objectives), weights, surface.slots, surface.history, horizon)
+        problem = Problem(encoder, dict(surface.objectives), weights, surface.slots, surface.history_rows, horizon)
         resets = surface.resets_of(name) if made.carry is not None else ()
         key = f"{tenant}/{surface.surface}/{name}/{_signature(made, config, surface, encoder, resets)}"
         policies[name] = CompiledPolicy(name, made, config, problem, key, resets)
@@ -168,6 +168,7 @@ def _signature(made: Algorithm, config: Config, surface: Surface, encoder: Encod
             **{name: getattr(config, name) for name in made.shaping},
             # left out where nobody reads it: keys from before it stay what they were
             **({"history": surface.history} if reads_history(made) else {}),
+            **({"history_hashed": surface.history_hashed} if surface.history_hashed and reads_history(made) else {}),
             **({"resets": resets} if resets else {}),
             **({"examined": examined} if examined is not None and made.learner is not None else {}),
             **({"silence": surface.silence} if surface.silence == "corrected" and "corrects" in made.traits else {}),

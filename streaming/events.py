@@ -157,7 +157,7 @@ class Decision(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="d
     context      float32 (c,), encoded;   shown: float32 (k', d), encoded items of the slate
     matrix       float32 (n, d), encoded items of all candidates: when sampled, or when any came with inline features
     history      float32 (h, d), encoded items of the unit's last interactions, oldest first, as policies read them; `history_items`
-                 are their ids
+                 are their ids; of a long one on a surface with `history_hashed` those that stand for it
     goal         what it was drawn under, of policies that have goals; slot propensities are conditional on it
     support      float32 (r, d), encoded items of the candidates `support_rows`, ascending: those of the slate and others drawn
                  evenly by hash, for trainers, where all of them (`matrix`) would be too much for every record

@@ -11,11 +11,12 @@ from time import perf_counter
 
 import numpy as np
 
+from policies import hashed as hashing
 from policies.errors import Rejected, Unavailable
-from policies.surface import Surface
+from policies.surface import Hashed, Surface
 from policies.types import F32, I64
 from services.scoring.catalogue import Catalogue
-from services.scoring.wire import Interaction
+from services.scoring.wire import Interaction, Interactions
 from streaming.breaker import Admission, Breaker
 from streaming.counted import counts_key
 from streaming.ports import Profiles
@@ -77,29 +78,49 @@ class Histories:
 
 
 def given(
-    history: Sequence[Interaction], surface: Surface, catalogue: Catalogue, ids: Sequence[str]
+    history: Sequence[Interaction] | Interactions, surface: Surface, catalogue: Catalogue, ids: Sequence[str]
 ) -> tuple[list[str], I64]:
     """(items, their rows in the catalogue) of a history that came with the request, of the kinds that the surface reads.
 
     Raises Rejected with the path: of a kind nobody knows, and of an item that neither the catalogue nor the request knows;
     without a catalogue all items are the callers', and none can be told wrong.
     """
-    if len(history) > surface.history:
-        raise Rejected(f"Expected at most {surface.history} interactions, got {len(history)}", at="$.history")
-    items, kinds = [act.item for act in history], [act.kind for act in history]
-    allowed, wanted = surface.feedback_kinds, surface.history_kinds
-    if not allowed.issuperset(kinds):
-        place = next(i for i, kind in enumerate(kinds) if kind not in allowed)
+    columns, kinds = isinstance(history, Interactions), list[str]()
+    if isinstance(history, Interactions):
+        items, every = history.items, history.kinds
+        if isinstance(every, list):
+            kinds = every
+            if len(kinds) != len(items):
+                raise Rejected(
+                    f"Expected {len(items)} kinds, one for each item, got {len(kinds)}", at="$.history.kinds"
+                )
+        found = {every} if isinstance(every, str) else set(kinds)
+    else:
+        items, kinds = [act.item for act in history], [act.kind for act in history]
+        found = set(kinds)
+    if len(items) > surface.history:
+        raise Rejected(f"Expected at most {surface.history} interactions, got {len(items)}", at="$.history")
+    allowed, wanted = surface.feedback_kinds, set(surface.history_kinds)
+    if not found <= allowed:
+        place = next((i for i, kind in enumerate(kinds) if kind not in allowed), None)
+        at = (
+            "$.history.kinds"
+            if place is None
+            else f"$.history.kinds[{place}]"
+            if columns
+            else f"$.history[{place}].kind"
+        )
         message = f"Unknown kind, expected one of: {', '.join(sorted(allowed - {'shown'}))}"
-        raise Rejected(message, at=f"$.history[{place}].kind", code="unknown_kind")
+        raise Rejected(message, at=at, code="unknown_kind")
     rows = catalogue.rows(items)
     if len(catalogue) and len(rows) and rows.min() < 0:
         known = set(ids)
         for place in np.flatnonzero(rows < 0).tolist():
             if items[place] not in known:
                 message = f"Unknown item {items[place][:64]!r}: not in the catalogue, and no candidate"
-                raise Rejected(message, at=f"$.history[{place}].item", code="unknown_item")
-    if wanted:
+                at = f"$.history.items[{place}]" if columns else f"$.history[{place}].item"
+                raise Rejected(message, at=at, code="unknown_item")
+    if wanted and not found <= wanted:
         kept = [i for i, kind in enumerate(kinds) if kind in wanted]
         items, rows = [items[i] for i in kept], rows[kept]
     return items, rows
@@ -114,3 +135,9 @@ def encoded(items: Sequence[str], rows: I64, catalogue: Catalogue, schema: str, 
             if items[i] in places:
                 found[i] = matrix[places[items[i]]]
     return found
+
+
+def thinned(items: Sequence[str], past: F32, hashed: Hashed) -> tuple[Sequence[str], F32]:
+    """A long history in few rows, see `policies.hashed`."""
+    kept = hashing.thinned(past, hashed.newest, hashed.rows)
+    return (items, past) if kept is None else ([items[i] for i in kept.tolist()], past[kept])

@@ -9,6 +9,7 @@ from itertools import compress
 from typing import cast
 
 import numpy as np
+from msgspec import UnsetType
 
 from policies.counted import counted
 from policies.errors import Rejected
@@ -219,7 +220,8 @@ class Reader:
         past = histories.encoded(history, rows, catalogue, self.encoder.schema, ids, items)
         if self.counts_items:  # a history says what items are, not how they are doing
             past[:, self._counted] = 0.0
-        return history, past
+        hashed = self._surface.history_hashed
+        return (history, past) if isinstance(hashed, UnsetType) else histories.thinned(history, past, hashed)
 
     def _weights(self, wanted: Mapping[str, float]) -> dict[str, float]:
         known = self._surface.objectives

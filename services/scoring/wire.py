@@ -67,6 +67,13 @@ class Interaction(_Strict):
     kind: Name
 
 
+class Interactions(_Strict):
+    """The same as columns, several times faster to read: `kinds` as long as `items`, or one kind that all have."""
+
+    items: Annotated[list[Id], Meta(max_length=MAX_HISTORY)]
+    kinds: Annotated[list[Name], Meta(max_length=MAX_HISTORY)] | Name
+
+
 class DecisionRequest(_Strict):
     """Ask for a slate. `history`, oldest first, stands for what the service knows of the unit; none: that is read."""
 
@@ -75,7 +82,7 @@ class DecisionRequest(_Strict):
     session: Id | None = None
     decision_id: OwnId | None = None
     context: FeatureMap = {}
-    history: Annotated[list[Interaction], Meta(max_length=MAX_HISTORY)] | None = None
+    history: Annotated[list[Interaction], Meta(max_length=MAX_HISTORY)] | Interactions | None = None
     candidates: Annotated[list[Id | Candidate], Meta(min_length=1, max_length=MAX_CANDIDATES)] | Columns | None = None
     where: dict[str, Scalar | list[Scalar]] = {}
     slots: Annotated[int, Meta(ge=1, le=MAX_SLOTS)] | None = None

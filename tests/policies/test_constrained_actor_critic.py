@@ -326,3 +326,70 @@ def test_rows_that_say_nothing_are_no_rows() -> None:
     assert rows_fast.lives(whole, alive[:, :2], 2)[0] is whole  # as it should be already: not copied
     for bad in (np.nan, np.inf, -np.inf):
         assert rows_fast.finite(np.array([[0.0, -0.0], [1e38, bad]], np.float32)).tolist() == [True, False]
+
+
+def test_what_only_a_long_history_says_is_learned_from_what_stands_for_it() -> None:
+    """Units love one of four kinds, which only what is older than their newest eight interactions tells; of 120 eight stand for
+    those. The policy goes half of the way from random to best; read without the eight nothing is learned."""
+    from policies.algorithms.constrained_actor_critic.training import ActorCriticTrainer
+    from policies.features import Encoder
+    from policies.hashed import thinned
+    from policies.surface import FeatureSpec, Objective, Vector
+
+    encoder = Encoder(FeatureSpec(items={"taste": Vector(8)}))
+    problem = Problem(encoder, {"click": Objective("click")}, {"click": 1.0}, 2, history=16)
+    rng, n = np.random.default_rng(3), 3_000
+    kinds = 2.0 * np.eye(8)[:4]
+
+    def seen(of: Any) -> F32:
+        return (kinds[of] + 0.2 * rng.normal(size=(*of.shape, 8))).astype(np.float32)
+
+    loved = rng.integers(4, size=n)
+    older = np.where(rng.random((n, 112)) < 0.7, loved[:, None], rng.integers(4, size=(n, 112)))
+    whole = seen(np.concatenate([older, rng.integers(4, size=(n, 8))], axis=1))
+    history: F32 = np.stack([lives[thinned(lives, 8, 8)] for lives in whole])
+    shown = rng.integers(4, size=(n, 6))
+    slate_rows = np.argsort(rng.random((n, 6)), axis=1)[:, :2]
+    clicked = (shown == loved[:, None])[np.arange(n)[:, None], slate_rows]
+    nothing = np.zeros((n, 16), bool)
+    batch = Transitions(
+        context=np.zeros((n, 0), np.float32),
+        candidates=seen(shown),
+        items=np.ones((n, 6), np.uint64),
+        allowed=np.ones((n, 6), bool),
+        slate=slate_rows,
+        propensities=np.tile([1 / 6, 1 / 5], (n, 1)),
+        present=np.ones((n, 2), bool),
+        rewards=clicked[:, :, None].astype(float),
+        history=history,
+        history_items=np.ones((n, 16), np.uint64),
+        lived=~nothing,
+        next_context=np.zeros((n, 0), np.float32),
+        next_history=np.zeros_like(history),
+        next_history_items=np.zeros((n, 16), np.uint64),
+        next_lived=nothing,
+        terminal=np.ones(n, bool),
+        elapsed=np.zeros(n),
+        units=np.arange(1, n + 1).astype(np.uint64),
+        sessions=np.ones(n, np.uint64),
+        times=np.arange(n, dtype=float),
+        goals=np.full(n, -1),
+        goal_propensities=np.ones(n),
+    )
+    blind = replace(batch, lived=np.arange(16) >= np.full((n, 1), 8))
+    config = ConstrainedActorCritic(minibatch=128, replay=4_096, replay_ratio=4.0, learning_rate=5e-3)
+    won = []
+    for given in (batch, blind):
+        trainer = constrained_actor_critic.trainer(config, problem)
+        assert isinstance(trainer, ActorCriticTrainer)
+        trainer.train(given.rows(slice(0, 2_500)))
+        w = trainer._group.weights()
+        test = given.rows(slice(2_500, n))
+        past = np.where(test.lived[:, :, None], test.history, 0.0)
+        z = network.logits(w, 1, test.context.astype(float), past, test.candidates.astype(float))[0]
+        share = np.exp(z - z.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        won.append(float((share * (shown[2_500:] == loved[2_500:, None])).sum(axis=1).mean()))
+    random, best = 0.25, float((shown[2_500:] == loved[2_500:, None]).any(axis=1).mean())
+    assert won[0] > random + 0.45 * (best - random)
+    assert won[1] < random + 0.15 * (best - random)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from policies import bundle as bundling
 from policies.errors import Rejected, Unavailable
-from policies.surface import Bool, FeatureSpec, Logging, Number, Objective, PolicySpec, Surface
+from policies.surface import Bool, FeatureSpec, Hashed, Logging, Number, Objective, PolicySpec, Surface
 from services.cli import main
 from services.exposition import Exposition
 from services.learning.app import Learning, derived_is_read
@@ -279,11 +279,15 @@ def test_a_policy_learns_from_files_before_it_decides_and_goes_on_from_there(tmp
         ([{"item": "item-0", "kind": "stare"}], "Unknown kind", "$.history[0].kind"),
         ([{"item": "item-0", "kind": "click"}, {"item": "gone", "kind": "click"}], "Unknown item", "$.history[1].item"),
         ([{"item": 3, "kind": "click"}], "Expected str", "$.history[0].item"),
+        ({"items": ["item-0"] * 4, "kinds": "click"}, "at most 3", "$.history"),
+        ({"items": ["item-0"], "kinds": "stare"}, "Unknown kind", "$.history.kinds"),
+        ({"items": ["item-0"] * 2, "kinds": ["click", "stare"]}, "Unknown kind", "$.history.kinds[1]"),
+        ({"items": ["item-0"] * 2, "kinds": ["click"]}, "Expected 2 kinds", "$.history.kinds"),
+        ({"items": ["item-0", "gone"], "kinds": "click"}, "Unknown item", "$.history.items[1]"),
+        ({"items": ["item-0"]}, "missing required field", "$.history.kinds"),
     ],
 )
-def test_a_history_that_cannot_be_is_refused_by_path(
-    tmp_path: Path, history: list[dict[str, object]], status: str, at: str
-) -> None:
+def test_a_history_that_cannot_be_is_refused_by_path(tmp_path: Path, history: object, status: str, at: str) -> None:
     scoring = in_memory_with_items(tmp_path)
     with pytest.raises(Rejected, match=status) as caught:
         scoring.decide(asked(history))
@@ -296,6 +300,35 @@ def test_a_history_of_the_request_is_what_is_drawn_from(tmp_path: Path) -> None:
     [record] = decisions(tmp_path)
     assert record.history_items == ["item-1", "new-one"]
     assert record.history == np.array([[-1.0, -0.5], [1.0, 1.0]], "<f4").tobytes()  # the catalogue's, and the request's
+
+
+def test_a_history_as_columns_is_the_same_history(tmp_path: Path) -> None:
+    scoring = in_memory_with_items(tmp_path)
+    scoring.decide(asked([{"item": "item-1", "kind": "click"}, {"item": "new-one", "kind": "click"}]))
+    scoring.decide(asked({"items": ["item-1", "new-one"], "kinds": "click"}))
+    scoring.decide(asked({"items": ["item-1", "new-one"], "kinds": ["click", "click"]}))
+    first, *others = decisions(tmp_path)
+    assert first.history_items == ["item-1", "new-one"]
+    for other in others:
+        assert (other.history, other.history_items) == (first.history, first.history_items)
+
+
+def test_a_long_history_is_read_and_recorded_in_few_rows(tmp_path: Path) -> None:
+    """Of twenty interactions the newest two and three that stand for the others; drawn from them, bit for bit."""
+    hashed = msgspec.structs.replace(SURFACE, history=20, history_hashed=Hashed(newest=2, rows=3))
+    scoring = in_memory_with_items(tmp_path, hashed)
+    lived = ["item-1"] * 6 + ["item-0"] * 12 + ["new-one", "item-1"]
+    scoring.decide(asked({"items": lived, "kinds": "click"}))
+    scoring.decide(asked({"items": lived[:5], "kinds": "click"}))
+    long, short = decisions(tmp_path)
+    assert long.history_items == ["item-1", "item-0", "item-0", "new-one", "item-1"]
+    rows = np.frombuffer(long.history, "<f4").reshape(5, 2)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(rows[:, 0] == rows[1, 0], [False, True, True, False, False])
+    assert rows[0].tobytes() == rows[4].tobytes()
+    assert short.history_items == lived[:5]
+    bundles = scoring._follower._bundles  # in memory, and its own
+    slate = recompute(long, bundling.read(bundles.pointers()["home/agent"], bundles.get))
+    assert slate.propensities.tolist() == long.propensities
 
 
 def test_a_store_that_is_away_is_an_empty_history_and_said_so(tmp_path: Path) -> None:
@@ -317,8 +350,8 @@ def test_a_store_that_is_away_is_an_empty_history_and_said_so(tmp_path: Path) ->
     assert 'outcome="read"' not in said
 
 
-def in_memory_with_items(folder: Path, **more: object) -> Scoring:
-    scoring = in_memory(folder, SURFACE, **more)
+def in_memory_with_items(folder: Path, surface: Surface = SURFACE, **more: object) -> Scoring:
+    scoring = in_memory(folder, surface, **more)
     item = {"id": "item-1", "features": {"price": 2, "new": False}}
     scoring.state.put(
         [("item", "item-1", msgspec.json.encode(item)), ("item", "item-0", msgspec.json.encode({"id": "item-0"}))]

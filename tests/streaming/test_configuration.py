@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policies.errors import Rejected
 from policies.registry import ALGORITHMS
-from policies.surface import Objective, PolicySpec, Surface, content_hash
+from policies.surface import Hashed, Objective, PolicySpec, Surface, content_hash
 from streaming.adapters.memory import MemoryState
 from streaming.configuration import (
     ConfigInvalid,
@@ -212,6 +212,9 @@ MISTAKES = [
         "both objective and",
     ),
     ("live: home-ts", "live: home", 27, "live", "no policy 'home'"),
+    ("slots: 3", "history_hashed: {newest: 40, rows: 10}", 2, "history_hashed", "are all of 50 interactions"),
+    ("slots: 3", "history_hashed: {newest: -1}", 2, "history_hashed.newest", "-1 interactions"),
+    ("slots: 3", "history_hashed: {newest: 8, rows: 0}", 2, "history_hashed.rows", "0 rows"),
     ("fallback: popular", "fallback: home-ts", 28, "fallback", "expected one of given_order, popular, uniform"),
     ("max_share: 0.5", "max_share: 0", 29, "exploration.max_share", "max_share is 0"),
     ("max_share: 0.5", "max_share: 1.5", 29, "exploration.max_share", "max_share is 1.5"),
@@ -445,6 +448,17 @@ def test_changing_what_shapes_no_sums_keeps_what_was_learned(old: str, new: str)
 )
 def test_changing_what_shapes_the_sums_starts_new_ones(old: str, new: str) -> None:
     assert key(surface(home(old, new))) != key(surface())
+
+
+def test_how_a_history_is_read_shapes_what_reads_it() -> None:
+    """Policies that read histories begin anew under another `history_hashed`; others keep what they learned."""
+    agent = "live: home-ts", "  agent: {algorithm: constrained_actor_critic, objective: watch}\nlive: home-ts"
+    plain = surface(home(*agent))
+    few, fewer = (msgspec.structs.replace(plain, history_hashed=Hashed(newest=8, rows=rows)) for rows in (16, 8))
+    assert len({key(one, "agent") for one in (plain, few, fewer)}) == 3
+    assert len({key(one) for one in (plain, few, fewer)}) == 1
+    assert compile_surface(few).policies["agent"].problem.history == few.history_rows == 24
+    assert compile_surface(plain).policies["agent"].problem.history == 50
 
 
 def test_weights_are_scaled_and_turned_so_that_more_is_better() -> None:
