@@ -26,7 +26,7 @@ def _expected(what: str, value: object) -> WrongValueError:
 
 
 class NumberColumn:
-    kind: Any = float
+    kind: Any = int | float  # told apart: rules call a value by what it is
 
     def __init__(self, name: str, feature: Number, place: int) -> None:
         low, high = float(feature.min), float(feature.max)
@@ -69,8 +69,11 @@ class NumberBlock:
         for filler, column in zip(self.fillers, columns, strict=True):
             try:
                 packed.append(pack(*(column or [filler] * n)))
-            except struct.error:  # a null among the numbers
-                packed.append(pack(*[filler if value is None else value for value in column or []]))
+            except struct.error:  # a null among the numbers, or an int beyond every float
+                try:
+                    packed.append(pack(*[filler if value is None else value for value in column or []]))
+                except struct.error:
+                    return False
         raw = np.frombuffer(b"".join(packed)).reshape(-1, n)
         if not np.isfinite(raw).all():
             return False
@@ -162,7 +165,7 @@ class VectorColumns:
 class CountedColumn:
     """A count or a rate, as the service counted it or the request brought it (`policies.counted`)."""
 
-    kind: Any = float
+    kind: Any = int | float
 
     def __init__(self, name: str, feature: Count | Rate, place: int) -> None:
         over = f"{feature.kind},{round(seconds(feature.window))}s"

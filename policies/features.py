@@ -55,13 +55,13 @@ class _Side:
         self.numbers = NumberBlock(list(numbers.values()))
         self.order = [*numbers, *(name for name in self.parts if name not in numbers)]
         self.others = [part for part in self.parts.values() if not isinstance(part, NumberColumn)]
-        self.rows_type: Any = list[self.struct(lambda kind: kind)]  # type: ignore[misc]  # types made at run time
-        self.columns_type = self.struct(lambda kind: list[kind | None])  # type: ignore[valid-type]
+        self.rows_type: Any = list[self.struct(lambda part: (part.kind | None, None))]  # type: ignore[misc]  # types made at run time
+        self.columns_type = self.struct(lambda part: (list[part.kind | None] | None, None))  # type: ignore[name-defined]
 
-    def struct(self, kind_of: Callable[[Any], Any]) -> Any:
-        fields = [(f"f{i}", kind_of(self.parts[name].kind) | None, None) for i, name in enumerate(self.order)]
+    def struct(self, field_of: Callable[[Columns], tuple[Any, Any]]) -> Any:
+        fields = [(f"f{i}", *field_of(self.parts[name])) for i, name in enumerate(self.order)]
         rename = {f"f{i}": name for i, name in enumerate(self.order)}
-        return msgspec.defstruct("Row", fields, rename=rename, forbid_unknown_fields=True, gc=False)
+        return msgspec.defstruct("Row", fields, rename=rename, forbid_unknown_fields=True, gc=False, kw_only=True)
 
     def unknown(self, name: str, at: str) -> Rejected:
         known = ", ".join(self.parts) or "none"
@@ -134,7 +134,7 @@ class Encoder:
     """Encodes contexts (c,) and items (n, d) of one feature spec, which configuration has checked.
 
     schema         16 hex digits: equal exactly when the columns and crosses, and so every encoded value, are
-    item_columns   feature → its columns of an item, as a slice
+    item_columns   feature → its columns of an item, as a slice;   item_order: features as `item_struct` has them
     cross          (column of the context, column of the item), one pair a cross column: the product is the model's to form
     Cost is linear in the values given. The four calls agree bit for bit.
     """
@@ -144,6 +144,7 @@ class Encoder:
         self._context, self._items = _Side(spec.context), _Side(spec.items)
         self.context_names, self.item_names = self._context.names, self._items.names
         self.context_size, self.item_size = self._context.size, self._items.size
+        self.item_order = tuple(self._items.order)
         self.item_columns = {n: slice(p.place, p.place + len(p.names)) for n, p in self._items.parts.items()}
         pairs = [
             (left.place + i, right.place + j)
@@ -173,6 +174,14 @@ class Encoder:
     def item(self, values: Features, at: str = "$.features") -> F32:
         """(d,). Raises Rejected."""
         return self._items.one(values, at)
+
+    def item_struct(self, field_of: Callable[[Columns], tuple[Any, Any]]) -> Any:
+        """A struct of `item_order`: its fields are features, `field_of` says of which type, and what stands where there is none."""
+        return self._items.struct(field_of)
+
+    def filled(self, n: int, columns: Iterable[Sequence[Any] | None]) -> F32 | None:
+        """(n, d) of columns in `item_order`, whose values have the types of `item_struct`; None where one needs a verdict."""
+        return self._items.filled(n, columns)
 
     def rows(self, rows: Sequence[Features], at: str) -> F32:
         """(n, d), one row an item. Raises Rejected at `{at}[i].features.name`."""

@@ -18,6 +18,7 @@ from policies.counted import SHOWN, counted, kinds_of, value
 from policies.features import Encoder
 from policies.surface import Counted, Surface
 from policies.types import F32, I64, Features, Mask
+from services.scoring.inline import Inline
 from services.scoring.lately import Lately
 from services.scoring.wire import Candidate, Columns
 from streaming.counted import count_name, counted_lately, read_counts
@@ -153,10 +154,10 @@ class Told:
             items[:, places] = found if given is None else np.where(given, items[:, places], found)
 
 
-def given_in(candidates: Sequence[str | Candidate] | Columns, names: Sequence[str]) -> Mask | None:
+def given_in(candidates: Sequence[str | Candidate] | Columns | Inline, names: Sequence[str]) -> Mask | None:
     """(n, F) what of counted features came with the candidates; None where nothing did."""
-    if isinstance(candidates, Columns):
-        columns = candidates.features
+    if isinstance(candidates, Columns | Inline):
+        columns = candidates.features if isinstance(candidates, Columns) else candidates.given
         if columns.keys().isdisjoint(names):
             return None
         n = len(candidates.ids)

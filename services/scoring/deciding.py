@@ -69,7 +69,7 @@ class Deciding:
         rest = Turn()
         for place, raw in enumerate(asked):
             try:
-                made = self.scoring.make(wire.read_decision(bytes(raw), f"$.requests[{place}]"), perf_counter())
+                made = self.scoring.make(self.scoring.asked(bytes(raw), f"$.requests[{place}]"), perf_counter())
                 if made.request.decision_id is None:
                     answers[place] = self.scoring.finish(made)
                 else:

@@ -3,7 +3,7 @@
 What a request may ask is decided here, before anything is drawn or written; later stages trust what they get.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import cast
@@ -21,6 +21,7 @@ from services.scoring import histories
 from services.scoring.catalogue import Catalogue
 from services.scoring.countings import Told, UnitCounts, given_in
 from services.scoring.exposures import Shown
+from services.scoring.inline import Inline, InlineReader
 from services.scoring.lifting import Lifting
 from services.scoring.ruling import Ruled, Ruler
 from services.scoring.shortlisting import Cut, Names
@@ -57,6 +58,7 @@ class Query:
 class Reader:
     """Makes queries for one surface version. Built once for each; `read` is the hot path.
 
+    inline         reads requests whose candidates come with features
     reads_history  some policy of the version reads what the unit did before
     trains         some policy of it has a trainer, which wants the candidates in the log
     """
@@ -66,6 +68,7 @@ class Reader:
     ) -> None:
         self._surface, self.encoder = surface, encoder
         self.ruler = Ruler(surface)
+        self.inline = InlineReader(surface.surface, encoder)
         self.reads_history, self.trains = reads_history, trains
         self.counts_units, self.counts_items = UnitCounts(surface), tuple(counted(surface.features.items))
         self.counts = bool(self.counts_units or self.counts_items)
@@ -92,7 +95,7 @@ class Reader:
         """
         context = self.encoder.context(request.context if told is None else told.context(request.context))
         weights = self._weights(request.objectives) if request.objectives else None
-        candidates = request.candidates
+        candidates = cast("list[str | Candidate] | Columns | Inline | None", request.candidates)
         inline: F32 | None = None
         if candidates is None:
             rows = catalogue.eligible(request.where)
@@ -101,9 +104,9 @@ class Reader:
                 ids = list(ids)
             keep: Mask | None = None
         else:
-            if isinstance(candidates, Columns):
+            if isinstance(candidates, Inline | Columns):
                 ids = candidates.ids
-                path = "$.candidates.ids"
+                path = "$.candidates" if isinstance(candidates, Inline) and candidates.listed else "$.candidates.ids"
             else:
                 ids, path = cast("list[str]", candidates), "$.candidates"
             try:
@@ -115,9 +118,13 @@ class Reader:
             if distinct != len(ids):
                 raise _duplicate(ids, path)
             rows = catalogue.rows(ids)
-            if isinstance(candidates, Columns) and candidates.features:
-                inline = self._from_columns(candidates, rows, catalogue)
+            if isinstance(candidates, Inline):
+                inline = self._over(candidates.items, candidates.given, rows, catalogue)
+            elif isinstance(candidates, Columns) and candidates.features:
+                encoded = self.encoder.columns(candidates.features, len(ids), "$.candidates.features")
+                inline = self._over(encoded, candidates.features, rows, catalogue)
             if inline is not None and told is not None:
+                inline = inline.copy()  # the request may be asked again
                 told.onto(inline, ids, given_in(candidates, self.counts_items))
             keep = None if catalogue.passes_all(request.where) else catalogue.passing(rows, request.where)
             if keep is not None and keep.all():
@@ -253,12 +260,11 @@ class Reader:
                 encoded[place] = mine
         return encoded
 
-    def _from_columns(self, given: Columns, rows: I64, catalogue: Catalogue) -> F32:
-        """(n, d): columns of the request over what the catalogue knows."""
-        encoded = self.encoder.columns(given.features, len(given.ids), "$.candidates.features")
-        if len(given.features) < len(self._columns) and (rows >= 0).any():
+    def _over(self, encoded: F32, given: Collection[str], rows: I64, catalogue: Catalogue) -> F32:
+        """(n, d): features of the request over what the catalogue knows."""
+        if len(given) < len(self._columns) and (rows >= 0).any():
             stored = catalogue.matrix(self.encoder.schema)[rows]
-            for name in given.features:
+            for name in given:
                 stored[:, self._columns[name]] = encoded[:, self._columns[name]]
             return stored
         return encoded

@@ -28,6 +28,7 @@ from services.scoring.balances import shares_of
 from services.scoring.catalogue import Catalogue
 from services.scoring.constraining import Constraining, Narrowed, Screen
 from services.scoring.exposures import Shown
+from services.scoring.inline import Inline
 from services.scoring.kinds import ABSENT, Given
 from services.scoring.lifting import Lifting
 from services.scoring.wire import Candidate, Columns, DecisionRequest
@@ -110,10 +111,11 @@ class Ruler:
         """Features that came with the candidates of a request, where any rule might read them."""
         if not inline:
             return NOTHING_GIVEN
-        if isinstance(request.candidates, Columns):
-            columns = request.candidates.features
-            return {name: columns[name] for name in self._names if name in columns}
-        listed = cast("list[str | Candidate]", request.candidates)
+        candidates: object = request.candidates
+        if isinstance(candidates, Inline | Columns):
+            known = candidates.given if isinstance(candidates, Inline) else candidates.features
+            return {name: known[name] for name in self._names if name in known}
+        listed = cast("list[str | Candidate]", candidates)
         features = [one.features if isinstance(one, Candidate) else {} for one in listed]
         columns = {name: [one.get(name, ABSENT) for one in features] for name in self._names}
         return {name: values for name, values in columns.items() if any(value is not ABSENT for value in values)}

@@ -43,6 +43,7 @@ from services.scoring.explaining import explanation_of, exploration_explained, r
 from services.scoring.exposures import Exposures, Shown
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
+from services.scoring.inline import surface_named
 from services.scoring.interleaving import drawn_together
 from services.scoring.lately import MOST_ITEMS
 from services.scoring.leases import Lending
@@ -138,9 +139,15 @@ class Scoring:
     def read(self, body: bytes, first_byte: float | None = None) -> Made:
         """Decode, check, draw; nothing is written yet. Raises Rejected."""
         start = perf_counter()
-        request = read_decision(body, "$")
+        request = self.asked(body)
         self._stages[0].append(perf_counter() - start)
         return self.make(request, start if first_byte is None else first_byte)
+
+    def asked(self, body: bytes, at: str = "$") -> DecisionRequest:
+        """A request; `at` is where it stands in a larger one. Raises Rejected."""
+        surface = self.live.surfaces.get(surface_named(body))
+        request = None if surface is None else surface.reader.inline.read(body)
+        return read_decision(body, at) if request is None else request
 
     def make(self, request: DecisionRequest, first_byte: float, because: str | None = None) -> Made:
         """Draw the answer to a request; `because` names a reason to draw from the fallback. Raises Rejected."""
