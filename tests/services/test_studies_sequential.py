@@ -76,10 +76,10 @@ def test_quick_runs_have_floors_and_references() -> None:
     small = novelty.Size(people=20, rounds=2, steps=4, judged=60, life=5)
     played = novelty.play(0.0, small, 1)
     assert list(played) == [
-        "uniform (floor)", "novelty_hierarchy", *novelty.AGAINST, "reference (knows the world)"
+        "uniform (floor)", "novelty_hierarchy", *novelty.AGAINST, "observer (knows the formula, sees the same)", "reference (knows everybody)"
     ]  # fmt: skip
     accepted = {name: value.per_person for name, value in played.items()}
-    assert accepted["reference (knows the world)"] == max(accepted.values())
+    assert accepted["reference (knows everybody)"] == max(accepted.values())
     assert len({value.returned for value in played.values()}) == 1  # the same people, and nothing brings them back
-    found = long_term.play(1, 3, 1)
+    found = long_term.play(1, 3, 1, 1)
     assert found["oracle (dynamic programming)"] == max(found.values())

@@ -5,7 +5,9 @@ worker   π = softmax(score / temperature), as it is served
          A_t = slot's r̃ − the slate's mean + δ/k, in running standard deviations
          −Σ_t min(π/β, c) A_t log π(item_t | state, goal) − η H, π and β conditional on the slots before and the goal
 value    ½ δ²
-goals    ½ (Q(s, goal) − G)², G the stretch's return in running standard deviations
+goals    ½ (Q(s, goal) − G)², G the stretch's return in running standard deviations, Q = body(s) (P + κ (I − P))
+         P projects on parabolas over the goals' numbers: goals are steps of one scale, so what one brought says something of
+         its neighbours, and a goal that is hardly drawn any more is still judged. κ < 1: what is rough is learned slowly
 manager  −Σ_g π(g | s) (Q(s, g) − Σ π Q) − η H: every goal's advantage, so that no ratio of goals is needed
 """
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 Weights = Mapping[str, Tensor]
 FORBIDDEN = -1e9
+ROUGH = 0.3  # κ: a step of the optimiser moves what no parabola says by its square, a tenth, as much
 
 
 def body(w: Weights, name: str, x: Tensor) -> Tensor:
@@ -86,9 +89,18 @@ def worker(
     return actor + critic, seen
 
 
-def manager(w: Weights, batch: Mapping[str, Tensor], *, entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss, and what was measured; `return` in the batch is in running standard deviations from the running mean."""
-    q = body(w, "goals", batch["told"])
+def neighbours(goals: int) -> Tensor:
+    """P + κ (I − P), (g, g)."""
+    basis, _ = torch.linalg.qr(torch.vander(torch.linspace(-1, 1, goals), min(3, goals)))
+    smooth = basis @ basis.T
+    return smooth + ROUGH * (torch.eye(goals) - smooth)
+
+
+def manager(
+    w: Weights, batch: Mapping[str, Tensor], alike: Tensor, *, entropy: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss, and what was measured; `return` is in running standard deviations from the running mean, `alike` is `neighbours`."""
+    q = body(w, "goals", batch["told"]) @ alike
     took = (q * batch["goal"]).sum(dim=1)
     critic = 0.5 * ((took - batch["return"].clamp(-10, 10)) ** 2).mean()
     logs = torch.log_softmax(body(w, "manager", batch["told"]), dim=1)

@@ -5,7 +5,7 @@
     body(x; in, out) = [1, x, relu([1, x] in)] out
     worker   score(item) = item · body(φ; worker) + (own + Σ_g goal_g strength_g) novelty(item)                        (n,)
     manager  goal_logits = body(φ ∘ read; manager)                                                                     (g,)
-    critics  V = body([φ, goal]; value),  Q = body(φ ∘ read; goals)                                                    (1,), (g,)
+    critics  V = body([φ, goal]; value),  Q = body(φ ∘ read; goals) · neighbours, see `losses`                         (1,), (g,)
 
 `read` (f,) says what of the state the manager is told. Letters: f features of a state, d of an item, h interactions, g goals.
 """

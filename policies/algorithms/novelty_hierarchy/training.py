@@ -45,7 +45,7 @@ class HierarchyTrainer:
         self._waiting = Waiting(
             config.manager_discount, config.next_session, config.goal_steps, config.return_seconds, config.waiting
         )
-        self._moments = dict(MOMENTS)
+        self._moments, self._alike = dict(MOMENTS), losses.neighbours(config.goals)
         self._counts = dict.fromkeys(("updates", "skipped", "refused", "worker_steps", "manager_steps"), 0)
         self._credit, self._now = 0.0, -np.inf
 
@@ -190,7 +190,7 @@ class HierarchyTrainer:
             moments["return_square"] = (1 - share) * moments["return_square"] + share * float(np.square(total).mean())
             spread = np.sqrt(max(moments["return_square"] - moments["return"] ** 2, 1e-12))
             rows["return"] = (total - moments["return"]) / spread
-            loss, seen = losses.manager(self._weights, _tensors(rows), entropy=self.config.goal_entropy)
+            loss, seen = losses.manager(self._weights, _tensors(rows), self._alike, entropy=self.config.goal_entropy)
             self._step(loss, list(MANAGER), "manager_steps")
             said |= {name: float(value.detach()) for name, value in seen.items()}
         with torch.no_grad():
