@@ -1,174 +1,118 @@
-"""A policy that finds out with whom it deals: a learned encoder of what a person did so far, and a policy told what it says.
+"""An encoder that learns to tell people apart by what they did so far: Sim2Rec's idea, for `study long_term`.
 
-    u_t   what a step showed: clickbait, reward, logit SAT before and after it
-    z_t   Σ_{i ≤ t} f(u_i) / (t + 1), f a network: the context, a set encoder over (action, reward, observation)
-    x_t   what is seen now: exp(−left/3), exp(−step/5), logit SAT, last clickbait
-    c_t   sigmoid(4 · g([x_t, z_t])), g a network; without inference it is told x_t alone
+    u_i   what a step showed: clickbait, reward, logit SAT before and after it           (action, reward, observation)
+    z_t   [Σ_{i ≤ t} f(u_i) / (t + 1), exp(−t/5)], f a network: the context, whatever the order of steps
+    h     a network on z_t: estimates of choc, memory and sensitivity, in the units `Sigmoid` reads them in
 
-First f is taught, with a head that is thrown away, to tell the memory, sensitivity and choc of simulated people under random moves: a
-simulator knows whom it simulates. Then f and g learn together: the simulators are ours and smooth in c, so the gradient of the mean
-reward of a horizon goes through them, noise held fixed, on fresh people of the set each time, Adam's step annealed to nothing. The policy that is
-judged is shown neither a person nor which simulator they are of, and no formula of the world is written into f or g.
+A simulator knows whom it simulates: f and h are taught by squared error to tell people of the set of simulators, who live under moves
+around levels of their own. No formula of the world is written into f or h. The policy that is told h(z) is searched over the same simulators
+as every other. Torch learns; playing is numpy.
 
-Source    Luo et al. 2023 (Sim2Rec, arXiv 2305.04832), whose encoders are a variational one of groups and an LSTM, and which learns by PPO
+Source    Luo et al. 2023 (Sim2Rec, arXiv 2305.04832): a variational encoder of groups and an LSTM, learned with the policy by PPO
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.one_thread import one_thread
-from policies.types import F64
+from policies.types import F32, F64
 from policies.worlds.long_term_world import HORIZON, INNOVATION, KALE, NOISE, Seen, Users
+from services.studies.long_term import Sigmoid, logit
 
-SHOWN, SEEN, CONTEXT, WIDTH, STEEP = 4, 4, 16, 32, 4.0
-TAUGHT, PUPILS = 300, 64  # updates of the encoder alone, people in each
-RATE, FIRST_RATE, LONGEST = 1e-2, 3e-3, 1.0  # Adam's first steps of both phases; a longer gradient is cut to this norm
-People = Callable[[int], Users]  # fresh ones for an update's number
-
-
-class Network(torch.nn.Module):
-    """`encodes` False: the policy alone, told nothing of the past."""
-
-    def __init__(self, encodes: bool) -> None:
-        super().__init__()
-        nn = torch.nn
-        self.encodes = encodes
-        self.encoder = nn.Sequential(
-            nn.Linear(SHOWN, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, CONTEXT)
-        )
-        self.body = nn.Sequential(
-            nn.Linear(SEEN + CONTEXT * encodes, WIDTH),
-            nn.Tanh(),
-            nn.Linear(WIDTH, WIDTH),
-            nn.Tanh(),
-            nn.Linear(WIDTH, 1),
-        )
-
-    def moves(self, x: Tensor, total: Tensor, step: int) -> Tensor:
-        """Clickbait (U,) of what is seen (U, 4) and of the sum of what was encoded in `step` steps (U, z)."""
-        told = torch.cat([x, total / (step + 1)], dim=1) if self.encodes else x
-        return torch.sigmoid(STEEP * self.body(told)[:, 0])
+SHOWN, WIDTH, CONTEXT = 4, 24, 24
+PUPILS, RATE = 64, 1e-2  # people in an update, and Adam's first step, which is annealed to nothing
+SPREADS = (
+    5.0,
+    0.058,
+    0.058,
+)  # standard deviations of what is to be told, over the set of simulators: errors count in these
+SCALES = np.array([[12.0, 0.8, 0.5], [5.0, 0.1, 0.1]])  # means and units of `Sigmoid`
+Weights = dict[str, F32]
 
 
-def seen(step: int, odds: Tensor, clickbait: Tensor, horizon: int = HORIZON) -> Tensor:
-    """(U, 4)"""
-    every = torch.ones_like(odds)
-    near, begun = float(np.exp(-(horizon - 1 - step) / 3)), float(np.exp(-step / 5))
-    return torch.stack([every * near, every * begun, odds, clickbait], dim=1)
+def initial(seed: int) -> Weights:
+    rng = np.random.default_rng([seed, 35])
+    sizes = {"f_in": (SHOWN, WIDTH), "f_out": (WIDTH, CONTEXT), "h_in": (CONTEXT + 1, WIDTH), "h_out": (WIDTH, 3)}
+    made: Weights = {}
+    for name, shape in sizes.items():
+        made[name] = (rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32)
+        made[f"{name}_bias"] = np.zeros(shape[1], np.float32)
+    return made
 
 
-def shown(clickbait: Tensor, reward: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def shown(clickbait: F64, reward: F64, before: F64, after: F64) -> F32:
     """(…, 4)"""
-    return torch.stack([2 * clickbait - 1, reward / 10, before, after], dim=-1)
+    return np.stack([2 * clickbait - 1, reward / 5 - 1, before, after], axis=-1).astype(np.float32)
 
 
-def lived(network: Network, people: Users, luck: F64) -> Tensor:
-    """(U,) sums of rewards under luck (horizon, 2, U), as `long_term_world.play` has them; gradients go through the simulator."""
-    memory, sensitivity, choc = (_tensor(a) for a in (people.memory, people.sensitivity, people.choc))
-    noise = _tensor(luck)
-    exposure, last, total = (torch.zeros(len(people)) for _ in range(3))
-    odds, encoded = torch.zeros(len(people)), torch.zeros(len(people), CONTEXT)
-    for step in range(len(luck)):
-        last = network.moves(seen(step, odds, last, len(luck)), encoded, step)
-        reward = (last * choc + (1 - last) * KALE) * torch.sigmoid(odds) + NOISE * noise[step, 0]
-        total = total + reward
-        exposure = memory * exposure - 2 * (last - 0.5) + INNOVATION * noise[step, 1]
-        before, odds = odds, sensitivity * exposure
-        if network.encodes:
-            encoded = encoded + network.encoder(shown(last, reward, before, odds))
-    return total
+def body(w: Any, name: str, x: Any, tanh: Callable[[Any], Any]) -> Any:
+    """One hidden layer, of numpy's or torch's arrays."""
+    hidden = tanh(x @ w[f"{name}_in"] + w[f"{name}_in_bias"])
+    return hidden @ w[f"{name}_out"] + w[f"{name}_out_bias"]
 
 
-class Played:
-    """A network as a policy of the world; starts again at step 0."""
+class Encoding(Sigmoid):
+    """`Sigmoid` told the encoder's estimates."""
 
-    def __init__(self, network: Network, people: int, horizon: int = HORIZON) -> None:
-        self.network, self.horizon = network, horizon
-        self._encoded, self._odds = torch.zeros(people, CONTEXT), torch.zeros(people)
+    def __init__(self, theta: F64, people: int, weights: Weights) -> None:
+        super().__init__(theta, people, 0.0)
+        self._weights = weights
+        self._sum: NDArray[Any] = np.zeros((len(self.theta), CONTEXT), np.float32)
 
-    @one_thread
-    def __call__(self, at: Seen) -> F64:
-        odds = _tensor(np.log(at.satisfaction / (1 - at.satisfaction)))
-        clickbait, reward = _tensor(at.clickbait), _tensor(at.reward)
-        with torch.no_grad():
-            if at.step == 0:
-                self._encoded = torch.zeros_like(self._encoded)
-            elif self.network.encodes:
-                self._encoded = self._encoded + self.network.encoder(shown(clickbait, reward, self._odds, odds))
-            self._odds = odds
-            c = self.network.moves(seen(at.step, odds, clickbait, self.horizon), self._encoded, at.step)
-        return c.numpy().astype(np.float64)
+    def person(self, seen: Seen) -> tuple[F64, F64, F64]:
+        if seen.step == 0:
+            self._sum = np.zeros_like(self._sum)
+        else:
+            told = shown(seen.clickbait, seen.reward, logit(self._satisfaction), logit(seen.satisfaction))
+            self._sum = self._sum + body(self._weights, "f", told, np.tanh)
+        self._satisfaction = seen.satisfaction
+        begun = np.full((len(self._sum), 1), np.exp(-seen.step / 5), np.float32)
+        z = np.concatenate([self._sum / np.float32(seen.step + 1), begun], axis=1)
+        choc, memory, sensitivity = (SCALES[0] + SCALES[1] * body(self._weights, "h", z, np.tanh)).T
+        return choc, memory, sensitivity
 
 
 @one_thread
-def learn(people: People, encodes: bool, seed: int, updates: int, horizon: int = HORIZON) -> Network:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = Network(encodes)
-        if encodes:
-            teach(network, people, seed, min(TAUGHT, 10 * updates), horizon)
-    rng = np.random.default_rng([seed, 33])
-
-    def loss(number: int) -> Tensor:
-        those = people(number)
-        return -lived(network, those, rng.normal(size=(horizon, 2, len(those)))).mean() / horizon
-
-    descend(list(network.body.parameters()) + list(network.encoder.parameters()) * encodes, loss, updates, RATE)
-    return network
-
-
-def teach(network: Network, people: People, seed: int, updates: int, horizon: int = HORIZON) -> float:
-    """The encoder learns to tell people apart; the last update's squared error, in variances of what is to be told."""
-    head = torch.nn.Sequential(torch.nn.Linear(CONTEXT + 1, WIDTH), torch.nn.Tanh(), torch.nn.Linear(WIDTH, 3))
-    rng = np.random.default_rng([seed, 34])
-    counts = torch.arange(1, horizon + 1.0)[:, None, None]
-    error = 0.0
-
-    def loss(number: int) -> Tensor:
-        nonlocal error
-        those = people(number)
-        moves, odds = wander(those, rng, horizon)
-        before, after = odds[:-1], odds[1:]
-        reward = (moves * those.choc + (1 - moves) * KALE) / (1 + np.exp(-before)) + NOISE * rng.normal(
-            size=moves.shape
-        )
-        told = shown(*(_tensor(a) for a in (moves, reward, before, after)))
-        mean = network.encoder(told).cumsum(dim=0) / (counts + 1)
-        begun = torch.exp(-counts / 5).expand(horizon, len(those), 1)
-        wanted = np.stack(
-            [(those.choc - 13) / 6, (those.memory - 0.8) / 0.058, (those.sensitivity - 0.5) / 0.058], axis=1
-        )
-        found = ((head(torch.cat([mean, begun], dim=2)) - _tensor(wanted)) ** 2).mean()
-        error = float(found.detach())
-        return found
-
-    descend([*network.encoder.parameters(), *head.parameters()], loss, updates, FIRST_RATE)
-    return error
-
-
-def wander(people: Users, rng: np.random.Generator, horizon: int = HORIZON) -> tuple[F64, F64]:
-    """Random moves (H, U) around a level of each person's own, and the logits of satisfaction they lead to (H + 1, U)."""
-    moves = np.clip(rng.random(len(people)) + 0.3 * rng.normal(size=(horizon, len(people))), 0, 1)
-    exposure = np.zeros((horizon + 1, len(people)))
-    for step in range(horizon):
-        luck = INNOVATION * rng.normal(size=len(people))
-        exposure[step + 1] = people.memory * exposure[step] - 2 * (moves[step] - 0.5) + luck
-    return moves, people.sensitivity * exposure
-
-
-def descend(parameters: list[torch.nn.Parameter], loss: Callable[[int], Tensor], updates: int, rate: float) -> None:
-    adam = torch.optim.Adam(parameters, lr=rate)
+def teach(people: Callable[[int], Users], seed: int, updates: int, horizon: int = HORIZON) -> tuple[Weights, float]:
+    """An encoder taught on `people(number)`, fresh ones each update, and the last one's squared error in variances."""
+    weights = {name: torch.tensor(w, requires_grad=True) for name, w in initial(seed).items()}
+    adam = torch.optim.Adam(list(weights.values()), lr=RATE)
+    rng, steps = np.random.default_rng([seed, 34]), np.arange(horizon + 1.0)
+    counts = torch.tensor(steps[:, None, None] + 1, dtype=torch.float32)
+    begun = torch.tensor(np.tile(np.exp(-steps / 5)[:, None, None], (1, PUPILS, 1)), dtype=torch.float32)
+    error = torch.zeros(())
     for number in range(updates):
         for group in adam.param_groups:
-            group["lr"] = rate * (1 - number / updates)
+            group["lr"] = RATE * (1 - number / updates)
+        those = people(number)
+        told, nothing = torch.from_numpy(lived(those, rng, horizon)), torch.zeros(1, PUPILS, CONTEXT)
+        total = torch.cat([nothing, body(weights, "f", told, torch.tanh).cumsum(dim=0)])
+        found = body(weights, "h", torch.cat([total / counts, begun], dim=2), torch.tanh)
+        off = (found - _wanted(those)) * torch.tensor(SCALES[1] / SPREADS, dtype=torch.float32)
+        error = (off**2).mean()
         adam.zero_grad()
-        loss(number).backward()  # type: ignore[no-untyped-call]  # torch tells no types of it
-        torch.nn.utils.clip_grad_norm_(parameters, LONGEST)
+        error.backward()
         adam.step()
+    return {name: w.detach().numpy().copy() for name, w in weights.items()}, float(error.detach())
 
 
-def _tensor(array: F64) -> Tensor:
-    return torch.tensor(array, dtype=torch.float32)
+def _wanted(people: Users) -> Tensor:
+    true = np.stack([people.choc, people.memory, people.sensitivity], axis=1)
+    return torch.tensor((true - SCALES[0]) / SCALES[1], dtype=torch.float32)
+
+
+def lived(people: Users, rng: np.random.Generator, horizon: int) -> F32:
+    """(H, U, 4): what is shown of people under moves around a level of each one's own."""
+    count = len(people)
+    moves = np.clip(rng.random(count) + rng.choice([0.05, 0.3], count) * rng.normal(size=(horizon, count)), 0, 1)
+    odds, exposure = np.zeros((horizon + 1, count)), np.zeros(count)
+    for step in range(horizon):
+        exposure = people.memory * exposure - 2 * (moves[step] - 0.5) + INNOVATION * rng.normal(size=count)
+        odds[step + 1] = people.sensitivity * exposure
+    mean = (moves * people.choc + (1 - moves) * KALE) / (1 + np.exp(-odds[:-1]))
+    return shown(moves, mean + NOISE * rng.normal(size=moves.shape), odds[:-1], odds[1:])

@@ -64,7 +64,7 @@ def test_estimates_find_the_person() -> None:
 
 
 def test_the_search_beats_what_it_starts_from() -> None:
-    theta = long_term.search((14.0,), 14.0, 1, 4)
+    theta = long_term.search((14.0,), lambda theta, count: long_term.Sigmoid(theta, count, 14.0), 11, 1, 4)
     people = world.users(40, 14.0, 5)
     start, end = (
         world.play(people, long_term.Sigmoid(t[None], 40, 14.0), 1).mean() for t in (np.zeros_like(theta), theta)
