@@ -32,6 +32,7 @@ STUDIES: dict[str, tuple[str, str]] = {  # name → (module, what it shows)
         "Impression variance, exposure and creators: before, after, and what it costs.",
     ),
     "guardrails": ("services.studies.guardrails", "One objective raised while others hold, by seven ways of learning."),
+    "leases": ("services.studies.leases", "What an exploration cap leaves unused, lent when new items come at once."),
     "long_term": ("services.studies.long_term", "What the best constant leaves: share closed, and what transfers."),
     "neural": (
         "services.studies.neural",
