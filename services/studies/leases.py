@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -119,7 +120,7 @@ class House:
         sums = merged(policy, [self.learner.arrays()])
         made = policy.algorithm.publish(policy.config, policy.problem, sums, self.now, self._made)
         items = self.compiled.encoder.rows([{"kind": "one"}] * len(ids), "$.items")
-        inputs = {"items": items, "context": np.zeros(0, np.float32), "weights": np.ones(1, np.float32)}
+        inputs: dict[str, Any] = {"items": items, "context": np.zeros(0, np.float32), "weights": np.ones(1, np.float32)}
         asked = {**inputs, **item_inputs(made.arrays, items, item_hashes(ids))}
         scores = policy.algorithm.reference(policy.config, policy.problem, made.arrays, asked)
         return scores, draw_settings(policy.config, made.temperature, self.surface.exploration.max_share)
