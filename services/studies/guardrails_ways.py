@@ -24,9 +24,10 @@ EPOCHS = 3  # over the log of the behaviour's own learning, before: what `slatew
 CONFIG = ConstrainedActorCritic(
     floor=FLOOR,
     minibatch=256,
-    replay=6_000,
+    replay=20_000,
     replay_ratio=4.0,
     learning_rate=4e-3,
+    entropy=0.1,
     multiplier_rate=1.0,
 )
 STRENGTHS = {"like": 0.15, "hate": 0.15}  # λ of two-stage
@@ -39,7 +40,7 @@ class Size:
     """How much of everything: people and rounds of learning, people and steps of the judging."""
 
     people: int = 150
-    rounds: int = 30
+    rounds: int = 45
     steps: int = 20
     judged: int = 1_500
     life: int = 30
