@@ -27,7 +27,8 @@ class ConstrainedActorCritic(Config, frozen=True):
     discounts    objective → γ of its critic; 0 by default for the auxiliary ones: what is held is the mean of a slate, and a life
                  cut short has few dislikes in total
     strengths    objective → λ_i of stage 2, default 1: how hard the main policy is held to that auxiliary's
-    bound        of KL(π‖β) a slot, nats, for the auxiliary policies and the Lagrangian's
+    bound        of KL(π‖β) a slot, nats, for the auxiliary policies and the Lagrangian's: what is above has a price, which has an
+                 end, since no policy is within it where the log is of several
     clip         c: largest ratio π/β that counts
     weight_bound largest ∣w_i∣ a request may give an auxiliary policy
     multiplier_max, multiplier_rate   bound of μ, and its step in running standard deviations of the objective

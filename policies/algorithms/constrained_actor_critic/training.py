@@ -4,7 +4,7 @@ Running scales, KL's price κ and the multipliers μ live here, in one place wha
 columns of the batch. Minibatches are drawn from a generator of the update's number, so state is a function of the
 calls in their order and nothing random needs to be saved.
 
-    κ   up by a tenth in log when a policy's KL is above its bound, down when below
+    κ   up by a tenth in log when a policy's KL is above its bound, down when below, within `KAPPA`
     μ   moves by rate · gap, the gap in running standard deviations of a slate's reward, and only when the 95% interval of the
         self-normalised mean (Σwr / Σw, delta method, w = π_1/β of the whole slate) over the last `window` settled decisions
         excludes the threshold; at its bound with the threshold still excluded the objective is `infeasible`: said, not hidden
@@ -26,7 +26,10 @@ from policies.sequences import Transitions
 from policies.types import F64, Arrays, Mask
 
 FORGETS = 0.01  # share of a new minibatch in the running moments, once a hundred have been seen
-KAPPA = (1e-3, 0.3)
+KAPPA = (
+    1e-3,
+    0.3,
+)  # dearer, and a log of several policies, near to which nobody is, makes copies that serve no objective
 LARGEST_WEIGHT = 20.0  # of a decision in the judged mean, as everywhere
 Z95 = 1.959964
 FRONT = frozenset({"history", "next_history", "lived", "next_lived"})
