@@ -192,9 +192,8 @@ class CountedColumn:
         return True
 
 
-Columns = (
-    NumberColumn | CategoryColumns | BoolColumn | VectorColumns | CountedColumn
-)  # one feature's columns; `place` is the first
+# one feature's columns; `place` is the first
+Columns = NumberColumn | CategoryColumns | BoolColumn | VectorColumns | CountedColumn
 
 
 def columns_of(name: str, feature: Feature, place: int) -> Columns:

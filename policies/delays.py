@@ -17,9 +17,8 @@ import numpy as np
 from policies.types import F64, I64, Changes, Delays
 
 BUCKETS = 64
-EDGES: F64 = np.exp2(
-    (np.arange(BUCKETS) - (BUCKETS - 1)) / 4
-)  # upper edges, in horizons: from 2^−15.75 (27 ms of 30 min) to 1
+# upper edges, in horizons: from 2^−15.75 (27 ms of 30 min) to 1
+EDGES: F64 = np.exp2((np.arange(BUCKETS) - (BUCKETS - 1)) / 4)
 EARLY, RESTS_ON = "early.", "early_decisions."  # of an objective, in a publish's diagnostics
 AGES: F64 = (np.arange(16) + 0.5) / 16  # where F is looked up in a stretch of ages: they are taken to be spread evenly
 

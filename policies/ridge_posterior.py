@@ -18,9 +18,8 @@ import numpy as np
 from policies.ridge import Sums
 from policies.types import F64, Mask
 
-GRID: F64 = np.exp2(
-    np.arange(-6.0, 11.0, 2.0)
-)  # λ from effects 8 times the noise (nearly noiseless) to 1/32 of it (rare clicks)
+# λ from effects 8 times the noise (nearly noiseless) to 1/32 of it (rare clicks)
+GRID: F64 = np.exp2(np.arange(-6.0, 11.0, 2.0))
 BASE = 1.0  # precision of the columns left of the bar: one observation's worth
 ALPHA = 1.0
 CALM = 10  # slates without correlation that ρ̂ is shrunk towards

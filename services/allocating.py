@@ -10,9 +10,8 @@ import ctypes
 import sys
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
-OWN_PAGES = (
-    1 << 20
-)  # bytes from which on a block has pages of its own; a batch of steady traffic has a third of it, a backlog six times
+# bytes from which on a block has pages of its own; a batch of steady traffic has a third of it, a backlog six times
+OWN_PAGES = 1 << 20
 
 
 def steady() -> bool:

@@ -18,6 +18,7 @@ REFUSALS = {
     "408": "The request took too long to arrive",
     "413": "The body is too large",
 }
+# of every refusal, of both services
 ERROR_BODY = {
     "type": "object",
     "required": ["error"],
@@ -28,7 +29,7 @@ ERROR_BODY = {
             "properties": {name: {"type": "string"} for name in ("code", "message", "at")},
         }
     },
-}  # of every refusal, of both services
+}
 AT_THE_DOOR, OF_BODIES = ("401", "403"), ("408", "413")
 
 

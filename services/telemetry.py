@@ -32,6 +32,7 @@ class Metric(NamedTuple):
     buckets: tuple[float, ...] = ()
 
 
+# names of the contract (`api.md`), `decide_rejected_total` and `swap_total` beside them
 METRICS = {
     "decide_requests_total": Metric("counter", ("surface", "policy", "mode", "reason"), "Decisions answered"),
     "decide_latency_seconds": Metric(
@@ -179,7 +180,7 @@ METRICS = {
     ),
     "release_steps_total": Metric("counter", ("surface", "step", "who"), "Steps of releases, by whom"),
     "release_fallback_ratio": Metric("gauge", ("surface", "policy"), "Share of a candidate's decisions that fell back"),
-}  # names of the contract (`api.md`), `decide_rejected_total` and `swap_total` beside them
+}
 
 
 def share(folder: Path, *, clear: bool = False) -> None:

@@ -25,9 +25,8 @@ from streaming.ports import Loaded, Record
 OURS = re.compile(r"[0-9a-f]{16}-")  # an id that the service gave: its unit's hash, and what tells decisions apart
 PAGE = 2_000  # rows looked at between two questions of who wants them
 SPANS = 64  # rows are given back in this many steps of their `correctable`
-MOST_SPANS = (
-    3 * SPANS
-)  # from which on steps are of the longest: feedback that waits a day for its decision holds up all that follow
+# from which on steps are of the longest: feedback that waits a day for its decision holds up all that follow
+MOST_SPANS = 3 * SPANS
 GAP = 16  # records read in vain rather than asking the log once more
 
 

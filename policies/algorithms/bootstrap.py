@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 
 RESAMPLED = ("replicate_S", "replicate_B")
 CHANCES: F64 = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 18)]))  # Poisson(1) up to 17: the rest is below 2⁻⁵³
-GOLDEN, FIRST, SECOND = (
-    np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)  # SplitMix64's
+# SplitMix64's
+GOLDEN, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class Bootstrap(RidgeOptions, frozen=True):

@@ -44,10 +44,8 @@ if TYPE_CHECKING:
 ITEM = ("item_n", "item_P", "item_B")
 START = 4.0  # κ before anything is known: an item's effect is half the noise
 ALL, GROUP = 2.0, 4.0  # items' worth of belief: in START for all items, in all items for those of a group
-ROUNDS, STEPS = (
-    4,
-    20,
-)  # θ is solved again ROUNDS times, and κ moves STEPS times for each: more moved s_g by less than a thousandth
+# θ is solved again ROUNDS times, and κ moves STEPS times for each: more moved s_g by less than a thousandth
+ROUNDS, STEPS = 4, 20
 
 
 class HierarchicalThompson(RidgeOptions, frozen=True):

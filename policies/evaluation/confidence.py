@@ -21,9 +21,8 @@ import numpy as np
 
 from policies.types import F64, Mask
 
-LAMBDAS: F64 = np.asarray(
-    0.9 * 0.5 ** np.arange(14), np.float64
-)  # best for V from 10 to 10⁹; between two of them the bound loses at most 6%
+# best for V from 10 to 10⁹; between two of them the bound loses at most 6%
+LAMBDAS: F64 = np.asarray(0.9 * 0.5 ** np.arange(14), np.float64)
 PSI: F64 = -np.log1p(-LAMBDAS) - LAMBDAS
 LOG_SHARE = -np.log(len(LAMBDAS))
 STEPS = 12  # of Newton from above, where stopping early only widens; 6 reach rounding

@@ -35,11 +35,8 @@ OPS: dict[Op, int] = {"mask": MASK, "most": MOST, "least": LEAST, "spacing": SPA
 NO_VECTORS = np.empty((0, 0), np.float32)
 SHORTEST = np.float32(1e-18)  # a vector below it is like nothing; its square is still a float32
 HEAVIEST = 1e30  # weight of diversity: float32 scores stay finite under it
-NOTHING, ACTED, PASSED_OVER = (
-    0,
-    1,
-    2,
-)  # values of `acts`; a minimum that was not reached is passed over where it was due
+# values of `acts`; a minimum that was not reached is passed over where it was due
+NOTHING, ACTED, PASSED_OVER = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,11 @@ policies:
   model: {{algorithm: linear_thompson, objective: score, draws: 64}}
 live: model
 """
+# the same, with a policy that is trained from settled decisions, and drawn from by nobody
 TRAINED = SURFACE.replace(
     "live: model",
     "  agent: {algorithm: constrained_actor_critic, objective: score}\nlive: model\nhorizon: 2s\ncorrectable: 1m",
-)  # the same, with a policy that is trained from settled decisions, and drawn from by nobody
+)
 CANDIDATES = [{"id": f"item-{n}", "features": {"size": n / ITEMS}} for n in range(ITEMS)]
 
 

@@ -10,6 +10,7 @@ from policies.errors import Corrupt, Unavailable
 from services.exposition import Exposition
 from streaming.ports import Log
 
+# metric → its name here
 OF_PARTITION = {
     "join_lag_seconds": "join_lag_seconds",
     "settle_lag_seconds": "settle_lag_seconds",
@@ -18,7 +19,7 @@ OF_PARTITION = {
     "settle_stopped": "settle_stopped",
     "rebuilding_records": "rebuilding_records",
     "log_retention_headroom_ratio": "headroom",
-}  # metric → its name here
+}
 OF_POLICY = {
     "selection_entropy_nats": "entropy_nats",
     "exploration_share": "exploration_share",

@@ -25,6 +25,7 @@ from services.scoring.goals import NEUTRAL, chances, one_hot
 from services.scoring.query import Query
 
 HISTORY = frozenset({"history", "history_rows"})
+# inputs of graphs that a log answers
 KNOWN = HISTORY | {
     "context",
     "items",
@@ -33,7 +34,7 @@ KNOWN = HISTORY | {
     "group_rows",
     "weights",
     "goal",
-}  # inputs of graphs that a log answers
+}
 EVEN = DrawSettings(floor=0.0)
 NO_GAP = 1e-300  # temperature at which only the largest means are drawn
 SURE = DrawSettings(head="softmax", floor=0.0, temperature=NO_GAP)

@@ -17,10 +17,8 @@ DRAWS, NOISE = 32, 0.15  # of the pool, in standard deviations of a request's va
 SETTINGS = DrawSettings(floor=0.02)
 SYNC = 20  # requests
 LAW = Law(gain=0.3, most=4.0, window=100.0)  # a second is a sync
-RARE, RARE_SYNC = (
-    Law(gain=0.9, most=4.0, window=1_000.0),
-    2,
-)  # 24 groups, each of which gets little: a sync every other request
+# 24 groups, each of which gets little: a sync every other request
+RARE, RARE_SYNC = Law(gain=0.9, most=4.0, window=1_000.0), 2
 EACH = Law(gain=0.9, most=4.0, window=400.0)  # 30 groups of one ad; chosen on seeds 101 and 102
 
 

@@ -26,11 +26,8 @@ from services.studies.long_term import Sigmoid, logit
 
 SHOWN, WIDTH, CONTEXT = 4, 24, 24
 PUPILS, RATE = 64, 1e-2  # people in an update, and Adam's first step, which is annealed to nothing
-SPREADS = (
-    5.0,
-    0.058,
-    0.058,
-)  # standard deviations of what is to be told, over the set of simulators: errors count in these
+# standard deviations of what is to be told, over the set of simulators: errors count in these
+SPREADS = 5.0, 0.058, 0.058
 SCALES = np.array([[12.0, 0.8, 0.5], [5.0, 0.1, 0.1]])  # means and units of `Sigmoid`
 Weights = dict[str, F32]
 

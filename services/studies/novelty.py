@@ -22,10 +22,8 @@ from policies.worlds.novelty_world import HISTORY, OBJECTIVES, Drawn, Glance, No
 from policies.worlds.session_world import drawn
 from services.studies.study import Study, interval, with_interval
 
-FIRST, SEEDS = (
-    11,
-    8,
-)  # worlds 11 … 18 are reported; worlds 1 … 5 were, by a table before the world and the agent changed
+# worlds 11 … 18 are reported; worlds 1 … 5 were, by a table before the world and the agent changed
+FIRST, SEEDS = 11, 8
 TUNED_ON = (101, 102, 103, 104)  # worlds of other seeds than those reported
 JUDGED = 9_001  # seed of the people that values are of
 ROUND_SECONDS = 40 * 86_400.0  # a round's people are all gone before the next

@@ -56,9 +56,10 @@ class World:
         return one_slot(rewards, arms, self.behaviour[context], self.target[context], features=FEATURES[context])
 
 
+# (4, 10, 14): arm and context apart, so which arm pays in which context is not told
 FEATURES: F64 = np.concatenate(
     [np.tile(np.eye(ARMS), (CONTEXTS, 1, 1)), np.tile(np.eye(CONTEXTS)[:, None], (1, ARMS, 1))], axis=2
-)  # (4, 10, 14): arm and context apart, so which arm pays in which context is not told
+)
 
 
 def softmax(logits: F64, floor: float) -> F64:

@@ -30,12 +30,13 @@ from streaming.configuration import Configs
 
 SURFACE, EXPERIMENT = "sessions", "four-policies"
 AGENTS = {"agent": "two_stage", "held": "lagrangian"}  # policy → its mode
+# arm, which is also its policy's name → share of the people
 ARMS = {
     "random": 0.1,
     "behaviour": 0.3,
     "agent": 0.3,
     "held": 0.3,
-}  # arm, which is also its policy's name → share of the people
+}
 PARTS = ("scoring", "forwarder", "learning")  # no control service: nobody looks on, and two processors are few
 PARTITIONS = 2
 

@@ -41,9 +41,8 @@ from streaming.plain.scan import (
 
 AHEAD, LONGEST, LARGEST = range(3)  # places in `limits`
 CORRECTABLE, HORIZON = range(2)  # … in `durations`
-(ITEM_BYTES, CONTEXT_SIZE, SLOTS, OBJECTIVES, WAITS, NAMED, NAMED_END, KINDS, KINDS_END, SILENCE) = range(
-    10
-)  # … `sizes`
+# … `sizes`
+(ITEM_BYTES, CONTEXT_SIZE, SLOTS, OBJECTIVES, WAITS, NAMED, NAMED_END, KINDS, KINDS_END, SILENCE) = range(10)
 RULES, RULES_END = 2, 3  # … in `kinds`, after the place of its name
 MOST = 255  # slots, and letters of a name, that a length of one byte can say
 ROW, CONTEXTS, ITEMS, REWARDS, PACKED = range(5)  # … in `places`: how far each list is filled

@@ -38,12 +38,10 @@ from streaming.strayed import window_name
 
 REPLICAS, SLOTS, CAP, UP_TO, WEB = 4, 3, 0.1, 0.5, 0.06
 WEB_COLUMN = Encoder(surface().features).context_names.index("device=web")
-PLAIN = [
-    {"id": f"i{j}", "features": {"price": j, "genre": "jazz"}} for j in range(0, 10, 3)
-]  # dearer ones are clicked more
-NEW = [
-    {"id": f"n{j}", "features": {"price": 5 + j / 10, "genre": ("jazz", "rock", "x")[j % 3]}} for j in range(8)
-]  # who knows
+# dearer ones are clicked more
+PLAIN = [{"id": f"i{j}", "features": {"price": j, "genre": "jazz"}} for j in range(0, 10, 3)]
+# who knows
+NEW = [{"id": f"n{j}", "features": {"price": 5 + j / 10, "genre": ("jazz", "rock", "x")[j % 3]}} for j in range(8)]
 
 
 def lending(**more: object) -> Surface:

@@ -312,10 +312,11 @@ PLANTS = [
 ]
 
 
+# seeds that tell a rare story soon, for half a minute less each
 EARLY = {
     _shown_replaces_shown: 51,
     _delays_are_not_taken_back: 3,
-}  # seeds that tell a rare story soon, for half a minute less each
+}
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__.strip("_"))

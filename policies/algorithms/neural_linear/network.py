@@ -22,10 +22,8 @@ from policies.surface import FeatureSpec, Vector
 from policies.types import F32, F64, Arrays
 
 WEIGHTS = ("first", "second", "second_bias")
-FIRST, LAST = (
-    "first_",
-    "last_",
-)  # of a bundle's arrays: those of a linear model each, and no linear model of the features
+# of a bundle's arrays: those of a linear model each, and no linear model of the features
+FIRST, LAST = "first_", "last_"
 COUNTS = ("updates", "steps", "skipped", "refused", "rebuilt", "since")  # of a trainer's state, see `training`
 Held = Mapping[str, NDArray[np.generic]]
 

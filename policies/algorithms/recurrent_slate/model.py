@@ -14,10 +14,11 @@ from policies.algorithms.recurrent_slate.config import RecurrentSlate
 from policies.types import F32, F64, I64, Arrays
 
 ALL, GROUP = 2.0, 4.0  # items' worth of belief: in a variance of 1 for all items, in all items' for those of a group
+# point estimates of the state's own
 WEIGHTS = {
     "linear": (),
     "gru": ("gru_W", "gru_R", "gru_b", "gru_c", "out", "out_b"),
-}  # point estimates of the state's own
+}
 
 
 class Groups(NamedTuple):
