@@ -67,9 +67,8 @@ class RidgeLearner:
         self.columns = columns(problem)
         self._named = np.array(self.columns)
         self.sums = empty(len(self.columns), len(problem.objectives), half_life)
-        self._room = np.empty(
-            (2, 0, len(self.columns))
-        )  # for φ and √w φ: memory asked for anew costs more than the sums
+        # for φ and √w φ: memory asked for anew costs more than the sums
+        self._room = np.empty((2, 0, len(self.columns)))
 
     def learn(self, changes: Changes) -> None:
         for block in blocks(changes):

@@ -52,10 +52,11 @@ def carried(problem: Problem, own: Arrays, addends: Sequence[Addend], now: float
     g = float(np.exp2(index - now / half_life))
     for o, objective in enumerate(problem.objectives.values()):
         if any(kept[o] is None for _, kept in parts):
+            # as `linear_thompson` has it: a span of 1 either way where none is set
             low, high = objective.range or (
                 0.0,
                 2.0,
-            )  # as `linear_thompson` has it: a span of 1 either way where none is set
+            )
             _fill(o, objective.default, (high - low) ** 2 / 4, g, parts)
     return [sums for sums, _ in parts]
 

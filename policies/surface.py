@@ -319,9 +319,7 @@ class Surface(Struct, frozen=True, forbid_unknown_fields=True):
     exploration: Exploration = Exploration()
     logging: Logging = Logging()
     learn_pins: bool = False
-    untaught: list[
-        str
-    ] = []  # policies that do not learn from decisions of this version: those of an experiment's other arms
+    untaught: list[str] = []
     examination: Literal["none", "estimated"] | list[float] | UnsetType = UNSET
     examined: list[float] | UnsetType = UNSET
     history_hashed: Hashed | UnsetType = UNSET

@@ -195,9 +195,8 @@ class Configs:
         self._canaries: dict[str, Trial] = {}
         self._impressions: dict[str, impressions.Told] = {}
         self._seen = 0
-        self.forgotten: dict[
-            str, float
-        ] = {}  # unit's hash → what it did before is taken for never done (`semantics.md` 24)
+        # unit's hash → what it did before is taken for never done (`semantics.md` 24)
+        self.forgotten: dict[str, float] = {}
         self.lost: dict[int, int] = {}  # partition → its records before this offset are accepted as lost
         self.forgets = 0  # entries of the record that said so: who saw as many has seen all
         self.changes = 0  # of versions, currents, experiments, releases: a follower that saw as many has seen all

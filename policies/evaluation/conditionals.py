@@ -83,9 +83,8 @@ class Along:
 
     def at(self, slot: int) -> F64 | None:
         """(n,) its distribution at a slot, given those before; None where nobody is allowed. `remaining`: how many are."""
-        k = (
-            len(self._u) if self._within is not None else max(slot, *self._pins, 0) + 1
-        )  # a later pin's item is nobody else's
+        # a later pin's item is nobody else's
+        k = len(self._u) if self._within is not None else max(slot, *self._pins, 0) + 1
         found = self.last = draw(
             self._scores,
             k,

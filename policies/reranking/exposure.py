@@ -215,8 +215,7 @@ def prefix_constraints(
 def prefix_limits(share: float, k: int, op: Op) -> I64:
     """(k,) of a share of a prefix."""
     exact = share * np.arange(1, k + 1)
-    limits: I64 = (np.ceil(exact - 1e-9) if op == "most" else np.floor(exact + 1e-9)).astype(
-        np.int64
-    )  # 0.1 · 10 is one
+    # 0.1 · 10 is one
+    limits: I64 = (np.ceil(exact - 1e-9) if op == "most" else np.floor(exact + 1e-9)).astype(np.int64)
     limits.flags.writeable = False
     return limits

@@ -133,10 +133,11 @@ def constrain(
     if left == 0:
         return 0
     keeps = np.empty(left, np.bool_)
+    # of each minimum; −1: not counted yet
     members, needs = (
         np.full(len(ops), -1, np.int64),
         np.zeros(len(ops), np.int64),
-    )  # of each minimum; −1: not counted yet
+    )
     first, whole = rows[:left].copy(), left  # the candidates before any constraint, among whom members are counted
     held = np.zeros(len(ops), np.bool_)  # minima that were not passed over
     alone = len(ahead) == 0 or ahead[-1] <= t  # no pin comes later

@@ -239,9 +239,8 @@ class People:
         self.taste: F64 = unit(rng.normal(size=(count, SIZE)))
         self.nature, explorer = self._told(rng)
         self.mood, says = self._told(rng)
-        self.context: F32 = np.stack(
-            [explorer, says], axis=1
-        )  # a number from −1 to 1 is encoded as itself, in order of names
+        # a number from −1 to 1 is encoded as itself, in order of names
+        self.context: F32 = np.stack([explorer, says], axis=1)
         self.begins: Mask = np.ones(count, bool)
         self.goals: I64 = np.full(count, -1)
         self.goal_propensities: F64 = np.ones(count)

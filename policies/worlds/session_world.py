@@ -181,9 +181,8 @@ class SessionWorld:
 
         def policy(seen: Glance, u: F64) -> tuple[I64, F64]:
             watch, like, hate = np.moveaxis(seen.expected, 2, 0)
-            left = (
-                seen.bored / 2 + 0.9 * hate - 0.4 * like
-            )  # log odds a slot adds; boredom counts once more for what comes
+            # log odds a slot adds; boredom counts once more for what comes
+            left = seen.bored / 2 + 0.9 * hate - 0.4 * like
             order = np.argsort(-(watch - price * left), axis=1, kind="stable")[:, : self.slots]
             return order, np.ones(order.shape)
 

@@ -97,9 +97,8 @@ class Told:
 
     answers: dict[str, Answered] = field(default_factory=dict)
     sequence: list[tuple[str, Answered]] = field(default_factory=list)  # the same as they came; faults read its end
-    accepted: dict[tuple[str, str], tuple[str, float]] = field(
-        default_factory=dict
-    )  # (decision, feedback id) → item, value
+    # (decision, feedback id) → item, value
+    accepted: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)  # attempts that were not answered, by status or error
 
     def share(self, since: float, until: float) -> dict[str, float]:

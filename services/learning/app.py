@@ -70,9 +70,8 @@ class Learning:
         self._forgot: dict[str, Forgot] = {}  # unit → what is not told yet
         self.partitions = 1  # of the log
         self.trains = False  # whether a policy has a trainer
-        self._refused: set[tuple[str, str]] = (
-            set()
-        )  # (pointer, learner key): not tried again until something is learned
+        # (pointer, learner key): not tried again until something is learned
+        self._refused: set[tuple[str, str]] = set()
         self._next_publish = self._next_others = self._next_follow = 0.0
 
     def follow(self) -> None:

@@ -25,9 +25,8 @@ class Beside:
         self._turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
         self.failed = ""  # why there will be no more turns
-        self.needed: dict[
-            int, float
-        ] = {}  # partition → time on the log from which its records are needed, as last heard
+        # partition → time on the log from which its records are needed, as last heard
+        self.needed: dict[int, float] = {}
 
     def start(self) -> None:
         self._thread.start()

@@ -111,9 +111,8 @@ class TrainerSeat:
                 log.warning("away", extra={"error": str(error)})
                 self._next, turn = time.monotonic() + AWAY_SECONDS, Turn()
             except (SlatewiseError, ray.exceptions.RayTaskError) as error:
-                self.failed = str(
-                    error
-                )  # another has taken over, nothing can be gone on with, a library is not installed there
+                # another has taken over, nothing can be gone on with, a library is not installed there
+                self.failed = str(error)
                 log.error("training stopped", extra={"error": self.failed})
                 return None
             self._heard = True

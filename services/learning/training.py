@@ -89,9 +89,8 @@ class Course:
         self._upload: Future[float | None] | None = None
         self._uploaded = -1  # entries of the order
         self._frontiers: dict[int, float] = {}
-        self._told: dict[
-            str, tuple[str, int]
-        ] = {}  # learner key → (configuration, entries) of what was handed out last
+        # learner key → (configuration, entries) of what was handed out last
+        self._told: dict[str, tuple[str, int]] = {}
         self._stopped: dict[int, str] = {}
         self._next_follow = self._next_checkpoint = self._next_publish = self._next_trim = self._next_upload = 0.0
 

@@ -49,9 +49,8 @@ class Goals:
     def __init__(self, claims: Claims, tenant: str, key: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self._claims, self._tenant, self._key = claims, tenant, key
         self._breaker = Breaker(clock, failures=2, slow_seconds=SLOW_SECONDS, cool_seconds=COOL_SECONDS)
-        self._steps: OrderedDict[str, tuple[int, Goal | None]] = (
-            OrderedDict()
-        )  # session → (decisions, this epoch's goal)
+        # session → (decisions, this epoch's goal)
+        self._steps: OrderedDict[str, tuple[int, Goal | None]] = OrderedDict()
 
     def of(
         self,

@@ -182,9 +182,8 @@ class Pool:
         means, scales = (np.asarray(arrays[name], float)[rows][:, None] for name in ("means", "scales"))
         self.vectors = np.ascontiguousarray((means + scales * noise).transpose(1, 0, 2))  # (m, n, size)
         squares = (self.vectors**2).sum(axis=2, keepdims=True)
-        self.scoring = np.concatenate([2 * self.vectors, -squares], axis=2).astype(
-            np.float32
-        )  # 2zᵀv − ‖v‖²: ‖z‖² ranks nothing
+        # 2zᵀv − ‖v‖²: ‖z‖² ranks nothing
+        self.scoring = np.concatenate([2 * self.vectors, -squares], axis=2).astype(np.float32)
         self.starts = np.asarray(arrays["starts"], float)
 
     def states(self, past: I64, drawn: I64) -> F64:

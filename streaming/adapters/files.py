@@ -28,10 +28,11 @@ class FileBundles:
         with _available():
             make_folder(self._root)
         self._swept = False
+        # one value: threads share this adapter
         self._seen: tuple[tuple[int, int, int] | None, dict[str, str]] = (
             None,
             {},
-        )  # one value: threads share this adapter
+        )
 
     def put(self, name: str, data: bytes) -> None:
         """A name that holds these bytes already is left alone; one that a fault has changed is mended."""

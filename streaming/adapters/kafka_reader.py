@@ -69,9 +69,8 @@ class PythonSource:
         self._headers: dict[int, Headers] = {}
         self._decoded = install(self._consumer, self._headers)
         widen(self._consumer)
-        self._ahead: list[
-            Record
-        ] = []  # of one answer of the cluster: while it is used, the consumer waits for the next
+        # of one answer of the cluster: while it is used, the consumer waits for the next
+        self._ahead: list[Record] = []
         self._taken = 0  # of them
 
     def seek(self, offset: int) -> None:

@@ -57,9 +57,8 @@ def graph(config: ConstrainedActorCritic, problem: Problem) -> "ModelProto":
     ask = add("Reshape", [add("MatMul", [padded, "query"], "asked"), "heads"], "ask")
     match = add("Gemm", [ask, lived, stale], "match", transB=1, alpha=1 / max(1, d) ** 0.5)
     share = add("Softmax", [add("Where", [says, match, "dead"], "logit")], "share", axis=1)
-    pooled = add(
-        "Reshape", [add("MatMul", [share, lived], "pooled_rows"), "per_policy"], "pooled"
-    )  # dead rows are zeros
+    # dead rows are zeros
+    pooled = add("Reshape", [add("MatMul", [share, lived], "pooled_rows"), "per_policy"], "pooled")
     count = add("ReduceSum", [live, "rows"], "count", keepdims=1)
     total = add("ReduceSum", [lived, "rows"], "total", keepdims=1)
     mean = add("Div", [total, add("Max", [count, "unit"], "at_least_one")], "mean")
