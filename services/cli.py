@@ -251,12 +251,12 @@ def accept_loss(partition: int, **flags: Any) -> None:
     """Have a partition that waits (`offset_out_of_range`) go on where its log begins now. What retention took is lost."""
     import time
 
-    from services.wiring import open_log, open_state
+    from services.wiring import open_log, own_state
     from streaming.losses import accept
 
     settings = _settings(flags)
     try:
-        loss = accept(open_log(settings), open_state(settings), partition, time.time())
+        loss = accept(open_log(settings), own_state(settings), partition, time.time())
     except IndexError as error:
         raise click.BadParameter(str(error), param_hint="PARTITION") from error
     click.echo(f"partition {partition}: records before offset {loss.offset} are done with; its shard goes on there")

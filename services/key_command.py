@@ -26,12 +26,12 @@ def create(name: str, scopes: tuple[str, ...], rate: float | None, expires: str 
     """Make a key. Its token is printed, alone, on standard output, and can never be shown again."""
     from services.granting import create as make
     from services.settings import Settings
-    from services.wiring import open_state
+    from services.wiring import own_state
 
     settings, now = Settings.load(**flags), time.time()
     ends = None if expires is None else now + seconds(expires)
     key, token = make(
-        open_state(settings), _who(), name, list(scopes), tenant=settings.tenant, rate=rate, expires_at=ends, now=now
+        own_state(settings), _who(), name, list(scopes), tenant=settings.tenant, rate=rate, expires_at=ends, now=now
     )
     click.echo(f"key {key['id']} ({', '.join(key['scopes'])}); keep this, it is not shown again:", err=True)
     click.echo(token)
@@ -43,10 +43,10 @@ def list_(**flags: Any) -> None:
     """Every key, the revoked ones too."""
     from services.granting import listed
     from services.settings import Settings
-    from services.wiring import open_state
+    from services.wiring import own_state
 
     settings, now = Settings.load(**flags), time.time()
-    for key in listed(open_state(settings), settings.tenant):
+    for key in listed(own_state(settings), settings.tenant):
         ended = key.get("expires_at") is not None and key["expires_at"] <= now
         standing = "revoked" if key.get("revoked_at") else "expired" if ended else "valid"
         rate = f"{key['rate']:g}/s" if key.get("rate") else "unlimited"
@@ -60,10 +60,10 @@ def revoke(key_id: str, **flags: Any) -> None:
     """Revoke a key by its id, for ever; services refuse it within a second."""
     from services.granting import revoke as end
     from services.settings import Settings
-    from services.wiring import open_state
+    from services.wiring import own_state
 
     settings = Settings.load(**flags)
-    key = end(open_state(settings), _who(), key_id, tenant=settings.tenant, now=time.time())
+    key = end(own_state(settings), _who(), key_id, tenant=settings.tenant, now=time.time())
     click.echo(f"key {key['id']} ({key['name']}) is revoked")
 
 

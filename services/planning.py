@@ -15,7 +15,7 @@ from policies.surface import Surface
 from services.cli import _settings, settings_options
 from services.configuring import applied, current_surfaces
 from services.trials import Trials
-from services.wiring import open_state
+from services.wiring import own_state
 from streaming import adjusting
 from streaming.configuration import Compiled, CompiledPolicy, ConfigInvalid, Configs, compile_surface, load_folder
 from streaming.experiments import keep_running, load_experiments
@@ -27,7 +27,7 @@ from streaming.ports import State
 @settings_options
 def command(folder: Path, **flags: object) -> None:
     """What applying a config folder would keep, rebuild and move; nothing is written."""
-    said, mistakes = plan(open_state(_settings(flags)), folder)
+    said, mistakes = plan(own_state(_settings(flags)), folder)
     for line in said:
         click.echo(line)
     for line in mistakes:

@@ -15,7 +15,7 @@ from policies.errors import Corrupt, Rejected, Unavailable
 from policies.surface import seconds
 from services.epochs import current_epoch
 from services.settings import Settings
-from services.wiring import open_bundles, open_log, open_state
+from services.wiring import open_bundles, open_log, own_state
 from streaming.configuration import Configs
 from streaming.events import Decision, decode
 from streaming.ports import Bundles, Log, State
@@ -47,7 +47,7 @@ class Releases:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        return cls(open_state(settings), open_bundles(settings), open_log(settings))
+        return cls(own_state(settings), open_bundles(settings), open_log(settings))
 
     def inspect(self, name: str | None) -> str:
         """JSON of a manifest, or of every pointer."""

@@ -53,11 +53,13 @@ def prepare(settings: Settings) -> None:
     """Make the data folder and apply the configuration, before any process starts. Raises ConfigInvalid, Rejected."""
     from services.configuring import apply_folder, apply_quickstart  # a restart of a process needs none of this
     from services.wiring import open_state
+    from streaming.tenancy import claim
 
     if settings.metrics_http:
         raise Rejected("Expected nothing: here scoring gives out the metrics of all", at=f"{PREFIX}METRICS_HTTP")
     settings.data.mkdir(parents=True, exist_ok=True)
     state = open_state(settings)
+    claim(state, settings.tenant)
     if settings.config is not None:
         apply_folder(state, settings.config)
     else:

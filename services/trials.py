@@ -19,7 +19,7 @@ from policies.experiments.document import Experiment, Trial
 from policies.surface import Surface
 from services.audit import Change, entry
 from services.settings import Settings
-from services.wiring import open_state
+from services.wiring import own_state
 from streaming.configuration import Configs, store_arms
 from streaming.experiments import KIND, decode, from_json, indexed, keep_running, load_experiments, stored, trials_on
 from streaming.ports import State
@@ -39,7 +39,7 @@ class Trials:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        state, configs = open_state(settings), Configs()
+        state, configs = own_state(settings), Configs(settings.tenant)
         configs.follow(state)
         return cls(state, configs)
 

@@ -32,6 +32,7 @@ from streaming.settle import Settlements
 from streaming.signed import SignedBundles
 from streaming.snapshot import Snapshot
 from streaming.spool import Spool
+from streaming.tenancy import check
 from streaming.totals import Totals
 
 if TYPE_CHECKING:
@@ -69,6 +70,13 @@ def open_state(settings: Settings) -> State:
         return KafkaState(_kafka(settings), clock=time.monotonic)
     settings.state_path.parent.mkdir(parents=True, exist_ok=True)
     return SqliteState(settings.state_path)
+
+
+def own_state(settings: Settings) -> State:
+    """The same, for those who work on what it holds. Raises Rejected('other_tenant') where it is another's, Unavailable."""
+    state = open_state(settings)
+    check(state, settings.tenant)
+    return state
 
 
 def open_claims(settings: Settings) -> Claims:

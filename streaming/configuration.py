@@ -185,7 +185,7 @@ class Configs:
     """
 
     def __init__(self, tenant: str = "default") -> None:
-        self._tenant = tenant
+        self.tenant = tenant
         self._versions: dict[str, Compiled] = {}
         self._learned: dict[str, CompiledPolicy] = {}
         self._current: dict[str, str] = {}
@@ -204,7 +204,7 @@ class Configs:
 
     def add(self, surface: Surface) -> Compiled:
         """Compile a surface and make it current. Raises ConfigInvalid."""
-        compiled = compile_surface(surface, self._tenant)
+        compiled = compile_surface(surface, self.tenant)
         compiled = self._keep(compiled)
         self._current[surface.surface] = compiled.hash
         return compiled
@@ -329,7 +329,7 @@ class Configs:
             return
         try:
             surface = msgspec.json.decode(stored, type=Surface)
-            self._keep(_compiled(surface, digest, self._tenant))
+            self._keep(_compiled(surface, digest, self.tenant))
             self._newer(surface, digest)
         except (msgspec.MsgspecError, Rejected) as error:
             self.refused[digest] = str(error)

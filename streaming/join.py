@@ -43,6 +43,7 @@ from streaming.joined import (
 from streaming.plain.batch import Plain
 from streaming.ports import DeadLetter, Loaded, Record
 from streaming.rows import Rows, Span
+from streaming.tenancy import DEFAULT
 from streaming.verdicts import LARGEST, Placed, are_sound, mistake, remember, take_back
 
 AHEAD_SECONDS = 60.0  # how far a record's own time may be ahead of the log's
@@ -82,7 +83,7 @@ class Joiner:
         self._sound = True  # vectors of this batch
         self._plain = (
             None
-            if settling or watching
+            if settling or watching or configs.tenant != DEFAULT  # whose records are what is plain
             else Plain(rows, lambda config: self._terms.get(config) or self._find_terms(config))
         )
         self._ghosts: dict[str, int] = {}  # id → row of decisions that have not come
@@ -231,9 +232,12 @@ class Joiner:
             except Corrupt as error:
                 self._dead(applied, record, error.reason, error.detail)
                 continue
+            if event.tenant != self._configs.tenant:
+                self._dead(applied, record, "other_tenant", event.tenant)
+                continue
             if type(event) is Drawn:
                 vectors += (event.context, event.shown)
-            key = event.decision_id if event.tenant == "default" else f"{event.tenant}\0{event.decision_id}"
+            key = event.decision_id if event.tenant == DEFAULT else f"{event.tenant}\0{event.decision_id}"
             events.append((record, key, event))
         self._sound = are_sound(b"".join(vectors))  # all at once: a hundredth of the cost of one by one
         return events

@@ -54,7 +54,7 @@ class Verdict:
 
 def verify(settings: Settings, told: Told) -> Verdict:
     """Reads the whole log and steps the shards to its end. For a service that has stopped. Raises Unavailable, Corrupt."""
-    log, state, configs = open_log(settings), open_state(settings), Configs()
+    log, state, configs = open_log(settings), open_state(settings), Configs(settings.tenant)
     configs.follow(state)
     verdict = Verdict()
     partitions = range(log.partitions)

@@ -52,9 +52,10 @@ from services.settings import Settings
 from services.telemetry import Telemetry, share
 from services.timely import Timely
 from services.trials import Trials
-from services.wiring import open_audience, open_dead_letters, open_estimates, open_totals, open_watched
+from services.wiring import open_audience, open_dead_letters, open_estimates, open_state, open_totals, open_watched
 from streaming.configuration import Configs
 from streaming.ports import DeadLetters
+from streaming.tenancy import claim
 
 log = logging.getLogger("slatewise.control")
 MOST_DECISIONS = 200
@@ -232,6 +233,7 @@ def run(settings: Settings) -> None:
     """Serve until SIGTERM."""
     host, port = settings.control_address
     share(settings.metrics_path)
+    claim(open_state(settings), settings.tenant)
     app = create_app(Control.of(settings))
     uvicorn.run(
         app,

@@ -101,7 +101,7 @@ class Readouts:
         self._trials, self._events, self._opened = trials, events, opened
         self._beside, self._canaries = beside, canaries
         self._retention_seconds, self._telemetry = retention_seconds, telemetry or Telemetry()
-        self._configs = Configs()
+        self._configs = Configs(trials.configs.tenant)
         self._totals: Totals | None = None
         self._seats: list[Seat] = []
         self._opening, self._following = threading.Lock(), threading.Lock()

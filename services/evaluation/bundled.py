@@ -30,11 +30,11 @@ class Bundled:
     """Of one data folder. Raises Rejected where it cannot be opened."""
 
     def __init__(self, data: Path) -> None:
-        from services.wiring import open_bundles, open_state
+        from services.wiring import open_bundles, own_state
 
         settings = Settings.load(data=data)
-        self._store, self._configs = open_bundles(settings), Configs()
-        self._configs.follow(open_state(settings))
+        self._store, self._configs = open_bundles(settings), Configs(settings.tenant)
+        self._configs.follow(own_state(settings))
         self._read = lru_cache(KEPT)(self.find)
 
     def find(self, name: str) -> Found:

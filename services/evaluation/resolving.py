@@ -211,14 +211,14 @@ def _experiences(
     need_pyarrow()
     from services.evaluation.experiences import KnownItems, read_experiences
     from services.experiences.sources import Versions, from_files, from_log, narrowed
-    from services.wiring import open_state
+    from services.wiring import own_state
 
     is_log = "://" not in log and (Path(log) / "log.sqlite").is_file()
     folder = data or (Path(log) if is_log else None)
-    configs, items = Configs(), None
+    settings = Settings.load(data=folder)  # None: where only files are read, the environment says whose they are
+    configs, items = Configs(settings.tenant), None
     if folder is not None:
-        settings = Settings.load(data=folder)
-        state = open_state(settings)
+        state = own_state(settings)
         configs.follow(state)
         items = KnownItems(state, time.time())
     if unsettled and not is_log:

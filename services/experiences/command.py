@@ -52,15 +52,15 @@ def command(
     need_pyarrow()
     from services.experiences.sources import Versions, from_files, from_log, narrowed
     from services.settings import Settings
-    from services.wiring import open_state
+    from services.wiring import own_state
     from streaming.configuration import Configs
 
     settings = Settings.load(data=data)
     if url is not None and unsettled:
         raise Rejected("Files hold settled decisions only", at="--unsettled")
-    configs = Configs()
+    configs = Configs(settings.tenant)
     if url is None or settings.state_path.exists():
-        configs.follow(open_state(settings))
+        configs.follow(own_state(settings))
     found = from_log(settings, configs, unsettled=unsettled) if url is None else from_files(url)
     tables = narrowed(found, surface, _utc(since), _utc(until))
     versions = Versions(configs, url)

@@ -16,7 +16,7 @@ from services.lifetime import stopping
 from services.scraped import scraped
 from services.settings import Settings
 from services.telemetry import Telemetry, share
-from services.wiring import open_experiences, open_log, open_settlements, open_state
+from services.wiring import open_experiences, open_log, open_settlements, own_state
 from streaming.configuration import Configs
 from streaming.experiences import Experiences
 from streaming.ports import Bundles, Log, State
@@ -50,7 +50,7 @@ def run(settings: Settings) -> None:
     stop = stopping()
     share(settings.metrics_path)
     with scraped(settings):
-        state = open_state(settings)
+        state = own_state(settings)
         Settling(state, open_log(settings), open_experiences(settings), settings).run(stop)
     log.info("stopped")
 

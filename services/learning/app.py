@@ -44,6 +44,7 @@ from streaming.ports import State
 from streaming.publish import Learned, Outcome, Publisher, by_lineage, lineage, older_sums, pointer_name
 from streaming.shard import Statistics, StepReport
 from streaming.shown import remembers
+from streaming.tenancy import claim
 
 log = logging.getLogger("slatewise.learning")
 FOLLOW_SECONDS = 0.25
@@ -251,6 +252,7 @@ def _learn(settings: Settings, stop: threading.Event) -> None:
     state, telemetry = open_state(settings), Telemetry()
     while not stop.is_set():
         try:
+            claim(state, settings.tenant)
             _reign(settings, state, telemetry, take_epoch(state), stop)
         except Unavailable as error:  # at the beginning: `_turn` waits for what goes away later
             log.warning("away", extra={"error": str(error)})

@@ -124,7 +124,7 @@ class InProcess:
     def __init__(self, document: dict[str, Any], items: Sequence[Item], folder: Path, key: bytes = b"replay") -> None:
         settings = Settings.load(environ={}, data=folder)
         state, self._log = open_state(settings), open_log(settings)
-        self._configs = Configs()
+        self._configs = Configs(settings.tenant)
         surface = from_json(msgspec.json.encode(document))
         publish_surface(state, surface)
         self._configs.follow(state)

@@ -68,7 +68,7 @@ def replay(
             for item, known in zip(logged.items, logged.item_features, strict=True)
         ]
     )
-    configs = Configs()
+    configs = Configs(settings.tenant)
     configs.follow(state)
     compiled = configs.current(surface.surface)
     if compiled is None:

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import uvicorn
 
+from policies.errors import Unavailable
 from services.access import Access
 from services.keys import Keys
 from services.lifetime import PARENT, follow_parent, stopping
@@ -28,6 +30,7 @@ from services.settings import Settings
 from services.telemetry import configure_logs, forget_process, share
 from services.wiring import open_claims, open_copies, open_derived, open_leases, open_log, open_spool
 from streaming.kept import PAUSE_SECONDS, Reaching
+from streaming.tenancy import check
 
 log = logging.getLogger("slatewise.scoring")
 SWITCH_SECONDS = 0.0005  # Python's default lets a background thread hold the interpreter for 5 ms
@@ -68,6 +71,8 @@ class Acknowledging:
 def open_scoring(settings: Settings) -> Scoring:
     """A scoring service over the adapters that the settings name."""
     state, bundles, copies = open_copies(settings)
+    with suppress(Unavailable):  # it starts from its copies, which were its own
+        check(state, settings.tenant)
     return Scoring(
         state=state,
         claims=open_claims(settings),

@@ -32,7 +32,7 @@ def command(log: str, policy: str, epochs: int, **flags: Any) -> None:
     from services.experiences.sources import from_files
     from services.learning.regaining import regained
     from services.settings import Settings
-    from services.wiring import open_bundles, open_log, open_state, open_uploads
+    from services.wiring import open_bundles, open_log, open_uploads, own_state
     from streaming.configuration import CompiledPolicy, Configs
     from streaming.experiences import Experiences
     from streaming.looking_up import encoded_items
@@ -44,7 +44,7 @@ def command(log: str, policy: str, epochs: int, **flags: Any) -> None:
     from streaming.training_uploads import FOLDER, TrainingUploads, take
 
     settings = Settings.load(**flags)
-    state, events, configs, console = open_state(settings), open_log(settings), Configs(settings.tenant), Console()
+    state, events, configs, console = own_state(settings), open_log(settings), Configs(settings.tenant), Console()
     if settings.config is not None:
         apply_folder(state, settings.config)
     configs.follow(state)

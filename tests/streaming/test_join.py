@@ -120,10 +120,16 @@ def test_vectors_may_be_arrays_of_numbers(ports: Ports) -> None:
         np.testing.assert_array_equal(array, total(other.shard().statistics().arrays)[name])
 
 
-def test_tenants_do_not_share_ids(ports: Ports) -> None:
-    ports.append(made(), made(tenant="other", weight=0.25))
-    assert run(ports) == {}
-    assert examples(ports) == 6
+def test_what_another_tenant_says_is_set_aside(ports: Ports) -> None:
+    """Of the same version, as it has when both have the same surface; nor is the id used up, nor the decision clicked."""
+    ports.append(made(tenant="other", weight=0.25), feedback(ID, EPOCH0, slot=0, tenant="other"), made())
+    assert run(ports) == {0: "other_tenant", 1: "other_tenant"}
+    assert examples(ports) == 3
+    alone = Ports(CONFIGS)
+    alone.append(made())
+    assert run(alone) == {}
+    for name, array in total(ports.shard().statistics().arrays).items():
+        np.testing.assert_array_equal(array, total(alone.shard().statistics().arrays)[name])
 
 
 def test_an_answer_given_again_is_not_a_decision(ports: Ports) -> None:
