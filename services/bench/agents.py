@@ -2,24 +2,30 @@
 
 train    transitions a second through `Trainer.train`: replay, RLlib's learner in this process, losses, Adam; every transition is read
          once on average. 100 candidates, 10 slots, 32 item features, 50 interactions, three objectives, in one thread
-         (`policies.one_thread`), of CPU and of the wall clock
+         (`policies.one_thread`), of CPU and of the wall clock; and with two learners on a Ray of two cores, the CPU of all
+         processes counted
 publish  weights to a stored bundle: arrays, probes through graph and reference, gate, files, pointer
 decide   `Scoring.decide` from request bytes to answer bytes, spool written, the history in the request; beside `DecideFloor`,
-         which reads none, in turns
+         which reads none, in turns. Of 2,000 interactions all are read and logged, or what stands for them (`history_hashed`)
 """
 
+import importlib.util
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 
 from policies.algorithm import Algorithm, Problem
 from policies.registry import ALGORITHMS
 from policies.sequences import Transitions
+from policies.training import Trainer
 from services.bench.decide import CHUNK, scoring_of, timed
 from services.bench.floors import CANDIDATES, CATALOGUE, SLOTS, DecideFloor
 from services.bench.report import Report
@@ -31,14 +37,19 @@ from streaming.configuration import Configs, from_json
 from streaming.publish import Publisher
 
 SHORT, LONG = 50, 2_000  # interactions
+FEW = {"newest": 192, "rows": 64}
+ROWS = 4 * 512  # transitions of a round
 PER_CORE, CORES = 10_000, 2  # transitions a second: the budget is 20,000 on two cores
 AGENT: Algorithm = ALGORITHMS["constrained_actor_critic"]
 
 
 def measure(report: Report, rounds: int = 8, chunks: int = 7) -> None:
     trained(report, rounds)
-    for history, most in ((SHORT, 3.0), (LONG, 6.0)):
-        decided(report, history, most, chunks)
+    if importlib.util.find_spec("ray"):
+        together(report, rounds)
+    decided(report, SHORT, 3.0, chunks)
+    decided(report, LONG, 6.0, chunks)
+    decided(report, LONG, 6.0, chunks, few=True)
 
 
 def document(history: int) -> dict[str, Any]:
@@ -54,35 +65,27 @@ def document(history: int) -> dict[str, Any]:
 
 
 def trained(report: Report, rounds: int) -> None:
-    """Of CPU time and of the wall clock: the best round, since neighbours on the machine make a round slower and none faster."""
+    """One learner, in this process: the best round, since neighbours on the machine make a round slower and none faster."""
     configs = Configs()
     compiled = configs.add(from_json(msgspec.json.encode(document(SHORT))))
     policy = compiled.policies["bench-ts"]
-    rows = 4 * 512
     assert AGENT.trainer is not None
     trainer = AGENT.trainer(policy.config, policy.problem)
-    given = [transitions(policy.problem, rows, seed) for seed in range(2)]
-    trainer.train(given[0])
-    taken, walls = [], []
-    for i in range(rounds):
-        wall, start = time.perf_counter(), time.process_time()
-        trainer.train(given[i % 2])
-        taken.append(time.process_time() - start)
-        walls.append(time.perf_counter() - wall)
+    taken, walls = _rounds(trainer, policy.problem, rounds)
     report.add(
         "trained, constrained_actor_critic",
-        rows / min(taken),
+        ROWS / min(taken),
         "transitions/CPU s",
         at_least=PER_CORE,
-        note=f"best of {rounds} rounds of {rows:,}, median {rows / statistics.median(taken):,.0f}; 10 of 100 candidates, "
+        note=f"best of {rounds} rounds of {ROWS:,}, median {ROWS / statistics.median(taken):,.0f}; 10 of 100 candidates, "
         f"H = {SHORT}, 3 objectives; budget: 20,000/s on two cores",
     )
     report.add(
         "trained, constrained_actor_critic, by the wall clock",
-        rows / min(walls),
+        ROWS / min(walls),
         "transitions/s",
         at_least=CORES * PER_CORE,
-        note=f"one trainer, which computes in one thread; best of {rounds} rounds, median {rows / statistics.median(walls):,.0f}",
+        note=f"one trainer, which computes in one thread; best of {rounds} rounds, median {ROWS / statistics.median(walls):,.0f}",
     )
     arrays = trainer.arrays()
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder:
@@ -92,29 +95,102 @@ def trained(report: Report, rounds: int) -> None:
     report.add("published, constrained_actor_critic", statistics.median(took), "ms", at_most=100, note="to files")
 
 
-def decided(report: Report, history: int, most: float, chunks: int) -> None:
+def together(report: Report, rounds: int) -> None:
+    """Two learners, actors on a Ray of this process's own, and the trainer that feeds them."""
+    compiled = Configs().add(from_json(msgspec.json.encode(document(SHORT) | _learners(CORES))))
+    policy = compiled.policies["bench-ts"]
+    assert AGENT.trainer is not None
+    with _cluster():
+        trainer = AGENT.trainer(policy.config, policy.problem)
+        taken, walls = _rounds(trainer, policy.problem, rounds)
+        trainer.close()  # type: ignore[attr-defined]  # it has processes
+    report.add(
+        "trained by two learners on Ray, by the wall clock",
+        ROWS / min(walls),
+        "transitions/s",
+        at_least=CORES * PER_CORE,
+        note=f"best of {rounds} rounds, median {ROWS / statistics.median(walls):,.0f}",
+    )
+    report.add(
+        "trained by two learners on Ray",
+        ROWS / min(taken),
+        "transitions/CPU s",
+        note=f"of all processes: trainer, learners, Ray; best of {rounds} rounds, median {ROWS / statistics.median(taken):,.0f}",
+    )
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(
+        address="local", num_cpus=CORES, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _learners(count: int) -> dict[str, Any]:
+    policy = {"algorithm": AGENT.name, "objective": "watch", "learners": count}
+    return {"policies": {"bench-ts": policy}}
+
+
+def _rounds(trainer: Trainer, problem: Problem, rounds: int) -> tuple[list[float], list[float]]:
+    """(seconds of CPU of this process and its children, seconds of the wall clock) of each round, after one to warm up."""
+    given = [transitions(problem, ROWS, seed) for seed in range(2)]
+    trainer.train(given[0])
+    taken, walls = [], []
+    for i in range(rounds):
+        before, wall, start = _children(), time.perf_counter(), time.process_time()
+        trainer.train(given[i % 2])
+        spent = time.process_time() - start
+        walls.append(time.perf_counter() - wall)
+        taken.append(spent + sum(max(seconds - before.get(pid, 0.0), 0.0) for pid, seconds in _children().items()))
+    return taken, walls
+
+
+def _children() -> dict[int, float]:
+    """pid → CPU seconds so far."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
+
+
+def decided(report: Report, history: int, most: float, chunks: int, few: bool = False) -> None:
+    """`few`: read and logged in few rows, and as columns in the request."""
     rng = np.random.default_rng(4)
     asked = bodies()
     past = [{"item": f"item-{row}", "kind": "click"} for row in rng.integers(CATALOGUE, size=history).tolist()]
-    ours = [msgspec.json.encode(msgspec.json.decode(body) | {"history": past}) for body in asked]
+    columns = {"items": [one["item"] for one in past], "kinds": "click"}
+    ours = [msgspec.json.encode(msgspec.json.decode(body) | {"history": columns if few else past}) for body in asked]
+    made = document(history) | ({"history_hashed": FEW} if few else {})
     with tempfile.TemporaryDirectory(prefix="slatewise-bench-") as folder, DecideFloor() as floor:
-        scoring = scoring_of(Path(folder), Telemetry(), document(history))
+        scoring = scoring_of(Path(folder), Telemetry(), made)
         timed(lambda i: floor(asked[i % len(asked)]), CHUNK)  # compiles
         timed(lambda i: scoring.decide(ours[i % len(ours)]), CHUNK)
-        base, taken = [], []
+        base, taken, spent = [], [], []
         for _ in range(chunks):
+            start = time.process_time()
             base.append(timed(lambda i: floor(asked[i % len(asked)]), CHUNK))
+            middle = time.process_time()
             taken.append(timed(lambda i: scoring.decide(ours[i % len(ours)]), CHUNK))
+            spent.append((time.process_time() - middle) / (middle - start))
             scoring.tick()
         scoring.close()
+    read = "as columns in the request, read and logged in 256 rows" if few else "in the request"
     report.add(
-        f"decide in process, constrained_actor_critic, H = {history:,}",
+        f"decide in process, constrained_actor_critic, H = {history:,}{', history_hashed' if few else ''}",
         statistics.median(taken),
         "µs",
         floor=statistics.median(base),
         at_most=most,
         of_floor=True,
-        note="by id, history in the request; the floor is linear and reads none",
+        note=f"by id, history {read}; the floor is linear and reads none; by CPU time {statistics.median(spent):.2f} × floor",
     )
 
 
