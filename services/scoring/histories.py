@@ -85,42 +85,32 @@ def given(
     Raises Rejected with the path: of a kind nobody knows, and of an item that neither the catalogue nor the request knows;
     without a catalogue all items are the callers', and none can be told wrong.
     """
-    columns, kinds = isinstance(history, Interactions), list[str]()
     if isinstance(history, Interactions):
-        items, every = history.items, history.kinds
-        if isinstance(every, list):
-            kinds = every
+        items, at_item, at_kind = history.items, "$.history.items[{}]", "$.history.kinds[{}]"
+        if isinstance(history.kinds, str):
+            kinds, at_kind = [history.kinds] * len(items), "$.history.kinds"
+        else:
+            kinds = history.kinds
             if len(kinds) != len(items):
-                raise Rejected(
-                    f"Expected {len(items)} kinds, one for each item, got {len(kinds)}", at="$.history.kinds"
-                )
-        found = {every} if isinstance(every, str) else set(kinds)
+                raise Rejected(f"Expected {len(items)} kinds, one an item, got {len(kinds)}", at="$.history.kinds")
     else:
         items, kinds = [act.item for act in history], [act.kind for act in history]
-        found = set(kinds)
+        at_item, at_kind = "$.history[{}].item", "$.history[{}].kind"
     if len(items) > surface.history:
         raise Rejected(f"Expected at most {surface.history} interactions, got {len(items)}", at="$.history")
-    allowed, wanted = surface.feedback_kinds, set(surface.history_kinds)
-    if not found <= allowed:
-        place = next((i for i, kind in enumerate(kinds) if kind not in allowed), None)
-        at = (
-            "$.history.kinds"
-            if place is None
-            else f"$.history.kinds[{place}]"
-            if columns
-            else f"$.history[{place}].kind"
-        )
+    allowed, wanted = surface.feedback_kinds, surface.history_kinds
+    if not allowed.issuperset(kinds):
+        place = next(i for i, kind in enumerate(kinds) if kind not in allowed)
         message = f"Unknown kind, expected one of: {', '.join(sorted(allowed - {'shown'}))}"
-        raise Rejected(message, at=at, code="unknown_kind")
+        raise Rejected(message, at=at_kind.format(place), code="unknown_kind")
     rows = catalogue.rows(items)
     if len(catalogue) and len(rows) and rows.min() < 0:
         known = set(ids)
         for place in np.flatnonzero(rows < 0).tolist():
             if items[place] not in known:
                 message = f"Unknown item {items[place][:64]!r}: not in the catalogue, and no candidate"
-                at = f"$.history.items[{place}]" if columns else f"$.history[{place}].item"
-                raise Rejected(message, at=at, code="unknown_item")
-    if wanted and not found <= wanted:
+                raise Rejected(message, at=at_item.format(place), code="unknown_item")
+    if wanted:
         kept = [i for i, kind in enumerate(kinds) if kind in wanted]
         items, rows = [items[i] for i in kept], rows[kept]
     return items, rows
