@@ -1,7 +1,8 @@
 """What counted features cost: a decision in process on the surface of `decide`, bare and with counts, in turns; and reading them.
 
-Of units: a count and a rate, read from a store on this disk. Of items too: a count and a rate of each of 100 candidates, whose
-encoded features are then logged. CPU time of the thread; garbage of the start is frozen, as the service does.
+Of units: a count and a rate, remembered from a read a moment ago; a read from a store on this disk stands by itself. Of items too:
+a count and a rate of each of 100 candidates, whose encoded features are then logged. CPU time of the thread; garbage of the
+start is frozen, as the service does.
 """
 
 import gc
@@ -59,7 +60,17 @@ def measure(report: Report, chunks: int = 15) -> None:
             report.add("decide in process, 100 candidates, nothing counted", bare, "µs of CPU")
             for what, value in (("a count and a rate of the unit", units), ("… and of each candidate", both)):
                 report.add(f"decide in process, {what}", value, "µs of CPU", floor=bare, note="floor: nothing counted")
-            assert scoring.countings is not None  # wired below
+            assert scoring.countings is not None  # both are wired below
+            assert scoring.histories is not None
+            found = scoring.live.surfaces["units"]
+            unit, taken_by = unit_hash("user-0", scoring.keys.salt("default")), list[float]()
+            for i in range(CHUNK):
+                config = f"{found.config}{i}"  # of a version that has not asked yet: it is read
+                started = time.thread_time()
+                _, _, outcome = scoring.histories.of(unit, found.surface, config, counts=True, acts=False)
+                taken_by.append(1e6 * (time.thread_time() - started))
+                assert outcome == "read"
+            report.add("reading what was counted of a unit", statistics.median(taken_by), "µs of CPU", note="SQLite")
             started = time.thread_time()
             scoring.countings.refresh(scoring.clock(), at_once=True)
             spent = time.thread_time() - started
@@ -109,7 +120,7 @@ def _scoring_in(data: Path) -> Scoring:
         settings,
         [_surface(name) for name in SURFACES],
         catalogue,
-        histories=Histories(lambda: open_derived(settings, settings.partitions)[1]),
+        histories=Histories(lambda: open_derived(settings, settings.partitions)[1], lambda: 0.0),  # nothing gets old
         countings=Countings(lambda: open_derived(settings, settings.partitions)[0]),
     )
 
