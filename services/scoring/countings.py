@@ -41,15 +41,16 @@ class UnitCounts:
             window = window_seconds(feature.window)
             kinds = [(count_name(surface.surface, kind, window), window) for kind in kinds_of(feature)]
             self._features.append((name, feature, kinds))
-        self.names = frozenset(name for name, _, _ in self._features)
 
     def __bool__(self) -> bool:
         return bool(self._features)
 
+    def lacking(self, context: Features) -> bool:
+        """Whether a request leaves any of it to be looked up."""
+        return any(context.get(name) is None for name, _, _ in self._features)
+
     def values(self, data: bytes, now: float) -> dict[str, float]:
-        """By feature, of a unit's counts at epoch seconds `now`; a unit that is not known has no value, which is the same."""
-        if not data:
-            return {}
+        """By feature, of a unit's counts at epoch seconds `now`."""
         counts = read_counts(data)
         return {
             name: value(feature, [counted_lately(counts, one, window, now) for one, window in kinds])
@@ -135,9 +136,9 @@ class ItemCounts:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What was counted for one request: of its unit by feature, None: not known now; and of items."""
+    """What was counted for one request: of its unit by feature, nothing of one that is not known; and of items."""
 
-    unit: Mapping[str, float] | None
+    unit: Mapping[str, float]
     items: ItemCounts | None
 
     def context(self, said: Features) -> Features:

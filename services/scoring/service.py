@@ -297,13 +297,12 @@ class Scoring:
         """(items the unit did something with before, what was counted); none while nobody can be asked."""
         reader, name = surface.reader, surface.surface.surface
         acts = reader.reads_history and request.history is None
-        counts = bool(reader.counts_units) and not reader.counts_units.names <= request.context.keys()
+        counts = reader.counts_units.lacking(request.context)
         items: Sequence[str] = ()
-        record: bytes | None = None
-        outcome = "away"
+        record, outcome = None, "away"
         if self.histories is not None and (acts or counts):
             items, record, outcome = self.histories.of(
-                unit, surface.surface, surface.config, counts=bool(reader.counts_units), acts=reader.reads_history
+                unit, surface.surface, surface.config, acts=reader.reads_history, counts=bool(reader.counts_units)
             )
         if acts:
             self.telemetry.add("history_reads_total", outcome)
@@ -311,14 +310,12 @@ class Scoring:
             return items, None
         if counts:
             self.telemetry.add("counted_reads_total", name, "unit", outcome)
-        values = None if record is None or not counts else reader.counts_units.values(record, now)
-        of_items = None
-        if reader.counts_items and self.countings is not None:
-            of_items = self.countings.of(surface.surface, reader.encoder)
+        table = None
         if reader.counts_items:
-            known = of_items is not None and of_items.known
+            table = None if self.countings is None else self.countings.of(surface.surface, reader.encoder)
+            known = table is not None and table.known
             self.telemetry.add("counted_reads_total", name, "item", "cached" if known else "away")
-        return items if acts else (), Told(values, of_items)
+        return items, Told(reader.counts_units.values(record, now) if record and counts else {}, table)
 
     def _shown(self, surface: LiveSurface, unit: str, now: float) -> Shown | None:
         """What rules may ask about before; None where nobody can be asked."""
@@ -504,7 +501,12 @@ class Scoring:
 
         expected  items to count before anybody asks, at a start
         """
-        self._recount(expected)
+        if self.countings is not None:
+            counting = [found for found in self.live.surfaces.values() if found.reader.counts_items]
+            for found in counting:
+                self.countings.of(found.surface, found.reader.encoder).want(expected)
+            if counting:
+                self.countings.refresh(self.clock(), at_once=bool(expected))
         asking = {name: found.reader.ruler.remembers for name, found in self.live.surfaces.items()}
         owing = [found.surface for found in self.live.surfaces.values() if found.reader.ruler.exposure is not None]
         if self.exposures is None or not (owing or any(asking.values())):
@@ -518,17 +520,6 @@ class Scoring:
             self.telemetry.set("exposure_deficit_share", surface, group, value=share)
         for surface, share in self.exposures.balances.disparities():
             self.telemetry.set("exposure_disparity_share", surface, value=share)
-
-    def _recount(self, expected: Sequence[str]) -> None:
-        if self.countings is None:
-            return
-        for found in self.live.surfaces.values() if expected else ():
-            if found.reader.counts_items:
-                self.countings.of(found.surface, found.reader.encoder).want(expected)
-        try:
-            self.countings.refresh(self.clock(), at_once=bool(expected))
-        except Unavailable as error:  # what rules ask for may be elsewhere; decisions say what is not known
-            log.warning("away", extra={"what": "counts of items", "error": str(error)})
 
     def renew(self) -> None:
         """Every second, in a thread: what is lent of exploration caps. Raises Unavailable."""

@@ -132,6 +132,7 @@ def test_counts_are_recorded_as_they_were_drawn_from(tmp_path: Path) -> None:
     assert floats(nobody.context)[[CLICKS, EAGER]].tolist() == [0.0, 0.0]
     said = scoring.telemetry.text().decode()
     assert 'slatewise_counted_reads_total{of="unit",outcome="read",surface="home"}' in said
+    assert 'of="item",outcome="away"' not in said  # not even before anybody had asked
 
 
 def test_windows_slide_with_the_clock(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_what_a_request_brings_wins(tmp_path: Path) -> None:
     assert mine == 0.0
     assert counted == pytest.approx((6 / 10 - 0.1) / 0.4 if 6 / 10 < 0.5 else 1.0)
     columns = {"ids": ["i0", "i1"], "features": {"ctr": [None, 0.3], "price": [1.0, 2.0]}}
-    record = ask(scoring, context={"clicks": None}, candidates=columns)
+    record = ask(scoring, context={"clicks": None, "eager": None}, candidates=columns)
     assert items_of(record)[:, CTR].tolist() == pytest.approx([1.0, 0.5])
     assert floats(record.context)[CLICKS] == pytest.approx(log1p(5) / log1p(50))  # null says nothing
     with pytest.raises(Rejected) as caught:
@@ -219,12 +220,12 @@ def test_stores_that_are_away_leave_counts_missing_and_say_so(tmp_path: Path) ->
     scoring.refresh()
     stores.away = True
     stores.now += FRESH_SECONDS + 1.0
-    scoring.refresh()
+    with pytest.raises(Unavailable):  # whoever repeats it says so in the log
+        scoring.refresh()
     record = ask(scoring)
     assert floats(record.context)[CLICKS] == 0.0
     assert items_of(record)[:, CTR].all()  # counts of items are believed for a while
     stores.now += STALE_SECONDS + 1.0
-    scoring.refresh()
     assert not items_of(ask(scoring))[:, CTR].any()
     said = scoring.telemetry.text().decode()
     for of in ("unit", "item"):
