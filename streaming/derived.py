@@ -228,12 +228,11 @@ class Derived:
         moved = moves(len(drawn.slate), (one.present_before, one.present), (one.said_before, one.said))
         if not moved:
             return
+        heard = [each for each in moved if each.kind != SHOWN and each.position != WHOLE]  # impressions: see `_expose`
         for kind, window in asked.items if counting else ():
-            for one_kind, position, by in moved:
-                if (
-                    one_kind == kind and kind != SHOWN and position != WHOLE
-                ):  # impressions are counted as rules count them
-                    self._add_lately(one, drawn.slate[position], window, f"kind/{kind}", by)
+            for each in heard:
+                if each.kind == kind:
+                    self._add_lately(one, drawn.slate[each.position], window, f"kind/{kind}", each.by)
         if asked.units:
             name = counts_key(drawn.unit)
             before = self.profiles.get(name)

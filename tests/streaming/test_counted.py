@@ -149,16 +149,8 @@ def test_counts_are_what_the_log_says(story: Story) -> None:
 
 
 def _every_batch_counts_a_decision_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        joining_module,
-        "Touched",
-        lambda terms, join, was, paid, here, pays, before, after: joining_module_touched(
-            terms, join, was, paid, here, pays, NOTHING, after
-        ),
-    )
-
-
-joining_module_touched = joining_module.Touched
+    touched = joining_module.Touched
+    patch.setattr(joining_module, "Touched", lambda *of: touched(*of)._replace(said_before=NOTHING))
 
 
 def _what_was_said_before_is_forgotten(patch: pytest.MonkeyPatch) -> None:
