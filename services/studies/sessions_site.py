@@ -42,9 +42,10 @@ PARTITIONS = 2
 
 
 def documents(horizon: float, timeout: float, thresholds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The surface and the experiment. Objectives are weighed as the behaviour of `guardrails` weighs them; agents have its settings."""
+    """The surface and the experiment. Objectives are weighed as the behaviour of `guardrails` weighs them; agents have its settings,
+    save for the replay, which is in every checkpoint."""
     weights = {name: abs(weight) / OBJECTIVES[name].scale for name, weight in WEIGHTS.items()}
-    chosen = ("floor", "minibatch", "replay", "replay_ratio", "learning_rate", "entropy", "multiplier_rate")
+    chosen = ("floor", "minibatch", "replay_ratio", "learning_rate", "entropy", "multiplier_rate")
     agent = {"algorithm": "constrained_actor_critic", "objective": NAMED[0]} | {
         name: getattr(CONFIG, name) for name in chosen
     }
