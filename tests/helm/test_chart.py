@@ -46,6 +46,9 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "a tenant of its own, its people known by a proxy": {
         "tenant": "shop-eu",
+        "otel": "http://collector:4318",
+        "drift": "off",
+        "retentionSeconds": 86_400,
         "control": {"ops": {"userHeader": "X-Forwarded-User", "proxies": ["10.1.0.0/16", "fd00::/8"]}},
         "learning": {"ray": {"mode": "plain"}},
     },
@@ -132,7 +135,11 @@ def test_every_process_takes_the_settings_it_is_given(helm: str, tmp_path: Path,
         keys = [one["secret"]["items"] for one in pod.get("volumes", []) if one["name"] == "keys"]
         for container in pod["containers"]:
             if "env" in container:
-                assert settings_of(container).tenant == tenant, who
+                found = settings_of(container)
+                assert found.tenant == tenant, who
+                named = (found.otel, found.drift, found.retention_seconds)
+                wanted = ("http://collector:4318", "off", 86_400) if tenant == "shop-eu" else ("", "on", 7 * 86_400)
+                assert named == wanted, who
                 [items] = keys
                 assert {one["path"] for one in items} == {"server.key", f"salt.{tenant}"}
                 seen += 1
@@ -168,6 +175,9 @@ def test_lint_is_clean(helm: str, tmp_path: Path) -> None:
         ({"monitoring": {"labels": {"release": 3}}}, "release"),
         ({"tenant": "Shop EU"}, "tenant"),
         ({"tenant": ""}, "tenant"),
+        ({"drift": True}, "drift"),  # YAML's on is a switch's on only in quotes
+        ({"otel": "collector:4318"}, "otel"),
+        ({"retentionSeconds": 0}, "retentionSeconds"),
         ({"control": {"ops": {"userHeader": "X-User: admin"}}}, "userHeader"),
         ({"control": {"ops": {"proxies": ["the-proxy"]}}}, "proxies"),
         ({"control": {"ops": {"proxies": ["0.0.0.0/0"]}}}, "proxies"),  # everybody could name themselves an admin

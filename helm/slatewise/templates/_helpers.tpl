@@ -58,6 +58,14 @@ securityContext:
 - {name: SLATEWISE_BUNDLES, value: {{ .Values.bundles | quote }}}
 - {name: SLATEWISE_EXPERIENCES, value: {{ .Values.experiences | quote }}}
 - {name: SLATEWISE_PARTITIONS, value: {{ .Values.partitions | quote }}}
+- {name: SLATEWISE_RETENTION_SECONDS, value: {{ int64 .Values.retentionSeconds | quote }}}
+- {name: SLATEWISE_DERIVE, value: {{ .Values.derive | quote }}}
+- {name: SLATEWISE_ESTIMATES, value: {{ .Values.estimates | quote }}}
+- {name: SLATEWISE_DRIFT, value: {{ .Values.drift | quote }}}
+- {name: SLATEWISE_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
+{{- with .Values.otel }}
+- {name: SLATEWISE_OTEL, value: {{ . | quote }}}
+{{- end }}
 - {name: SLATEWISE_KEYS, value: /etc/slatewise/keys}
 - {name: SLATEWISE_DATA, value: /var/lib/slatewise}
 - name: SLATEWISE_ADMIN_KEY
