@@ -9,6 +9,7 @@ exceeded by the requests of that moment (`semantics.md` 20).
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from time import perf_counter
 
 import numpy as np
@@ -64,17 +65,23 @@ class _Items:
     def __init__(self, prefix: str, window: int, clock: Callable[[], float]) -> None:
         self.prefix, self.window, self._clock = prefix, window, clock
         self._lately = Lately()
+        self._names: tuple[int, dict[str, tuple[str, str]]] = 0, {}  # number of the window → item → its counters
         self._counts: Mapping[str, float] = {}
         self._resting: dict[int, frozenset[str]] = {}
         self._read_at = float("-inf")
 
     def names(self, items: Sequence[str], at: float) -> list[str]:
-        """Two counters an item: the fixed window of `at`, and the one before."""
-        return [
-            f"{self.prefix}/{name}/{EXPOSURES}"
-            for item in items
-            for name in window_names(counter_name(item), self.window, at)
-        ]
+        """Two counters an item: the fixed window of `at`, and the one before. Named once a window: naming took a third of a
+        reading, and decisions wait for it."""
+        number = int(at // self.window)
+        before = self._names[1] if self._names[0] == number else {}
+        named = {item: before.get(item) or self._two(item, at) for item in items}
+        self._names = number, named
+        return [*chain.from_iterable(named.values())]
+
+    def _two(self, item: str, at: float) -> tuple[str, str]:
+        one, other = window_names(counter_name(item), self.window, at)
+        return f"{self.prefix}/{one}/{EXPOSURES}", f"{self.prefix}/{other}/{EXPOSURES}"
 
     def want(self, ids: Sequence[str]) -> None:
         """Candidates to count from the next reading on; those of long ago make room."""

@@ -14,7 +14,7 @@ from policies.reranking.expressions import Columns, Values
 from policies.types import I64, Value
 from services.scoring.wire import Item, Scalar
 
-UNKNOWN = -1
+UNKNOWN, NOWHERE = -1, np.empty(0, np.int64)
 FIRST_COLUMNS, MAX_COLUMNS = 8, 1_024  # beyond it, which takes many versions of surfaces, all are made anew
 MAX_CALLED = 1_024  # sets of values whose names are remembered
 Key = tuple[bool, Scalar]
@@ -50,12 +50,15 @@ class Is(NamedTuple):
         return (self.name,)
 
     def __call__(self, values: Values) -> bool:
-        found = values(self.name)
+        return self.of(values(self.name))
+
+    def of(self, found: Any) -> bool:
+        """… of what the attribute is."""
         among = found if isinstance(found, list) else [found]
         return any(one == self.value and isinstance(one, bool) == (self.sort is bool) for one in among)
 
     def each(self, columns: Columns, n: int) -> list[bool]:
-        return _told(columns(self.name), lambda value: self(lambda name: value))
+        return _told(columns(self.name), self.of)
 
 
 class Called(NamedTuple):
@@ -69,11 +72,15 @@ class Called(NamedTuple):
         return (self.name,)
 
     def __call__(self, values: Values) -> bool:
-        key = _key(values(self.name))
+        return self.of(values(self.name))
+
+    def of(self, found: Any) -> bool:
+        """… of what the attribute is."""
+        key = _key(found)
         return key is not None and _called(key) == self.label
 
     def each(self, columns: Columns, n: int) -> list[bool]:
-        return _told(columns(self.name), lambda value: self(lambda name: value))
+        return _told(columns(self.name), self.of)
 
 
 def attribute(item: Item, name: str) -> Value | list[Scalar]:
@@ -97,6 +104,8 @@ class Kinds:
         self._names: dict[str, dict[Key, int]] = {}  # attribute → value → number
         self._labels: dict[str, list[str]] = {}  # attribute → what its values are called, by number
         self._called: dict[tuple[str, bytes], tuple[str, ...]] = {}  # … of several, as they were asked for
+        # the column of texts that was asked for last: itself, what differs in it, and which of those each is
+        self._texts: tuple[Sequence[Any], list[Any] | None, I64] = (), None, NOWHERE
         self.table, self.revision = np.empty((rows() + 1, 0), np.int64), 0
 
     def column(self, asked: str | Test) -> int:
@@ -138,7 +147,7 @@ class Kinds:
 
         column = given.get(name)
         if column is not None:
-            told = np.array(_told(column, number), np.int64)
+            told = self._said(column, number)
             codes = told if ABSENT not in column else np.where([value is ABSENT for value in column], codes, told)
         return codes
 
@@ -169,7 +178,20 @@ class Kinds:
         if not any(name in given for name in condition.names):
             holds: I64 = self.table[rows, self.column(condition)]
             return holds
+        if isinstance(condition, Is | Called):
+            return self._said(self._values(condition.name, rows, given), condition.of) - 1
         return np.array(condition.each(lambda name: self._values(name, rows, given), len(rows)), np.int64) - 1
+
+    def _said(self, column: Sequence[Any], verdict: Callable[[Any], int]) -> I64:
+        """(n,) what is said of each value. Several rules ask about one column of texts: what differs in it is found once."""
+        if self._texts[0] is not column:
+            values = {value: place for place, value in enumerate(dict.fromkeys(column))} if _all_text(column) else None
+            places = NOWHERE if values is None else np.fromiter(map(values.__getitem__, column), np.int64, len(column))
+            self._texts = column, None if values is None else list(values), places
+        _, differing, places = self._texts
+        if differing is None:
+            return np.array(_told(column, verdict), np.int64)
+        return np.array([verdict(value) for value in differing], np.int64)[places]
 
     def _values(self, name: str, rows: I64, given: Given) -> Sequence[Value | list[Scalar]]:
         """Of each candidate: what came with the request, else what the catalogue has."""
@@ -201,11 +223,12 @@ class Kinds:
         return 0 if asked(lambda name: attribute(item, name)) else UNKNOWN
 
 
+def _all_text(column: Sequence[Any]) -> bool:
+    return set(map(type, column)) == {str}
+
+
 def _told(column: Sequence[Any], verdict: Callable[[Any], Told]) -> list[Told]:
     """What is said of each value, worked out once for each that differs."""
-    if set(map(type, column)) == {str}:  # the usual case, told at once
-        said = {value: verdict(value) for value in set(column)}
-        return [said[value] for value in column]
     known: dict[tuple[type, Any], Told] = {}
     found = []
     for value in column:

@@ -52,7 +52,12 @@ class TableCounters:
         if not names:
             return []
         found = self._table.read(dict.fromkeys(range(self._partitions), names))
-        return [sum(float(row) for row in rows if row) for rows in zip(*found.values(), strict=True)]
+        sums = [0.0] * len(names)
+        for rows in found.values():
+            for place, row in enumerate(rows):
+                if row:
+                    sums[place] += float(row)
+        return sums
 
 
 class TableProfiles:
