@@ -136,7 +136,7 @@ def run(quick: bool, seeds: int | None, data: Path | None) -> Study:
         "The world is another than that of the table before this one, changed before any of these seeds was looked at: nature and mood "
         "were two-valued, 1.5 and 3 strong, so the mood alone told the sign of the wish and nobody who only orders items could gain by "
         "knowing nature (an observer did as well without it). Now both are continuous and weigh alike. Taste weighs 3 instead of 1.5: "
-        "who saw but the history could gain at most 13 % over the floor where novelty does not pay, so that all were equal cheaply."
+        "who saw but the history could gain about 13 % over the floor where novelty does not pay, so that all were equal cheaply."
     )
     return study
 

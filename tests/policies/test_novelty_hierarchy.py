@@ -289,3 +289,16 @@ def goal_trained() -> Arrays:
     trainer = novelty_hierarchy.trainer(CONFIG, PASTS)
     trainer.train(goal_pays(1, 1))
     return trainer.arrays()
+
+
+@pytest.mark.parametrize("goals", [2, 3, 8])
+def test_what_one_goal_brought_says_something_of_its_neighbours(goals: int) -> None:
+    """Parabolas over the goals' numbers pass whole, what is at right angles to them at a third."""
+    from policies.algorithms.novelty_hierarchy import losses
+
+    alike = losses.neighbours(goals).numpy().astype(float)
+    basis = np.vander(np.arange(goals, dtype=float), min(3, goals))
+    np.testing.assert_allclose(alike @ basis, basis, atol=1e-4 * basis.max())
+    rough = np.cos(np.pi * np.arange(goals))
+    rough -= basis @ np.linalg.lstsq(basis, rough, rcond=None)[0]
+    np.testing.assert_allclose(alike @ rough, losses.ROUGH * rough, atol=1e-5)
