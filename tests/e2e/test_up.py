@@ -366,7 +366,7 @@ WATCHED = {
         {"cap": 1, "by": "genre"},
         {"seen": {"window": "1h"}},
     ],  # of one genre: the cap yields; seen: shards derive
-    "exploration": {"max_share": 0.5},
+    "exploration": {"max_share": 0.5, "lend_up_to": 0.8},
     "logging": {"sample": 1.0},
 }
 LOOKED_AT = {**WATCHED, "surface": "looked-at", "rules": [], "examination": "estimated"}  # which no cap goes with
