@@ -15,6 +15,7 @@ import numpy as np
 from policies.reranking.exposure import EACH, Law, Owed, boosts, regrouped, stepped
 from policies.surface import Exposure, seconds
 from policies.types import F64, I64
+from services.scoring.breathing import paged
 from streaming.derived import counter_name
 from streaming.exposed import READ
 from streaming.ports import Counters
@@ -25,7 +26,6 @@ Placed = tuple[I64, F64 | None]  # places (G,), and targets where worth has no p
 MOST_GROUPS = 256  # of a surface: labels of a metric, and three counters each; more are not boosted
 MOST_ITEMS = 2_048  # of a surface where every item is a group: their counters alone, read in bulk
 GRACE_SYNCS = 600
-NAMES = 10_000  # in one read of counters
 
 
 class _Read(NamedTuple):
@@ -99,7 +99,7 @@ class Balances:
             wanted = [
                 counter_name(self._tenant, surface, "exposure", by, g, measure) for g in groups for measure in READ
             ]
-            values = [v for at in range(0, len(wanted), NAMES) for v in counters.read(wanted[at : at + NAMES])]
+            values = [value for page in paged(wanted) for value in counters.read(page)]
             read = np.array(values, np.float64).reshape(-1, len(READ))
             rows = np.array([kept.known.places.get(group, -1) for group in groups], np.int64)
             before = np.vstack([kept.read, np.zeros((1, len(READ)))])[rows]

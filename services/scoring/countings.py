@@ -18,6 +18,7 @@ from policies.counted import SHOWN, counted, kinds_of, value
 from policies.features import Encoder
 from policies.surface import Counted, Surface
 from policies.types import F32, I64, Features, Mask
+from services.scoring.breathing import paged
 from services.scoring.inline import Inline
 from services.scoring.lately import Lately
 from services.scoring.wire import Candidate, Columns
@@ -28,7 +29,6 @@ from streaming.shown import sliding, window_names, window_seconds
 
 REFRESH_SECONDS, STALE_SECONDS = 1.0, 10.0  # counts of items: read as often, believed as long after they were due
 SHARE = 0.05  # of a thread's time
-NAMES = 10_000  # in one read of counters
 REMIND = 16  # decisions of which one says what its candidates were, though all are counted
 
 
@@ -115,14 +115,12 @@ class ItemCounts:
         counts: list[list[float]] = []
         for kind, window in self._measures:
             measure = EXPOSURES if kind == SHOWN else f"kind/{kind}"
-            names = [
-                f"{self._prefix}/{name}/{measure}"
-                for item in items
-                for name in window_names(counter_name(item), window, now)
-            ]
-            found = [v for at in range(0, len(names), NAMES) for v in counters.read(names[at : at + NAMES])]
-            pairs = zip(found[0::2], found[1::2], strict=True)
-            counts.append([sliding(one, other, window, now) if one or other else 0.0 for one, other in pairs])
+            counts.append([])
+            for page in paged(items):
+                windows = [window_names(counter_name(item), window, now) for item in page]
+                found = counters.read([f"{self._prefix}/{name}/{measure}" for two in windows for name in two])
+                pairs = zip(found[0::2], found[1::2], strict=True)
+                counts[-1] += [sliding(one, other, window, now) if one or other else 0.0 for one, other in pairs]
         place = {measure: i for i, measure in enumerate(self._measures)}
         values = np.zeros((len(items) + 1, len(self._columns)), np.float32)
         for column, part in enumerate(self._columns):

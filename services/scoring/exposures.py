@@ -9,6 +9,7 @@ exceeded by the requests of that moment (`semantics.md` 20).
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from time import perf_counter
 
@@ -21,6 +22,7 @@ from policies.reranking.rules_fast import U64
 from policies.surface import Exposure
 from policies.types import F64
 from services.scoring.balances import Balance, Balances
+from services.scoring.breathing import paged
 from services.scoring.lately import Lately
 from streaming.breaker import Admission, Breaker
 from streaming.derived import EXPOSURES, counter_name
@@ -31,7 +33,6 @@ FRESH_SECONDS = 0.25  # shards tell what is new every 0.1 s
 REFRESH_SECONDS, STALE_SECONDS = 1.0, 10.0  # counts of items: read as often, believed as long
 MOST_UNITS = 20_000  # remembered
 SLOW_SECONDS, COOL_SECONDS = 0.25, 1.0
-NAMES = 10_000  # in one read of counters
 NEVER = np.empty(0), np.empty(0, np.uint64)  # shown to nobody
 Resting = Callable[[Sequence[str], int], frozenset[str] | None]
 Looks = tuple[F64, U64]  # (at, item hash) of what a unit was shown, (s,) each
@@ -70,15 +71,6 @@ class _Items:
         self._resting: dict[int, frozenset[str]] = {}
         self._read_at = float("-inf")
 
-    def names(self, items: Sequence[str], at: float) -> list[str]:
-        """Two counters an item: the fixed window of `at`, and the one before. Named once a window: naming took a third of a
-        reading, and decisions wait for it."""
-        number = int(at // self.window)
-        before = self._names[1] if self._names[0] == number else {}
-        named = {item: before.get(item) or self._two(item, at) for item in items}
-        self._names = number, named
-        return [*chain.from_iterable(named.values())]
-
     def _two(self, item: str, at: float) -> tuple[str, str]:
         one, other = window_names(counter_name(item), self.window, at)
         return f"{self.prefix}/{one}/{EXPOSURES}", f"{self.prefix}/{other}/{EXPOSURES}"
@@ -86,11 +78,6 @@ class _Items:
     def want(self, ids: Sequence[str]) -> None:
         """Candidates to count from the next reading on; those of long ago make room."""
         self._lately.want(ids)
-
-    @property
-    def wanted(self) -> list[str]:
-        """Items that were candidates lately. From any thread."""
-        return self._lately.items
 
     def resting(self, ids: Sequence[str], cap: int) -> frozenset[str] | None:
         """Items that reached the cap; None while that is not known. The next reading counts the candidates `ids` too."""
@@ -100,11 +87,22 @@ class _Items:
         found = self._resting.get(cap)
         return self._over(cap) if found is None else found
 
-    def read(self, counts: Mapping[str, float], at: float) -> None:
-        """What a reading at `at` found; in a thread."""
-        self._counts = counts
+    def read(self, counters: Counters, now: float, clock: float) -> None:
+        """Read two counters an item at epoch seconds `now`: the fixed window of then, and the one before; in a thread. Items are
+        named once a window: it took a third of a reading. Raises Unavailable, and nothing has changed."""
+        number = int(now // self.window)
+        before = self._names[1] if self._names[0] == number else {}
+        named: dict[str, tuple[str, str]] = {}
+        counts: dict[str, float] = {}
+        for page in paged(self._lately.items):
+            named |= {item: before.get(item) or self._two(item, now) for item in page}
+            values = counters.read([*chain.from_iterable(named[item] for item in page)])
+            for item, one, other in zip(page, values[0::2], values[1::2], strict=True):
+                if one or other:
+                    counts[item] = sliding(one, other, self.window, now)
+        self._names, self._counts = (number, named), counts
         self._resting = {cap: self._over(cap) for cap in list(self._resting)}
-        self._read_at = at
+        self._read_at = clock
 
     def _over(self, cap: int) -> frozenset[str]:
         found = self._resting[cap] = frozenset(item for item, count in self._counts.items() if count >= cap)
@@ -160,20 +158,10 @@ class Exposures:
         if stores is None or (clock < self._next and not at_once):
             return
         self._next = clock + REFRESH_SECONDS
-        try:
+        with suppress(Unavailable):  # what is known is believed for a while
             self.balances.refresh(stores[0], clock)
-        except Unavailable:
-            return
-        for items in list(self._items.values()):
-            wanted = items.wanted
-            names = items.names(wanted, now)
-            try:
-                values = [v for at in range(0, len(names), NAMES) for v in stores[0].read(names[at : at + NAMES])]
-            except Unavailable:
-                return
-            pairs = zip(wanted, values[0::2], values[1::2], strict=True)
-            seen = {item: sliding(one, other, items.window, now) for item, one, other in pairs if one or other}
-            items.read(seen, clock)
+            for items in list(self._items.values()):
+                items.read(stores[0], now, clock)
 
     def _counted(self, surface: str, rules: Sequence[Named]) -> Iterator[tuple[str, _Items]]:
         """(rule, what it counts) of those that count items."""
