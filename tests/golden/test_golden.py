@@ -295,7 +295,7 @@ def test_trainers_go_on_from_their_checkpoint_and_its_order(golden: Golden) -> N
     assert training.policies.keys() == trained
     for key in trained:  # the second entry taught what the checkpoint had not
         before, after = held[key], training.arrays(key)
-        assert before.keys() == after.keys()
+        assert before.keys() <= after.keys()  # a newer build may keep more, begun from what there was
         assert any(not np.array_equal(before[name], after[name]) for name in before)
     training.close()
 
