@@ -15,6 +15,7 @@ PARTS = (
     "catalogue",
     "http",
     "http-full",
+    "traces",
     "learn",
     "algorithms",
     "agents",
@@ -78,6 +79,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         settling,
         sizes,
         stacked,
+        traced,
     )
 
     def http_part(report: Report) -> None:
@@ -93,6 +95,7 @@ def _parts(quick: bool, seconds: float, rounds: int) -> dict[str, Callable[[Repo
         "catalogue": lambda report: catalogue.measure(report, *((5, 20_000) if quick else ())),
         "http": http_part,
         "http-full": lambda report: full.measure(report, *((1.0, 1, (1,)) if quick else (seconds, rounds))),
+        "traces": lambda report: traced.measure(*((report, 20, 1) if quick else (report,))),
         "learn": lambda report: _learn(report, quick),
         "algorithms": lambda report: algorithms.measure(*((report, 1, 1, 20) if quick else (report,))),
         "agents": lambda report: agents.measure(*((report, 1, 1) if quick else (report,))),
