@@ -204,9 +204,9 @@ TUNING = (
     "exp(A/L) of sampled advantages is cut at 20 for whatever is 0.9 standard deviations above the mean, and at the other end being left for good, "
     "seldom and dear, counts no more than any bad slate. λ of 0.05 to 0.3 moves likes and hates by ten points and more, watch by less than "
     "two: on 101 up to +2.0 % after 60 rounds, on 102 -0.5 % and on 103 -0.1 % after 30. The Lagrangian, whose advantages are not "
-    "exponentiated, gained +2.0 % on 101 with both guardrails held (rounds 30 to 60). (4) Policies are nearly certain (0.3 nats in the first "
+    "exponentiated, gained +2.0 % on 101 with both guardrails held (rounds 40, 50 and 60). (4) Policies are nearly certain (0.3 nats in the first "
     "slot), so there is little to compare within a state; wider ones learned no faster in the same rounds. Tried and left: γ of 0.7 and "
-    "0.95, entropy of 0.3 to 3, draws at temperatures below 1, four times the people, unequal λ."
+    "0.95, entropy of 0.3 to 3, draws at temperatures below 1."
 )
 
 
