@@ -72,6 +72,5 @@ def test_a_settler_holds_the_decisions_that_wait_for_their_horizon() -> None:
 
 
 def test_few_ids_lie_beside_the_sorted_runs() -> None:
-    assert (
-        RECENT <= 1 << 13
-    )  # in a dict, 0.1 kB each, which fills for an hour where decisions are few and then starts again
+    """In a dict they are 0.1 kB each, which fills for an hour where decisions are few, and then starts again."""
+    assert RECENT <= 1 << 13
