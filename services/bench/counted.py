@@ -60,19 +60,19 @@ def measure(report: Report, chunks: int = 15) -> None:
             report.add("decide in process, 100 candidates, nothing counted", bare, "µs of CPU")
             for what, value in (("a count and a rate of the unit", units), ("… and of each candidate", both)):
                 report.add(f"decide in process, {what}", value, "µs of CPU", floor=bare, note="floor: nothing counted")
-            assert scoring.countings is not None  # both are wired below
-            assert scoring.histories is not None
+            assert scoring.before.countings is not None  # both are wired below
+            assert scoring.before.histories is not None
             found = scoring.live.surfaces["units"]
             unit, taken_by = unit_hash("user-0", scoring.keys.salt("default")), list[float]()
             for i in range(CHUNK):
                 config = f"{found.config}{i}"  # of a version that has not asked yet: it is read
                 started = time.thread_time()
-                _, _, outcome = scoring.histories.of(unit, found.surface, config, counts=True, acts=False)
+                _, _, outcome = scoring.before.histories.of(unit, found.surface, config, counts=True, acts=False)
                 taken_by.append(1e6 * (time.thread_time() - started))
                 assert outcome == "read"
             report.add("reading what was counted of a unit", statistics.median(taken_by), "µs of CPU", note="SQLite")
             started = time.thread_time()
-            scoring.countings.refresh(scoring.clock(), at_once=True)
+            scoring.before.countings.refresh(scoring.clock(), at_once=True)
             spent = time.thread_time() - started
             known = len(scoring.catalogue)
             report.add(

@@ -28,13 +28,11 @@ from policies.reranking.within import Within
 from policies.surface import Surface
 from policies.types import F32, F64, I64, DrawSettings, Mask
 from services.evaluation.decisions import Log, LoggedDecision, Placed, Rejections, no_features, no_rules, sound
+from services.evaluation.known_items import KnownItems
 from services.evaluation.other_rules import REMEMBER, OtherRules, remembers
-from services.scoring.catalogue import KIND, Catalogue
 from streaming.events import Goal
-from streaming.ports import State
 
 Row = Mapping[str, Any]
-LATER = float("inf")
 
 
 @dataclass
@@ -59,28 +57,6 @@ class Columns:
                     )
             places.append(np.array([at[name] for name in names], np.int64))
         return cls(*places)
-
-
-class KnownItems:
-    """The catalogue as the state record has it now, and when each item was last written."""
-
-    def __init__(self, state: State, now: float) -> None:
-        self.catalogue = Catalogue()
-        self.written: dict[str, int] = {}
-        seen = 0
-        while entries := state.read(seen):
-            self.catalogue.apply(self.catalogue.prepare(entries), now)
-            self.written |= {entry.key: entry.version for entry in entries if entry.kind == KIND}
-            seen = entries[-1].version
-
-    def __len__(self) -> int:
-        return len(self.written)
-
-    def rows(self, candidates: list[str], version: int) -> I64 | None:
-        """Rows of a decision's candidates in the catalogue's matrices; None when any was written after `version`."""
-        if any(self.written.get(item, 0) > version for item in candidates):
-            return None
-        return self.catalogue.rows(candidates)
 
 
 @dataclass

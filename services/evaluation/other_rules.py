@@ -18,7 +18,6 @@ Set aside, and counted:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import structs
@@ -31,13 +30,11 @@ from policies.reranking.within import MASK, Lines
 from policies.surface import Rule, Surface
 from policies.types import F32, F64, I64, Mask
 from services.evaluation.decisions import LoggedDecision
+from services.evaluation.known_items import KnownItems
 from services.evaluation.targets import Law, Positions, Target, Traits, Uniform, unknown
 from services.scoring.decide import capped
 from services.scoring.ruling import NOTHING_GIVEN, Ruler
 from services.scoring.wire import DecisionRequest
-
-if TYPE_CHECKING:
-    from services.evaluation.experiences import KnownItems
 
 SCREENS: tuple[Key, ...] = ("exclude", "available", "filter")
 REMEMBER: tuple[Key, ...] = ("seen", "frequency")
@@ -49,12 +46,12 @@ class OtherRules:
     """What `surface` has before the draw. `begin` first, then `of` each decision."""
 
     surface: Surface
-    _items: "KnownItems | None" = None
+    _items: KnownItems | None = None
     _encoder: Encoder | None = None
     _told: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # columns that a request may bring
     _rulers: dict[str, tuple[Ruler, Surface]] = field(default_factory=dict)
 
-    def begin(self, logged: Mapping[str, Surface], items: "KnownItems | None", encoder: Encoder | None) -> None:
+    def begin(self, logged: Mapping[str, Surface], items: KnownItems | None, encoder: Encoder | None) -> None:
         """`logged`: documents of the versions of the log by hash; `encoder`: what the log was encoded by. Raises Rejected."""
         if items is None:
             raise _refused("Rules read the catalogue as it was: give the data folder with --data", "no_catalogue")
@@ -98,7 +95,7 @@ class OtherRules:
         same = self.surface.exploration == logged.exploration and one.settings is not None
         return one.settings.max_share if same and one.settings else self.surface.exploration.max_share
 
-    def _as_known(self, matrix: F32, rows: I64, items: "KnownItems") -> bool:
+    def _as_known(self, matrix: F32, rows: I64, items: KnownItems) -> bool:
         """Whether features that came with a request, if any did, are those of the catalogue: rules may have read them. What the
         service counts is not in the catalogue, and no rule reads it."""
         if self._encoder is None or not matrix.shape[1]:

@@ -209,7 +209,8 @@ def _experiences(
     from services.experiences import need_pyarrow
 
     need_pyarrow()
-    from services.evaluation.experiences import KnownItems, read_experiences
+    from services.evaluation.experiences import read_experiences
+    from services.evaluation.known_items import KnownItems
     from services.experiences.sources import Versions, from_files, from_log, narrowed
     from services.wiring import own_state
 

@@ -23,9 +23,10 @@ from services.access import Access
 from services.keys import Keys
 from services.scoring import feedback as feedbacks
 from services.scoring.admission import Admission, Patience
+from services.scoring.before import Before
 from services.scoring.catalogue import Catalogue, Encoded, check_items
 from services.scoring.claiming import Claimed, pack, request_hash, unpack
-from services.scoring.countings import Countings, Told
+from services.scoring.countings import Countings
 from services.scoring.decide import (
     Drawn,
     Lends,
@@ -40,7 +41,7 @@ from services.scoring.decide import (
     record_of,
 )
 from services.scoring.explaining import explanation_of, exploration_explained, rules_explained
-from services.scoring.exposures import Exposures, Shown
+from services.scoring.exposures import Exposures
 from services.scoring.goals import NEUTRAL, UNCLAIMED, Goals, one_hot
 from services.scoring.histories import Histories
 from services.scoring.inline import surface_named
@@ -78,9 +79,7 @@ class Scoring:
     """Wired from ports. `clock` gives epoch seconds and only places events; ages are measured by `perf_counter`.
 
     acknowledge  a log that feedback goes straight to, when a 202 has to mean that the log has it; else the spool's disk
-    histories    what units did before; None: nobody knows
-    exposures    what was shown before, for rules; None: nobody knows
-    countings    what was counted of items, for features (of units it comes with `histories`); None: nobody knows
+    histories, exposures, countings   see `Before`
     leases       what surfaces left of their exploration caps, lent; None: never
     access       whose keys may ask for what; None: no key but those that the record has
     copies       what this replica starts from while the stores are away; None where they lie on the same disk
@@ -116,7 +115,7 @@ class Scoring:
         self.catalogue = Catalogue()
         self.live = Live()
         self.tenant, self.clock, self.acknowledge, self.copies = tenant, clock, acknowledge, copies
-        self.histories, self.exposures, self.countings = histories, exposures, countings
+        self.before = Before(self.telemetry, histories, exposures, countings)
         self.leases = leases or Lending(tenant=tenant)
         self.access = access or Access(tenant)
         self._goals = Goals(claims, tenant, keys.server)
@@ -157,11 +156,8 @@ class Scoring:
             raise Rejected("No such surface", at="$.surface", code="unknown_surface", status=404)
         unit = unit_hash(request.unit, self._salt)
         now = self.clock()
-        past: Sequence[str] = ()
-        told: Told | None = None
-        if surface.reader.counts or (surface.reader.reads_history and request.history is None):
-            past, told = self._known(unit, surface, request, now)
-        shown = self._shown(surface, unit, now) if surface.reader.ruler.asks else None
+        past, told = self.before.known(unit, surface, request, now)
+        shown = self.before.shown(unit, surface, now)
         decision_id = self._identity(request, unit)
         policy, config, choice = surface.policy, surface.config, None
         if surface.splits:
@@ -290,40 +286,6 @@ class Scoring:
                 code="wrong_unit",
             )
         return own
-
-    def _known(
-        self, unit: str, surface: LiveSurface, request: DecisionRequest, now: float
-    ) -> tuple[Sequence[str], Told | None]:
-        """(items the unit did something with before, what was counted); none while nobody can be asked."""
-        reader, name = surface.reader, surface.surface.surface
-        acts = reader.reads_history and request.history is None
-        counts = reader.counts_units.lacking(request.context)
-        items: Sequence[str] = ()
-        record, outcome = None, "away"
-        if self.histories is not None and (acts or counts):
-            items, record, outcome = self.histories.of(
-                unit, surface.surface, surface.config, acts=reader.reads_history, counts=bool(reader.counts_units)
-            )
-        if acts:
-            self.telemetry.add("history_reads_total", outcome)
-        if not reader.counts:
-            return items, None
-        if counts:
-            self.telemetry.add("counted_reads_total", name, "unit", outcome)
-        table = None
-        if reader.counts_items:
-            table = None if self.countings is None else self.countings.of(surface.surface, reader.encoder)
-            known = table is not None and table.known
-            self.telemetry.add("counted_reads_total", name, "item", "cached" if known else "away")
-        return items, Told(reader.counts_units.values(record, now) if record and counts else {}, table)
-
-    def _shown(self, surface: LiveSurface, unit: str, now: float) -> Shown | None:
-        """What rules may ask about before; None where nobody can be asked."""
-        if self.exposures is None:
-            return None
-        return self.exposures.of(
-            surface.surface.surface, unit, surface.reader.ruler.remembers, now, surface.reader.ruler.exposure
-        )
 
     def _reason(self, policy: Served | None, waited: float, deadline_ms: float | None) -> str | None:
         """Why the fallback answers in place of a policy, or None."""
@@ -484,42 +446,15 @@ class Scoring:
     def poll(self) -> Live:
         """What to serve from now on; reads and checks bundles, encodes items anew. May run in a thread, one at a time."""
         live = self._follower.poll(self.live)
-        readers = [surface.reader for surface in live.surfaces.values()]
-        if self.histories is not None and any(one.reads_history or one.counts_units for one in readers):
-            with suppress(
-                Unavailable
-            ):  # empty until it is there, and `history_reads_total` or `counted_reads_total` says so
-                self.histories.open()
+        self.before.open(live.surfaces.values())
         if live is not self.live:
             for surface in live.surfaces.values():
                 self._encoded.setdefault(surface.schema, self.catalogue.encode_for(surface.reader.encoder))
         return live
 
     def refresh(self, expected: Sequence[str] = ()) -> None:
-        """What was shown before and counted of items, as far as rules and features ask; in a thread, one at a time. Raises
-        Unavailable.
-
-        expected  items to count before anybody asks, at a start
-        """
-        if self.countings is not None:
-            counting = [found for found in self.live.surfaces.values() if found.reader.counts_items]
-            for found in counting:
-                self.countings.of(found.surface, found.reader.encoder).want(expected)
-            if counting:
-                self.countings.refresh(self.clock(), at_once=bool(expected))
-        asking = {name: found.reader.ruler.remembers for name, found in self.live.surfaces.items()}
-        owing = [found.surface for found in self.live.surfaces.values() if found.reader.ruler.exposure is not None]
-        if self.exposures is None or not (owing or any(asking.values())):
-            return
-        self.exposures.open()
-        if expected:
-            for name, rules in asking.items():
-                self.exposures.expect(name, rules, expected)
-        self.exposures.refresh(self.clock(), at_once=bool(expected))
-        for surface, group, share in self.exposures.balances.deficits():
-            self.telemetry.set("exposure_deficit_share", surface, group, value=share)
-        for surface, share in self.exposures.balances.disparities():
-            self.telemetry.set("exposure_disparity_share", surface, value=share)
+        """What was shown before and counted of items (`Before.refresh`), in a thread, one at a time. Raises Unavailable."""
+        self.before.refresh([*self.live.surfaces.values()], self.clock(), expected)
 
     def renew(self) -> None:
         """Every second, in a thread: what is lent of exploration caps. Raises Unavailable."""

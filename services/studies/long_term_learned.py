@@ -22,7 +22,7 @@ from torch import Tensor
 from policies.one_thread import one_thread
 from policies.types import F32, F64
 from policies.worlds.long_term_world import HORIZON, INNOVATION, KALE, NOISE, Seen, Users
-from services.studies.long_term import Sigmoid, logit
+from services.studies.long_term_policies import Sigmoid, logit
 
 SHOWN, WIDTH, CONTEXT = 4, 24, 24
 PUPILS, RATE = 64, 1e-2  # people in an update, and Adam's first step, which is annealed to nothing

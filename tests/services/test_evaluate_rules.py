@@ -29,7 +29,7 @@ from policies.surface import (
 )
 from services.cli import main
 from services.evaluation.decisions import Log, LoggedDecision
-from services.evaluation.experiences import KnownItems
+from services.evaluation.known_items import KnownItems
 from services.evaluation.other_rules import OtherRules
 from services.evaluation.resolving import Asked, asked_for, read, under_rules
 from services.evaluation.targets import Scored, Target

@@ -105,7 +105,7 @@ def test_what_is_owed_is_made_up_for(tmp_path: Path) -> None:
     assert abs(float(np.mean(shares[-9:])) - 0.5) < 0.05  # close scores: it swings, over three syncs
     assert lifts[0] == 0.0
     assert float(np.mean(lifts[-9:])) > 0.0
-    deficits = {group: share for _, group, share in scoring.exposures.balances.deficits()}  # type: ignore[union-attr]
+    deficits = {group: share for _, group, share in scoring.before.exposures.balances.deficits()}  # type: ignore[union-attr]
     assert abs(deficits["small"]) < 0.1
     assert deficits["small"] == pytest.approx(-deficits["big"])
     record = decisions(tmp_path)[-1]
@@ -148,9 +148,9 @@ def test_every_item_gets_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     first, last = (abs(each - 1 / len(IDS)).sum() / 2 for each in (got[0], np.mean(got[-35:], axis=0)))
     assert first > 0.3  # uncorrected
     assert last < 0.3 * first
-    assert scoring.exposures is not None
-    assert list(scoring.exposures.balances.deficits()) == []  # too many to name
-    [(surface_name, share)] = scoring.exposures.balances.disparities()
+    assert scoring.before.exposures is not None
+    assert list(scoring.before.exposures.balances.deficits()) == []  # too many to name
+    [(surface_name, share)] = scoring.before.exposures.balances.disparities()
     assert surface_name == "home"
     assert 0 < share < 0.5
     assert scoring.telemetry.text().decode().count("slatewise_exposure_disparity_share{") == 1
@@ -266,7 +266,7 @@ def test_a_store_that_is_away_is_said_and_nothing_is_boosted(tmp_path: Path) -> 
         {}, dict.fromkeys(NAMES, 0.0)
     )  # a store that lost everything: counters begin anew, nobody is owed the past
     scoring.refresh()
-    deficits = {group: share for _, group, share in scoring.exposures.balances.deficits()}  # type: ignore[union-attr]
+    deficits = {group: share for _, group, share in scoring.before.exposures.balances.deficits()}  # type: ignore[union-attr]
     assert deficits == pytest.approx({"big": -1.0, "small": 1.0})
 
 

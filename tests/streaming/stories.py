@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from policies.types import Arrays
@@ -24,6 +25,19 @@ END = EPOCH0 + 100_000.0  # every story ends here: what waits has stopped waitin
 Heard = list[tuple[Feedback, Record]]
 OFFSETS = [-10.0, 0.0, 1.0, 50.0, HORIZON, HORIZON + 1.0, 300.0]
 DELAYS = [-61.0, 0.0, 0.0, 1.0, 59.0, 200.0, 900.0, CORRECTABLE - 1, CORRECTABLE + 400.0]
+
+
+def planted(examples: int, *, again: bool = True) -> settings:
+    """How a planted fault is looked for: until it is found once, nothing shrunk or kept; `again`: the same stories every time."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=again,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 
 from policies.surface import Bool, Count, FeatureSpec, Number, Rate
 from streaming import join as joining_module
@@ -37,7 +37,7 @@ from tests.streaming.joining import (
     feedback,
     surface,
 )
-from tests.streaming.stories import END, VERSIONS, Story, evidence_of, force_of, judged, stories
+from tests.streaming.stories import END, VERSIONS, Story, evidence_of, force_of, judged, planted, stories
 from tests.streaming.test_derived import Fed, Stores, everything
 from tests.streaming.test_recovery import Trouble, troubled
 
@@ -184,15 +184,7 @@ def _counts_of_units_are_not_committed(patch: pytest.MonkeyPatch) -> None:
 def test_each_planted_fault_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @settings(
-        max_examples=600,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
+    @planted(600)
     @given(TALES)
     def broken(story: Story) -> None:
         check(story)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.errors import Unavailable
@@ -31,6 +31,7 @@ from tests.streaming.stories import (
     evidence_of,
     force_of,
     judged,
+    planted,
     stories,
 )
 from tests.streaming.test_recovery import Place, Trouble, troubled
@@ -214,15 +215,7 @@ PLANTS: dict[Callable[[pytest.MonkeyPatch], None], list[str]] = {  # each with t
 def test_each_planted_fault_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @settings(
-        max_examples=600,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
+    @planted(600)
     @given(stories())
     def broken(story: Story) -> None:
         check(story, PLANTS[plant])

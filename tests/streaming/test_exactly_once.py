@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 import streaming.join
 import streaming.joined
@@ -30,7 +30,7 @@ from streaming.ports import Commit, DeadLetter, Record
 from streaming.rows import Rows
 from streaming.shard import Shard
 from tests.streaming.joining import UNIT, Abort, Ports, decision, drain, reasons, total
-from tests.streaming.stories import CONFIGS, END, LATE, PLAIN, USUAL, Story, nothing, oracle, stories, young
+from tests.streaming.stories import CONFIGS, END, LATE, PLAIN, USUAL, Story, nothing, oracle, planted, stories, young
 
 
 def tell(story: Story) -> Ports:
@@ -323,15 +323,7 @@ EARLY = {
 def test_each_planted_fault_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @settings(
-        max_examples=1500,
-        deadline=None,
-        database=None,
-        derandomize=plant not in EARLY,
-        phases=[Phase.generate],
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
+    @planted(1500, again=plant not in EARLY)
     @given(stories(versions=LATE if plant in OF_DELAYS else USUAL))
     def broken(story: Story) -> None:
         check(story)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import streaming.shard
@@ -36,7 +36,7 @@ from tests.streaming.joining import (
     reasons,
     total,
 )
-from tests.streaming.stories import CONFIGS, END, PLAIN, USUAL, WAIT, Story, nothing, oracle, stories
+from tests.streaming.stories import CONFIGS, END, PLAIN, USUAL, WAIT, Story, nothing, oracle, planted, stories
 
 NEVER_TOLD_APART = {"too_late", "no_decision", "bad_time"}  # of decisions that had closed before the disk was lost
 
@@ -199,15 +199,7 @@ PLANTS = [
 def test_each_planted_fault_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @settings(
-        max_examples=1500,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
+    @planted(1500)
     @given(troubled())
     def broken(both: tuple[Story, Trouble]) -> None:
         check(*both)
