@@ -125,15 +125,17 @@ def test_the_losses_know_the_draws_own_conditionals() -> None:
     np.testing.assert_allclose(found[0, :, 0].exp().numpy(), every.propensities, rtol=1e-5)
 
 
-def test_stage_two_finds_its_closed_form() -> None:
-    """One state, one slot, rewards of a table: gradient steps on the loss reach π* ∝ π_like · exp(A/L) (Cai et al., eq. 8)."""
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_stage_two_finds_its_closed_form(temperature: float) -> None:
+    """One state, one slot, rewards of a table: gradient steps on the loss reach π* ∝ π_like · exp(A/L) (Cai et al., eq. 8), both
+    as they are drawn."""
     torch = pytest.importorskip("torch")
     from policies.algorithms.constrained_actor_critic.losses import Outputs, Terms, losses
 
     n = 4
     aux = torch.tensor([0.4, -0.3, 0.1, 0.0])
     reward = torch.tensor([0.0, 1.0, 0.3, -0.5])  # one slot: the advantage is δ = reward − V, V = 0 and shift-free
-    terms = Terms("two_stage", [0.0, 0.0], [1.0], clip=1e6, entropy=0.0)
+    terms = Terms("two_stage", [0.0, 0.0], [1.0], clip=1e6, entropy=0.0, temperature=temperature)
     batch = {
         "present": torch.ones(n, 1),
         "log_propensities": torch.full((n, 1), -float(np.log(n))),  # all actions once, logged uniformly
@@ -151,8 +153,8 @@ def test_stage_two_finds_its_closed_form() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    wanted = torch.softmax(aux + reward, dim=0)
-    np.testing.assert_allclose(torch.softmax(main.detach(), dim=0).numpy(), wanted.numpy(), atol=2e-3)
+    wanted = torch.softmax(aux / temperature + reward, dim=0)
+    np.testing.assert_allclose(torch.softmax(main.detach() / temperature, dim=0).numpy(), wanted.numpy(), atol=2e-3)
 
 
 def held_to(threshold: float, mode: str = "lagrangian") -> ConstrainedActorCritic:

@@ -31,13 +31,15 @@ PER_POLICY = ("reward", "square", "advantage", "kl", "critic", "value", "target"
 
 @dataclass(frozen=True)
 class Terms:
-    """What does not change while a policy is trained. `discounts` (P,), `strengths` (P − 1,)."""
+    """What does not change while a policy is trained. `discounts` (P,), `strengths` (P − 1,); π = softmax(z / temperature), as it is
+    served."""
 
     mode: str
     discounts: list[float]
     strengths: list[float]
     clip: float
     entropy: float
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def losses(terms: Terms, out: Outputs, batch: dict[str, Any]) -> tuple[Tensor, T
     delta = missed.detach()
     raw = each - (reward / slots)[:, None] + (delta / slots)[:, None]  # (B, k, P)
     advantage = raw / deviation
-    log = conditionals(out.z, batch["allowed"], batch["slate"], batch["log_left_out"])
+    z = out.z / terms.temperature
+    log = conditionals(z, batch["allowed"], batch["slate"], batch["log_left_out"])
     held = log.detach()
     away = (held - beta[:, :, None]).clamp(max=LARGEST)
     ratio = away.exp()
@@ -90,7 +93,7 @@ def losses(terms: Terms, out: Outputs, batch: dict[str, Any]) -> tuple[Tensor, T
         actor = torch.cat([main, mean((near - pushed)[:, :, 1:] * log[:, :, 1:])])
 
     some = slice(None) if terms.entropy else slice(LOOKED_AT)
-    first = torch.log_softmax(out.z[some].masked_fill(~batch["allowed"][some, None], GONE), dim=2)
+    first = torch.log_softmax(z[some].masked_fill(~batch["allowed"][some, None], GONE), dim=2)
     entropy = -(first.exp() * first).sum(dim=2).mean(dim=0)
     loss = actor.sum() + critic.sum() - terms.entropy * entropy.sum()
 

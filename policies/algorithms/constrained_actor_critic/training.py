@@ -226,7 +226,7 @@ class ActorCriticTrainer:
             1,
             *(held[name].astype(np.float64) for name in ("context", "history", "candidates")),
         )[0]
-        return slate_weights(z, held)
+        return slate_weights(z / self.config.temperature, held)
 
 
 def slate_weights(z: F64, held: Mapping[str, NDArray[Any]]) -> F64:
@@ -261,6 +261,7 @@ def _group(config: ConstrainedActorCritic, problem: Problem, parts: Roles) -> Gr
             "strengths": parts.strengths.tolist(),
             "clip": config.clip,
             "entropy": config.entropy,
+            "temperature": config.temperature,
         },
     }
     return Group(
