@@ -376,7 +376,7 @@ def missed(found: Run, size: Size, arm: str) -> str:
     short = [f"{name} {100 * gap:+.1f} %" for name, gap in zip(NAMED, gaps, strict=True) if not gap >= 0]
     told = ", ".join(f"{name} {100 * gap:+.1f} %" for name, gap in zip(NAMED, gaps, strict=True))
     return f"{NAMES[arm]} against behaviour in the last third, turned so that more is better: {told}. " + (
-        f"Missed in the mean: {', '.join(short)}." if short else "Main objective and guardrails are met in the mean."
+        f"Missed in the mean: {', '.join(short)}." if short else "None is worse in the mean."
     )
 
 
