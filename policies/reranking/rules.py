@@ -29,7 +29,9 @@ from policies.types import I64
 
 Key = Literal["pin", "exclude", "available", "filter", "seen", "frequency", "cap", "quota", "spacing"]
 KEYS: tuple[Key, ...] = ("pin", "exclude", "available", "filter", "seen", "frequency", "cap", "quota", "spacing")
-NEVER_YIELD = frozenset({"pin", "exclude", "available", "filter"})
+SCREENS: tuple[Key, ...] = ("exclude", "available", "filter")  # take candidates out before anything is scored
+REMEMBER: tuple[Key, ...] = ("seen", "frequency")  # ask what was shown before
+NEVER_YIELD = frozenset({"pin", *SCREENS})
 
 
 def keys_of(rule: Rule) -> list[Key]:

@@ -23,13 +23,12 @@ import numpy as np
 
 from policies.errors import Rejected
 from policies.features import Encoder
-from policies.reranking.rules import named
 from policies.reranking.within import Within
 from policies.surface import Surface
 from policies.types import F32, F64, I64, DrawSettings, Mask
 from services.evaluation.decisions import Log, LoggedDecision, Placed, Rejections, no_features, no_rules, sound
 from services.evaluation.known_items import KnownItems
-from services.evaluation.other_rules import REMEMBER, OtherRules, remembers
+from services.evaluation.other_rules import OtherRules, stateful
 from streaming.events import Goal
 
 Row = Mapping[str, Any]
@@ -210,7 +209,7 @@ def read_experiences(
     rejected, seen = Rejections(), 0
 
     def needing(surface: Surface) -> bool:
-        return needs_rules and (rules is None or remembers(surface))
+        return needs_rules and (rules is None or bool(stateful(surface)))
 
     reading = Reader(versions, rejected, encoder, needs_features, needing, items)
     surface = objectives = None
@@ -276,13 +275,6 @@ def read_experiences(
         notes,
         placed=reading.placed,
     )
-
-
-def stateful(surface: Surface) -> list[str]:
-    """Parts of a configuration that act by what was shown before: for these, a target is judged at the logged counters."""
-    found = [rule.name for rule in named(surface.rules) if rule.key in REMEMBER]
-    fairness = surface.fairness
-    return [*found, *(name for name in ("exposure", "impression_variance") if getattr(fairness, name) is not None)]
 
 
 def _placed(row: Row, reason: str, timeout: float) -> Placed:

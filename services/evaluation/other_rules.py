@@ -25,7 +25,7 @@ from msgspec import structs
 from policies.counted import counted
 from policies.errors import Rejected
 from policies.features import Encoder
-from policies.reranking.rules import Key, Named, named
+from policies.reranking.rules import REMEMBER, SCREENS, Key, Named, named
 from policies.reranking.within import MASK, Lines
 from policies.surface import Rule, Surface
 from policies.types import F32, F64, I64, Mask
@@ -36,8 +36,6 @@ from services.scoring.decide import capped
 from services.scoring.ruling import NOTHING_GIVEN, Ruler
 from services.scoring.wire import DecisionRequest
 
-SCREENS: tuple[Key, ...] = ("exclude", "available", "filter")
-REMEMBER: tuple[Key, ...] = ("seen", "frequency")
 NOBODY = DecisionRequest(surface="", unit="")  # nobody's own weights of diversity, and no segment
 
 
@@ -85,15 +83,16 @@ class OtherRules:
             NOBODY, ids, rows, matrix, columns, NOTHING_GIVEN, slots, items.catalogue, None, narrowed, (), {}
         )
         acting = ruled.on(law.scores)
-        lines = _in_order(ruler.rules, acting.constraints, _remembered(logged, one))
+        lines = _in_order(ruler, acting.constraints, one)
         within = structs.replace(acting, constraints=lines).ready(len(ids), slots).within
         settings = capped(law.settings, self._cap(logged, one)) if capped_too else law.settings
         return Law(law.scores, settings, replace(one, within=within, masks=_both(one.masks, keep, slots)), others=True)
 
     def _cap(self, logged: Surface, one: LoggedDecision) -> float:
         """Of exploration: that of the decision where nothing about it changed, so its segment's."""
-        same = self.surface.exploration == logged.exploration and one.settings is not None
-        return one.settings.max_share if same and one.settings else self.surface.exploration.max_share
+        if one.settings is not None and self.surface.exploration == logged.exploration:
+            return one.settings.max_share
+        return self.surface.exploration.max_share
 
     def _as_known(self, matrix: F32, rows: I64, items: KnownItems) -> bool:
         """Whether features that came with a request, if any did, are those of the catalogue: rules may have read them. What the
@@ -140,11 +139,11 @@ class UnderRules(Traits):
         return self.rules.of(self.base.law(decision, logged), capped_too=not isinstance(self.base, Uniform))
 
 
-def remembers(surface: Surface) -> bool:
-    """Whether anything acts on a draw that only samples hold: by what was shown before."""
+def stateful(surface: Surface) -> list[str]:
+    """Parts of a configuration that act by what was shown before: for these, a target is judged at the logged counters."""
+    found = [rule.name for rule in named(surface.rules) if rule.key in REMEMBER]
     fairness = surface.fairness
-    boosts = fairness.exposure is not None or bool(fairness.impression_variance)
-    return boosts or any(rule.key in REMEMBER for rule in named(surface.rules))
+    return [*found, *(name for name in ("exposure", "impression_variance") if getattr(fairness, name) is not None)]
 
 
 def _still_to_ask(logged: Surface, wanted: Surface) -> list[Rule]:
@@ -178,31 +177,22 @@ def _refused(message: str, code: str = "other_candidates") -> Rejected:
     return Rejected(message, at="--rules", code=code)
 
 
-def _remembered(logged: Surface, one: LoggedDecision) -> dict[int, tuple[I64, I64]]:
-    """Place among the rules that remember → (codes (n,), limits (k,)) of the line that the draw met. Raises Rejected."""
-    count = sum(rule.key in REMEMBER for rule in named(logged.rules))
-    if not count or one.within is None:
-        return {}
-    lines = np.flatnonzero(one.within.ops == MASK).tolist()
-    if lines and len(lines) != count:
-        raise unknown("rules_unknown", f"{len(lines)} lines of {count} rules: which they are of is not in the log")
-    return {place: (one.within.codes[line], one.within.limits[line]) for place, line in enumerate(lines)}
-
-
-def _in_order(rules: Sequence[Named], lines: Lines, remembered: Mapping[int, tuple[I64, I64]]) -> Lines:
-    """Lines by priority, those that remember where their rules stand; what is no rule (prefix shares) last, as it was."""
-    if not remembered:
+def _in_order(ruler: Ruler, lines: Lines, one: LoggedDecision) -> Lines:
+    """Lines by priority, with those of the rules that remember as the draw met them, where their rules stand; what is no rule (prefix
+    shares) last, as it was. Raises Rejected."""
+    met = [] if one.within is None else np.flatnonzero(one.within.ops == MASK).tolist()
+    if one.within is None or not met or not ruler.remembers:
         return lines
-    place = {rule.name: i for i, rule in enumerate(rules)}
-    found = [
-        (place.get(name, len(rules)), name, lines.ops[i], lines.codes[i], lines.limits[i])
-        for i, name in enumerate(lines.names)
-    ]
-    theirs = [rule.name for rule in rules if rule.key in REMEMBER]
-    found += [(place[theirs[i]], theirs[i], MASK, codes, limits) for i, (codes, limits) in remembered.items()]
-    found.sort(key=lambda line: line[0])  # stable
-    _, names, ops, codes, limits = zip(*found, strict=True)
-    return Lines(names, np.array(ops, np.int64), np.stack(codes), np.stack(limits))
+    if len(met) != len(ruler.remembers):
+        said = f"{len(met)} lines of {len(ruler.remembers)} rules: which they are of is not in the log"
+        raise unknown("rules_unknown", said)
+    place = {rule.name: i for i, rule in enumerate(ruler.rules)}
+    within, names = one.within, [rule.name for rule in ruler.remembers]
+    found = [*zip(lines.names, lines.ops, lines.codes, lines.limits, strict=True)]
+    found += zip(names, within.ops[met], within.codes[met], within.limits[met], strict=True)
+    found.sort(key=lambda line: place.get(line[0], len(place)))  # stable
+    several, ops, codes, limits = zip(*found, strict=True)
+    return Lines(several, np.array(ops, np.int64), np.stack(codes), np.stack(limits))
 
 
 def _both(masks: Mask | None, keep: Mask | None, slots: int) -> Mask | None:

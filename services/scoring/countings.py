@@ -18,14 +18,13 @@ from policies.counted import SHOWN, counted, kinds_of, value
 from policies.features import Encoder
 from policies.surface import Counted, Surface
 from policies.types import F32, I64, Features, Mask
-from services.scoring.breathing import paged
 from services.scoring.inline import Inline
-from services.scoring.lately import Lately
+from services.scoring.lately import Lately, Windowed
 from services.scoring.wire import Candidate, Columns
-from streaming.counted import count_name, counted_lately, read_counts
+from streaming.counted import asked, count_name, counted_lately, read_counts
 from streaming.derived import EXPOSURES, counter_name
 from streaming.ports import Counters
-from streaming.shown import sliding, window_names, window_seconds
+from streaming.shown import window_seconds
 
 REFRESH_SECONDS, STALE_SECONDS = 1.0, 10.0  # counts of items: read as often, believed as long after they were due
 SHARE = 0.05  # of a thread's time
@@ -74,13 +73,15 @@ class ItemCounts:
     """What a surface version has counted of items, in the order of their columns. Belongs to the event loop, but for `read`."""
 
     def __init__(self, tenant: str, surface: Surface, encoder: Encoder, clock: Callable[[], float]) -> None:
-        self._prefix, self._clock = counter_name(tenant, surface.surface), clock
+        wanted, prefix, self._clock = asked(surface), counter_name(tenant, surface.surface), clock
+        assert wanted is not None  # made of surfaces that have something counted
         self.features = features = counted(surface.features.items)
         self.places: I64 = np.array([encoder.item_columns[name].start for name in features], np.int64)
         self._columns = [CountedColumn(name, feature, 0) for name, feature in features.items()]
-        self._measures = tuple(
-            sorted({(kind, window_seconds(f.window)) for f in features.values() for kind in kinds_of(f)})
-        )
+        self._windowed = {
+            (kind, window): Windowed(prefix, EXPOSURES if kind == SHOWN else f"kind/{kind}", window)
+            for kind, window in wanted.items
+        }
         self._lately, self._asked = Lately(), 0
         self._known = _Known(_Rows(), np.zeros((1, len(features)), np.float32))
         self.until = float("-inf")  # what is known is believed as long
@@ -112,20 +113,11 @@ class ItemCounts:
     def read(self, counters: Counters, now: float) -> None:
         """Read what is wanted, at epoch seconds `now`; in a thread. Raises Unavailable, and nothing has changed."""
         items = self._lately.items
-        counts: list[list[float]] = []
-        for kind, window in self._measures:
-            measure = EXPOSURES if kind == SHOWN else f"kind/{kind}"
-            counts.append([])
-            for page in paged(items):
-                windows = [window_names(counter_name(item), window, now) for item in page]
-                found = counters.read([f"{self._prefix}/{name}/{measure}" for two in windows for name in two])
-                pairs = zip(found[0::2], found[1::2], strict=True)
-                counts[-1] += [sliding(one, other, window, now) if one or other else 0.0 for one, other in pairs]
-        place = {measure: i for i, measure in enumerate(self._measures)}
+        counts = {measure: one.read(counters, items, now) for measure, one in self._windowed.items()}
         values = np.zeros((len(items) + 1, len(self._columns)), np.float32)
         for column, part in enumerate(self._columns):
             window = window_seconds(part.feature.window)
-            of = [counts[place[kind, window]] for kind in kinds_of(part.feature)]
+            of = [counts[kind, window] for kind in kinds_of(part.feature)]
             every = zip(*of, strict=True)
             values[:-1, column] = [part.scaled(value(part.feature, one)) if any(one) else 0.0 for one in every]
         rows = _Rows(zip(items, range(len(items)), strict=True))

@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from time import perf_counter
 
 import numpy as np
@@ -22,12 +21,11 @@ from policies.reranking.rules_fast import U64
 from policies.surface import Exposure
 from policies.types import F64
 from services.scoring.balances import Balance, Balances
-from services.scoring.breathing import paged
-from services.scoring.lately import Lately
+from services.scoring.lately import Lately, Windowed
 from streaming.breaker import Admission, Breaker
 from streaming.derived import EXPOSURES, counter_name
 from streaming.ports import Counters, Profiles
-from streaming.shown import ENTRY, shown_key, sliding, window_names, window_seconds
+from streaming.shown import ENTRY, shown_key, window_seconds
 
 FRESH_SECONDS = 0.25  # shards tell what is new every 0.1 s
 REFRESH_SECONDS, STALE_SECONDS = 1.0, 10.0  # counts of items: read as often, believed as long
@@ -64,16 +62,11 @@ class _Items:
     """
 
     def __init__(self, prefix: str, window: int, clock: Callable[[], float]) -> None:
-        self.prefix, self.window, self._clock = prefix, window, clock
-        self._lately = Lately()
-        self._names: tuple[int, dict[str, tuple[str, str]]] = 0, {}  # number of the window → item → its counters
+        self._clock, self._lately = clock, Lately()
+        self._windowed = Windowed(prefix, EXPOSURES, window)
         self._counts: Mapping[str, float] = {}
         self._resting: dict[int, frozenset[str]] = {}
         self._read_at = float("-inf")
-
-    def _two(self, item: str, at: float) -> tuple[str, str]:
-        one, other = window_names(counter_name(item), self.window, at)
-        return f"{self.prefix}/{one}/{EXPOSURES}", f"{self.prefix}/{other}/{EXPOSURES}"
 
     def want(self, ids: Sequence[str]) -> None:
         """Candidates to count from the next reading on; those of long ago make room."""
@@ -88,19 +81,10 @@ class _Items:
         return self._over(cap) if found is None else found
 
     def read(self, counters: Counters, now: float, clock: float) -> None:
-        """Read two counters an item at epoch seconds `now`: the fixed window of then, and the one before; in a thread. Items are
-        named once a window: it took a third of a reading. Raises Unavailable, and nothing has changed."""
-        number = int(now // self.window)
-        before = self._names[1] if self._names[0] == number else {}
-        named: dict[str, tuple[str, str]] = {}
-        counts: dict[str, float] = {}
-        for page in paged(self._lately.items):
-            named |= {item: before.get(item) or self._two(item, now) for item in page}
-            values = counters.read([*chain.from_iterable(named[item] for item in page)])
-            for item, one, other in zip(page, values[0::2], values[1::2], strict=True):
-                if one or other:
-                    counts[item] = sliding(one, other, self.window, now)
-        self._names, self._counts = (number, named), counts
+        """Read what is wanted, at epoch seconds `now`; in a thread. Raises Unavailable, and nothing has changed."""
+        items = self._lately.items
+        found = zip(items, self._windowed.read(counters, items, now), strict=True)
+        self._counts = {item: count for item, count in found if count}
         self._resting = {cap: self._over(cap) for cap in list(self._resting)}
         self._read_at = clock
 

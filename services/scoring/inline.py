@@ -18,7 +18,7 @@ from policies.features import Encoder
 from policies.types import F32, Value
 from services.scoring.wire import MAX_CANDIDATES, DecisionRequest, Id
 
-FEATURES = b'"features"'
+FEATURES, OWN = b'"features"', b'"decision_id"'
 SURFACE = b'"surface"'
 _NAMED = re.compile(rb'\s*:\s*"([^"\\]{1,1024})"')  # an id of 256 characters; one that is escaped is read the other way
 
@@ -94,8 +94,9 @@ def _of_row(part: Columns) -> tuple[Any, Any]:
 
 
 def surface_named(body: bytes) -> str:
-    """The surface that a request with features seems to ask, empty where it seems to have none: to be trusted once it is read."""
-    if FEATURES not in body:
+    """The surface that a request with features seems to ask, empty where it seems to have none or an id of the caller's own, which
+    would be read in vain: to be trusted once it is read."""
+    if FEATURES not in body or OWN in body:
         return ""
     found = _NAMED.match(body, body.find(SURFACE) + len(SURFACE))
     return found[1].decode("utf-8", "replace") if found else ""

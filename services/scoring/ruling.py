@@ -19,7 +19,7 @@ from policies.reranking.exposure import EACH, SOURCE, Fair
 from policies.reranking.expressions import Condition
 from policies.reranking.impression_variance import SOURCE as VARIANCE
 from policies.reranking.impression_variance import Lifts
-from policies.reranking.rules import OF_KEY, named
+from policies.reranking.rules import OF_KEY, REMEMBER, SCREENS, named
 from policies.reranking.rules_fast import numbered
 from policies.reranking.within import NO_VECTORS
 from policies.surface import Exposure, Fairness, Surface
@@ -87,13 +87,13 @@ class Ruler:
         self._pins = [rule for rule in self.rules if rule.key == "pin"]
         soft = [rule for rule in self.rules if rule.key in OF_KEY]
         # those that ask what was shown before
-        self.remembers = tuple(rule for rule in soft if rule.key in ("seen", "frequency"))
+        self.remembers = tuple(rule for rule in soft if rule.key in REMEMBER)
         self._segments = [(Condition(one.when), one.max_share) for one in surface.exploration.segments]
         self.exposure = surface.fairness.exposure
         diverse = self._diversity.mmr or self._diversity.coverage
         self.idle = not (self.rules or self._segments or diverse or surface.fairness != Fairness())
         self._constraining = Constraining(surface, soft)
-        screen = Screen([rule for rule in self.rules if rule.key in ("exclude", "available", "filter")])
+        screen = Screen([rule for rule in self.rules if rule.key in SCREENS])
         self.narrow = screen.narrow
         self._names = screen.names | self._constraining.names
 

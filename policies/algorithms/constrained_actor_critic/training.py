@@ -26,10 +26,8 @@ from policies.sequences import Transitions
 from policies.types import F64, Arrays, Mask
 
 FORGETS = 0.01  # share of a new minibatch in the running moments, once a hundred have been seen
-KAPPA = (
-    1e-3,
-    0.3,
-)  # dearer, and a log of several policies, near to which nobody is, makes copies that serve no objective
+# dearer, and a log of several policies, near to which nobody is, makes copies that serve no objective
+KAPPA = 1e-3, 0.3
 LARGEST_WEIGHT = 20.0  # of a decision in the judged mean, as everywhere
 Z95 = 1.959964
 FRONT = frozenset({"history", "next_history", "lived", "next_lived"})
