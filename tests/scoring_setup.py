@@ -172,6 +172,21 @@ def installed(folder: Path, surfaces: Sequence[Surface], examples: int = 0, **se
     return made
 
 
+def beside(folder: Path, redis: str, number: int, **more: Any) -> Settings:
+    """Settings of one of several services, each with a folder of its own, over one log, one bundle store and one Redis."""
+    made = Settings.load(
+        {},
+        data=folder / str(number),
+        state=f"{redis}?timeout_ms=20000",
+        bundles=f"file://{folder / 'bundles'}",
+        log=f"sqlite:///{folder / 'log.sqlite'}",
+        keys=folder / "keys",
+        **more,
+    )
+    made.data.mkdir(parents=True)
+    return made
+
+
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[Server]:
     """A real process that is ready, ended by SIGTERM."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from redis_setup import started
-from scoring_setup import decisions, in_memory, publish, surface
+from scoring_setup import beside, decisions, in_memory, publish, surface
 
 from policies.errors import Unavailable
 from policies.features import Encoder
@@ -43,15 +43,7 @@ def replicas(folder: Path, redis: str) -> list[tuple[Settings, Scoring]]:
     """Services of their own, each with its folder, over one log, one bundle store and one Redis."""
     made = []
     for i in range(REPLICAS):
-        settings = Settings.load(
-            {},
-            data=folder / str(i),
-            state=f"{redis}?timeout_ms=20000",
-            bundles=f"file://{folder / 'bundles'}",
-            log=f"sqlite:///{folder / 'log.sqlite'}",
-            keys=folder / "keys",
-        )
-        settings.data.mkdir(parents=True)
+        settings = beside(folder, redis, i)
         publish(open_state(settings), open_bundles(settings), capped(), number=1, examples=20)
         scoring = open_scoring(settings)
         scoring.start()

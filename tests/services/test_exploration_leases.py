@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from redis_setup import started
-from scoring_setup import decisions, in_memory, publish, surface
+from scoring_setup import beside, decisions, in_memory, publish, surface
 
 from policies import bundle as bundling
 from policies.errors import Unavailable
@@ -64,17 +64,7 @@ class House:
     def of(cls, folder: Path, redis: str, document: Surface) -> "House":
         settings, replicas = [], []
         for i in range(REPLICAS):
-            one = Settings.load(
-                {},
-                data=folder / str(i),
-                state=f"{redis}?timeout_ms=20000",
-                bundles=f"file://{folder / 'bundles'}",
-                log=f"sqlite:///{folder / 'log.sqlite'}",
-                keys=folder / "keys",
-                partitions=2,
-                derive="on",
-            )
-            one.data.mkdir(parents=True)
+            one = beside(folder, redis, i, partitions=2, derive="on")
             publish(open_state(one), open_bundles(one), document, number=1, examples=100)
             settings.append(one)
             replicas.append(open_scoring(one))

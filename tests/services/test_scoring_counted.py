@@ -180,15 +180,19 @@ def test_a_record_is_replayed_after_the_counts_have_moved(tmp_path: Path) -> Non
     assert recompute(other, bundle).propensities.tolist() != record.propensities  # they do decide
 
 
-def test_what_a_request_brings_wins(tmp_path: Path) -> None:
-    stores = Stores()
-    scoring = stores.scoring(tmp_path)
-    stores.write(
-        {f"default/home/item/{i}/window/3600/2/kind/click": 5.0 for i in IDS}, counted_of(scoring, "u", {NOW: 5})
-    )
+def everybody_clicked(stores: Stores, scoring: Scoring) -> None:
+    """Five clicks of the unit `u` and of every item, read."""
+    clicks = {f"default/home/item/{i}/window/3600/2/kind/click": 5.0 for i in IDS}
+    stores.write(clicks, counted_of(scoring, "u", {NOW: 5}))
     ask(scoring)
     stores.now += 1.0
     scoring.refresh()
+
+
+def test_what_a_request_brings_wins(tmp_path: Path) -> None:
+    stores = Stores()
+    scoring = stores.scoring(tmp_path)
+    everybody_clicked(stores, scoring)
     stores.asked.clear()
     given = {"device": "web", "clicks": 50, "eager": 1.0}
     record = ask(scoring, unit="v", context=given, candidates=[{"id": "i0", "features": {"ctr": 0.1}}, "i1", "i2"])
@@ -212,12 +216,7 @@ def test_what_a_request_brings_wins(tmp_path: Path) -> None:
 def test_stores_that_are_away_leave_counts_missing_and_say_so(tmp_path: Path) -> None:
     stores = Stores()
     scoring = stores.scoring(tmp_path)
-    stores.write(
-        {f"default/home/item/{i}/window/3600/2/kind/click": 5.0 for i in IDS}, counted_of(scoring, "u", {NOW: 5})
-    )
-    ask(scoring)
-    stores.now += 1.0
-    scoring.refresh()
+    everybody_clicked(stores, scoring)
     stores.away = True
     stores.now += FRESH_SECONDS + 1.0
     with pytest.raises(Unavailable):  # whoever repeats it says so in the log

@@ -21,10 +21,9 @@ from streaming.counted import (
     with_moves,
 )
 from streaming.derived import Derived, counter_name
-from streaming.events import Decision, encode
+from streaming.events import Decision
 from streaming.join import Joiner
 from streaming.ports import Record
-from streaming.shard import Shard
 from tests.streaming.joining import (
     EPOCH0,
     HORIZON,
@@ -38,7 +37,7 @@ from tests.streaming.joining import (
     surface,
 )
 from tests.streaming.stories import END, VERSIONS, Story, evidence_of, force_of, judged, planted, stories
-from tests.streaming.test_derived import Fed, Stores, everything
+from tests.streaming.test_derived import Fed, Stores, everything, tell
 from tests.streaming.test_recovery import Trouble, troubled
 
 SPEC = FeatureSpec(
@@ -106,30 +105,7 @@ def check_unit(stores: Stores, records: list[Record]) -> None:
 
 
 def told(story: Story) -> tuple[Stores, list[Record]]:
-    ports, stores, deaths = Ports(CONFIGS), Stores(), list(story.deaths)
-
-    def new() -> Shard:
-        return ports.shard(story.read_limit, story.hot_limit, feed=stores.feed())
-
-    def step(shard: Shard) -> Shard:
-        ports.operations, ports.die_at = 0, deaths.pop(0) if deaths else None
-        try:
-            shard.step()
-        except Abort:
-            shard = new()
-        ports.die_at = None
-        return shard
-
-    shard = new()
-    for (at, value), stepping in zip(story.deliveries, story.steps, strict=True):
-        ports.append(value, at=at)
-        if stepping:
-            shard = step(shard)
-    ports.append(encode(decision(COUNTED, f"{UNIT}-end", END, k=0)), at=END)
-    while deaths:
-        shard = step(shard)
-    drain(shard)
-    shard.step()
+    ports, stores = tell(story, configs=CONFIGS, last=COUNTED)
     return stores, [record for record in ports.log.read(0, 0, 10_000) if b"-end" not in record.value]
 
 

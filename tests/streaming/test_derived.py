@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from policies.errors import Unavailable
 from policies.surface import Category, Exposure, Fairness, FeatureSpec, Number
 from streaming.adapters.memory_tables import MemoryCounters, MemoryProfiles, MemoryTable
+from streaming.configuration import Compiled
 from streaming.derived import Derived, counter_name
 from streaming.events import Exposed, encode
 from streaming.feed import Feed
@@ -102,9 +103,11 @@ def acted(records: list[Record]) -> list[tuple[float, str, str, float]]:
     )
 
 
-def tell(story: Story, faults: list[str]) -> tuple[Ports, Stores]:
-    """As the story says; before each step the stores may be flushed, go away or come back."""
-    ports, stores, deaths = Ports(CONFIGS), Stores(), list(story.deaths)
+def tell(
+    story: Story, faults: Sequence[str] = (), configs: TallyConfigs = CONFIGS, last: Compiled = PLAIN
+) -> tuple[Ports, Stores]:
+    """As the story says; before each step the stores may be flushed, go away or come back. Its end is a decision of `last`."""
+    ports, stores, deaths = Ports(configs), Stores(), list(story.deaths)
     coming = iter(faults)
 
     def new() -> Shard:
@@ -128,7 +131,7 @@ def tell(story: Story, faults: list[str]) -> tuple[Ports, Stores]:
         ports.append(value, at=at)
         if stepping:
             shard = step(shard)
-    ports.append(encode(decision(PLAIN, f"{UNIT}-end", END, k=0)), at=END)
+    ports.append(encode(decision(last, f"{UNIT}-end", END, k=0)), at=END)
     while deaths:
         shard = step(shard)
     stores.away = False
