@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -170,7 +171,8 @@ def test_a_cluster_loses_nodes_and_its_head(tmp_path: Path, ray_stopped: None, m
             site.same(site.learned(engine))
             assert paused not in shards.pids()
         finally:
-            os.kill(paused, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # Ray has ended it meanwhile, as it does now and then with one that says nothing
+                os.kill(paused, signal.SIGCONT)
         site.happen()
         site.same(site.learned(engine))  # what the paused one still says changes nothing
 
