@@ -171,7 +171,7 @@ def test_a_cluster_loses_nodes_and_its_head(tmp_path: Path, ray_stopped: None, m
             site.same(site.learned(engine))
             assert paused not in shards.pids()
         finally:
-            with suppress(ProcessLookupError):  # Ray has ended it meanwhile, as it does now and then with one that says nothing
+            with suppress(ProcessLookupError):  # Ray ends one that says nothing, now and then before this
                 os.kill(paused, signal.SIGCONT)
         site.happen()
         site.same(site.learned(engine))  # what the paused one still says changes nothing
